@@ -1,0 +1,100 @@
+"""geventq: run background jobs from gevent programs, and stop them.
+
+The public names are loaded on first use, so that ``import geventq`` costs nothing and imports
+neither `redis` nor `socket`: it may stand before ``gevent.monkey.patch_all()``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+__version__ = "0.1.0"
+
+if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares the two lists
+    from geventq.cancellation import (
+        Cancellation as Cancellation,
+    )
+    from geventq.cancellation import (
+        CancellationToken as CancellationToken,
+    )
+    from geventq.cancellation import (
+        LockLost as LockLost,
+    )
+    from geventq.cancellation import (
+        detach as detach,
+    )
+    from geventq.errors import (
+        DelayedError as DelayedError,
+    )
+    from geventq.errors import (
+        GeventqError as GeventqError,
+    )
+    from geventq.errors import (
+        JobCancelled as JobCancelled,
+    )
+    from geventq.errors import (
+        JobKilled as JobKilled,
+    )
+    from geventq.errors import (
+        LockLostError as LockLostError,
+    )
+    from geventq.errors import (
+        RateLimitError as RateLimitError,
+    )
+    from geventq.errors import (
+        RedisUnavailableError as RedisUnavailableError,
+    )
+    from geventq.errors import (
+        UnrecoverableError as UnrecoverableError,
+    )
+    from geventq.errors import (
+        WaitingChildrenError as WaitingChildrenError,
+    )
+    from geventq.errors import (
+        WaitingError as WaitingError,
+    )
+    from geventq.events import QueueEvents as QueueEvents
+    from geventq.events import QueueEventsProducer as QueueEventsProducer
+    from geventq.job import Job as Job
+    from geventq.options import JobSpec as JobSpec
+    from geventq.queue import Queue as Queue
+    from geventq.worker import Worker as Worker
+
+_HOME: typing.Final[dict[str, str]] = {
+    "Cancellation": "geventq.cancellation",
+    "CancellationToken": "geventq.cancellation",
+    "DelayedError": "geventq.errors",
+    "GeventqError": "geventq.errors",
+    "Job": "geventq.job",
+    "JobCancelled": "geventq.errors",
+    "JobKilled": "geventq.errors",
+    "JobSpec": "geventq.options",
+    "LockLost": "geventq.cancellation",
+    "LockLostError": "geventq.errors",
+    "Queue": "geventq.queue",
+    "QueueEvents": "geventq.events",
+    "QueueEventsProducer": "geventq.events",
+    "RateLimitError": "geventq.errors",
+    "RedisUnavailableError": "geventq.errors",
+    "UnrecoverableError": "geventq.errors",
+    "WaitingChildrenError": "geventq.errors",
+    "WaitingError": "geventq.errors",
+    "Worker": "geventq.worker",
+    "detach": "geventq.cancellation",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> typing.Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'geventq' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The cancellation core: stdlib and gevent only, it does not know Redis."""

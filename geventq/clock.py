@@ -1,0 +1,60 @@
+"""Time, in one place, so that tests can turn it.
+
+Durations are measured on `monotonic()`, which keeps counting while the machine is suspended
+where the system has such a clock (a lock in Redis goes on ageing too: cancellation.md 3.3).
+Wall time exists only on the wire, as whole milliseconds.  Both go through the module-level
+`source`, which a test replaces with `turned()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing
+
+__all__ = ["Source", "monotonic", "turned", "wall", "wall_ms"]
+
+
+class Source:
+    """The system's clocks.  Subclass it to turn time in a test."""
+
+    _boottime: typing.Final = getattr(time, "CLOCK_BOOTTIME", None)
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment; a suspended machine's sleep is included."""
+        if self._boottime is None:
+            return time.monotonic()
+        return time.clock_gettime(self._boottime)
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+
+source: Source = Source()
+
+
+def monotonic() -> float:
+    """Seconds on the clock for durations."""
+    return source.monotonic()
+
+
+def wall() -> float:
+    """Seconds since the epoch, for the wire."""
+    return source.wall()
+
+
+def wall_ms() -> int:
+    """Whole milliseconds since the epoch, as BullMQ writes them."""
+    return int(source.wall() * 1000)
+
+
+@contextlib.contextmanager
+def turned(replacement: Source) -> typing.Iterator[Source]:
+    """Use another source of time inside the block (tests only)."""
+    global source
+    before, source = source, replacement
+    try:
+        yield replacement
+    finally:
+        source = before

@@ -1,0 +1,101 @@
+"""The exceptions of geventq.
+
+Two families, on purpose.  `GeventqError` is an ordinary `Exception`: something went wrong, or
+a processor asks for its job to be moved.  `JobCancelled` and `JobKilled` are `BaseException`s:
+a loop with ``except Exception: log`` around each item must not eat a cancellation
+(cancellation.md section 1).  Nothing here imports gevent or redis.
+"""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation.request import Cancellation
+
+__all__ = [
+    "DelayedError",
+    "GeventqError",
+    "JobCancelled",
+    "JobKilled",
+    "LockLostError",
+    "RateLimitError",
+    "RedisUnavailableError",
+    "UnrecoverableError",
+    "WaitingChildrenError",
+    "WaitingError",
+]
+
+
+class GeventqError(Exception):
+    """The base of every error that geventq raises, apart from `ValueError`/`TypeError` for
+    arguments, `gevent.Timeout`, and the two cancellation exceptions below."""
+
+
+class RedisUnavailableError(GeventqError, ConnectionError):
+    """Redis could not be reached, did not answer in time, or refuses to serve for now
+    (``LOADING``, ``READONLY``, ``OOM``...: cancellation.md 3.7).  The message names the host
+    and the port, never the password."""
+
+
+class LockLostError(GeventqError):
+    """The attempt no longer owns its job: another worker may be running it, so this write
+    was refused (cancellation.md 3.4)."""
+
+
+class UnrecoverableError(GeventqError):
+    """Raised by a processor: fail the job for good, whatever attempts are left."""
+
+
+class _MoveError(GeventqError):
+    """A processor asks for its job to be moved instead of being failed."""
+
+
+class DelayedError(_MoveError):
+    """Raised by a processor: put the job into *delayed* and run it again after `seconds`.
+    The attempt is not counted."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"move to delayed for {seconds} s")
+        self.seconds = seconds
+
+
+class RateLimitError(_MoveError):
+    """Raised by a processor: put the job back to the front of *waiting* and take no job for
+    `seconds`.  The attempt is not counted."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"rate limited for {seconds} s")
+        self.seconds = seconds
+
+
+class WaitingError(_MoveError):
+    """Raised by a processor: put the job back to the front of *waiting*.  The attempt is not
+    counted."""
+
+    def __init__(self) -> None:
+        super().__init__("move to waiting")
+
+
+class WaitingChildrenError(_MoveError):
+    """Raised by a processor: put the job into *waiting-children* until its children are done."""
+
+    def __init__(self) -> None:
+        super().__init__("move to waiting-children")
+
+
+class JobCancelled(BaseException):
+    """Raised at a checkpoint of a job that was cancelled.
+
+    A `BaseException`, so that ``except Exception`` does not swallow it, and not a
+    `GreenletExit`, because gevent takes one for a successful end (cancellation.md section 1).
+    `cancellation` says who asked, why and how.
+    """
+
+    def __init__(self, cancellation: Cancellation) -> None:
+        super().__init__(str(cancellation))
+        self.cancellation = cancellation
+
+
+class JobKilled(JobCancelled):
+    """Thrown into the greenlet of a job that is cancelled hard, wherever it sits."""

@@ -1,0 +1,2 @@
+"""The worker: takes jobs, runs them as greenlets, renews their locks, settles what became of
+them."""
