@@ -159,7 +159,7 @@ def test_a_socket_that_is_left_open_is_told() -> None:
     before = Snapshot()
     ours, theirs = gevent.socket.socketpair()
     try:
-        with pytest.raises(AssertionError, match="left open: .*socket:"):
+        with pytest.raises(AssertionError, match=r"left open: .*socket:"):
             before.check()
     finally:
         ours.close()
