@@ -33,29 +33,26 @@ class _Home:
         self.url = f"embedded://{path}"
         self._programs: list[subprocess.Popen[str]] = []
 
-    def _processes(self, word: str) -> list[int]:
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
+    def _processes(self) -> dict[int, str]:
+        """Keeper and server are those that work in the directory, by process id."""
+        found = {}
+        for entry in pathlib.Path("/proc").glob("[0-9]*"):
             try:
-                line = (entry / "cmdline").read_bytes()
-                status = (entry / "stat").read_text()
-            except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-                continue
-            words = line.decode(errors="replace").split("\0")
-            zombie = status.rpartition(")")[2].split()[0] == "Z"
-            if self.path in words and word in line.decode(errors="replace") and not zombie:
-                found.append(int(entry.name))
+                if os.readlink(entry / "cwd") == self.path:
+                    found[int(entry.name)] = os.path.basename(os.readlink(entry / "exe"))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # it has ended, or is nobody of ours
         return found
 
     def keepers(self) -> list[int]:
-        return self._processes("keeper.py")
+        return [pid for pid, name in self._processes().items() if name.startswith("python")]
 
     def servers(self) -> list[int]:
-        return [pid for pid in self._processes("--appendonly") if pid not in self.keepers()]
+        return [pid for pid, name in self._processes().items() if name.endswith("-server")]
 
     def is_empty(self) -> bool:
         """Whether no process of ours is left."""
-        return not self._processes("")
+        return not self._processes()
 
     def member(self, *, then: str = "sys.stdin.read()", patched: bool = False) -> _Member:
         """Another process that joins, says so, and stays until its standard input ends."""
@@ -83,8 +80,11 @@ class _Home:
     def end(self) -> None:
         for process in self._programs:
             process.kill()
-            process.communicate()
-        eventually(self.is_empty, timeout=20.0, what=lambda: self._processes(""))
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+        eventually(self.is_empty, timeout=20.0, what="keeper and server end")
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -187,11 +187,11 @@ def test_several_uses_in_one_process_are_one_membership(home: _Home) -> None:
     eventually(home.is_empty)
 
 
-def test_a_server_that_is_told_to_join_again_starts_anew(home: _Home) -> None:
+def test_who_leaves_and_joins_again_at_once_has_a_server(home: _Home) -> None:
     with embedded.join(home.url) as membership:
         before = _run_id(membership.socket_path)
     with embedded.join(home.url) as membership:
-        # Either the keeper had not looked yet, and the server runs on, or it is a new one.
+        # The keeper looks now and then: it may have missed that nobody was there.
         assert _run_id(membership.socket_path)
     eventually(home.is_empty)
     with embedded.join(home.url) as membership:
