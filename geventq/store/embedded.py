@@ -372,9 +372,11 @@ def _start_keeper(directory: str, socket_path: str) -> None:
 
 
 def _has_ended(pid: int) -> bool:
+    # gevent's own waitpid() refuses to work in other threads than the main one.
+    waitpid = gevent.monkey.get_original("os", "waitpid")
     try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:  # gevent's SIGCHLD handler reaps every child
+        return bool(waitpid(pid, os.WNOHANG)[0] == pid)
+    except ChildProcessError:  # reaped by somebody who waits for any child: gevent, or a user
         return True
 
 
