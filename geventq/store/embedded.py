@@ -346,16 +346,17 @@ def _is_held(directory: str, name: str) -> bool:
 def _start_keeper(directory: str, socket_path: str) -> None:
     """Start the keeper; returns when it holds its lock.  Yields to the hub.
 
-    By posix_spawn, not `subprocess`: gevent's Popen needs the main thread's loop and takes over
-    SIGCHLD of the process, the standard one blocks the hub.
+    By the system's own posix_spawn and waitpid: gevent's need the main thread's loop and take
+    over the process's SIGCHLD, and the standard `subprocess` blocks the hub.
     """
+    posix_spawn = gevent.monkey.get_original("os", "posix_spawn")
     binary = server_binary()
     log = os.path.join(directory, LOG)
     with contextlib.suppress(FileNotFoundError):
         if os.stat(log).st_size > LONGEST_LOG:
             os.replace(log, log + ".1")
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    pid = os.posix_spawn(
+    pid = posix_spawn(
         python := _python(),
         [python, "-I", "-S", str(keeper.__file__), directory, socket_path, binary],
         {name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
@@ -372,7 +373,6 @@ def _start_keeper(directory: str, socket_path: str) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    # gevent's own waitpid() refuses to work in other threads than the main one.
     waitpid = gevent.monkey.get_original("os", "waitpid")
     try:
         return bool(waitpid(pid, os.WNOHANG)[0] == pid)
