@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import pathlib
 
 import gevent
 import gevent.socket
@@ -142,6 +143,13 @@ def test_a_server_that_was_paused_killed_or_restarted_has_its_data(own_server: S
     own_server.restart()
     with own_server.client() as client:
         assert client.get("k") == "v"
+
+
+def test_the_server_configuration_for_development_works() -> None:
+    conf = pathlib.Path(__file__).parents[2] / "conf" / "valkey-dev.conf"
+    with Server(configuration=conf) as server, server.client() as client:
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("appendonly") == {"appendonly": "no"}
 
 
 def test_a_greenlet_of_ours_that_is_left_behind_is_named() -> None:

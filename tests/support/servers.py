@@ -41,14 +41,22 @@ def server_binary() -> str:
 
 
 class Server:
-    """One private server.  `persistent` keeps data over `stop`, `kill` and `start`."""
+    """One private server.  `persistent` keeps data over `stop`, `kill` and `start`;
+    `configuration` is a file that it reads first, `options` are ``("--name", "value", ...)``."""
 
-    def __init__(self, *, persistent: bool = False, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        persistent: bool = False,
+        configuration: pathlib.Path | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
         # Not under pytest's tmp_path: the path of a unix socket must be shorter than 104 bytes.
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="geventq-test-"))
         self.socket_path = str(self.directory / "s")
         self.url = f"unix://{self.socket_path}"
         self._persistent = persistent
+        self._configuration = configuration
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,6 +77,7 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     server_binary(),
+                    *([str(self._configuration)] if self._configuration else []),
                     *("--port", "0", "--unixsocket", self.socket_path),
                     *("--dir", str(self.directory), "--save", ""),
                     *(persistence if self._persistent else ["--appendonly", "no"]),
