@@ -37,9 +37,7 @@ def many(queue: Queue, n: int, given: dict[str, typing.Any]) -> None:
 def bulk(queue: Queue, n: int, given: dict[str, typing.Any]) -> None:
     chunk = given.get("chunk", 1000)
     for first in range(0, n, chunk):
-        queue.add_bulk(
-            [JobSpec("resize", payload(i)) for i in range(first, min(first + chunk, n))]
-        )
+        queue.add_bulk([JobSpec("resize", payload(i)) for i in range(first, min(first + chunk, n))])
 
 
 def main() -> None:

@@ -120,7 +120,9 @@ class Lab:
     def _work(self) -> ServerWork:
         info: dict[str, typing.Any] = self.client.info("cpu")
         stats: dict[str, typing.Any] = self.client.info("commandstats")
-        scripts = [stats[f"cmdstat_{name}"] for name in ("eval", "evalsha") if f"cmdstat_{name}" in stats]
+        scripts = [
+            stats[f"cmdstat_{name}"] for name in ("eval", "evalsha") if f"cmdstat_{name}" in stats
+        ]
         return ServerWork(
             float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
             sum(one["usec"] for one in scripts) / 1e6,
@@ -141,7 +143,7 @@ class Lab:
         found = {state: self.client.llen(f"bull:{queue}:{state}") for state in ("wait", "active")}
         for state in ("completed", "failed", "delayed"):
             found[state] = self.client.zcard(f"bull:{queue}:{state}")
-        return typing.cast("dict[str, int]", found)
+        return found
 
     def server_cpu(self) -> float:
         return self._work().cpu

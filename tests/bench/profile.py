@@ -55,9 +55,10 @@ def report(result: Result, lines: int) -> str:
     total = max(1, samples["count"])
     each = result["client_us"] / total
     text = [
-        f"{result['rate']:,.0f} jobs/s (sampled), client {result['client_us']:.1f} us a job, "
-        f"server {result['server_us']:.1f} us a job ({result['lua_us']:.1f} in scripts, "
-        f"{result['calls']:.3f} calls a job), {total} samples",
+        f"{result['rate']:,.0f} jobs/s while sampled, {total} samples",
+        f"client {result['client_us']:.1f} us a job",
+        f"server {result['server_us']:.1f} us a job, of it {result['lua_us']:.1f} in scripts",
+        f"{result['calls']:.3f} calls of a script a job",
         "",
         "groups                              us/job   share",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import contextlib
 import json
 import os
 import pathlib
@@ -113,7 +114,7 @@ class Child:
         self, wanted: collections.abc.Callable[[Message], object], timeout: float = 20.0
     ) -> list[Message]:
         """The lines up to the first that is `wanted`, that one included."""
-        heard = []
+        heard: list[Message] = []
         with gevent.Timeout(timeout, AssertionError(f"{self._name}: not within {timeout} s")):
             while not heard or not wanted(heard[-1]):
                 heard.append(self.hear(timeout))
@@ -133,10 +134,8 @@ class Child:
         """End its input, which ends the child; returns its exit status.  Idempotent."""
         if not self._process.stdin.closed:
             with gevent.Timeout(timeout, False):
-                try:
+                with contextlib.suppress(BrokenPipeError):  # it has ended before
                     self._process.stdin.close()
-                except BrokenPipeError:  # it has ended before
-                    pass
                 self._process.wait()
         if self._process.poll() is None:
             self._process.kill()
