@@ -1,4 +1,4 @@
-"""npm bullmq and geventq are workers of one queue: together, one for the other, and after a crash."""
+"""npm bullmq and geventq work one queue: together, one for the other, and after a crash."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 
 import pytest
@@ -82,7 +83,7 @@ def test_attempts_and_backoff_of_node_are_kept(
     sides.worker(fails)
     job_id = node_queue.add("n", {}, attempts=3, backoff=backoff)["id"]
     finished(node_queue, 1, "failed")
-    first, second = (later - sooner for sooner, later in zip(started, started[1:], strict=False))
+    first, second = (later - sooner for sooner, later in itertools.pairwise(started))
     assert first >= 0.15
     assert second >= (0.3 if backoff["type"] == "exponential" else 0.15)
     seen = node_queue("getJob", job_id)

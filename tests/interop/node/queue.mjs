@@ -6,19 +6,16 @@ const queue = new Queue(options.queue, settings);
 await queue.waitUntilReady();
 say({ ready: true });
 
+const members = [
+  'id', 'name', 'data', 'opts', 'timestamp', 'delay', 'priority', 'attemptsMade',
+  'attemptsStarted', 'progress', 'returnvalue', 'failedReason', 'stacktrace', 'processedOn',
+  'finishedOn', 'processedBy', 'stalledCounter',
+];
+
 function told(value) {
   if (Array.isArray(value)) return value.map(told);
   if (!(value instanceof Job)) return value ?? null;
-  const {
-    id, name, data, opts, timestamp, delay, priority, attemptsMade, attemptsStarted,
-    progress, returnvalue, failedReason, stacktrace, processedOn, finishedOn, processedBy,
-    stalledCounter,
-  } = value;
-  return {
-    id, name, data, opts, timestamp, delay, priority, attemptsMade, attemptsStarted,
-    progress, returnvalue, failedReason, stacktrace, processedOn, finishedOn, processedBy,
-    stalledCounter,
-  };
+  return Object.fromEntries(members.map((name) => [name, value[name] ?? null]));
 }
 
 for (let order = await hear(); order; order = await hear()) {
