@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.profile", description=__doc__)
     parser.add_argument("what", choices=["drain"])
     parser.add_argument("-c", "--concurrency", type=int, default=100)
-    parser.add_argument("-n", "--jobs", type=int, default=30_000)
+    parser.add_argument("-n", "--jobs", type=int, default=60_000)
     parser.add_argument("--lines", type=int, default=30, help="how many lines to print")
     parser.add_argument("--server", help="path of the server to use")
     given = parser.parse_args()

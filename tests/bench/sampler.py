@@ -82,4 +82,5 @@ class Sampler:
 
 
 def _place(frame: types.FrameType) -> Place:
-    return frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lineno
+    code = frame.f_code
+    return code.co_filename, code.co_qualname, frame.f_lineno or code.co_firstlineno
