@@ -21,6 +21,8 @@ def main() -> None:
         connection=given["url"],
         prefix=given["prefix"],
         lock_duration=given["lock_duration"],
+        # also for how long it keeps the other workers from checking, once it is dead
+        stalled_interval=given["stalled_interval"],
     )
     worker.run()
 

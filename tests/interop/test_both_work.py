@@ -103,7 +103,7 @@ def test_geventq_recovers_the_job_of_a_node_worker_that_crashed(
     sides: Sides, node_queue: NodeQueue, echo: Ran
 ) -> None:
     job_id = node_queue.add("hang", {"n": 1})["id"]
-    crashing = sides.node_worker(lockDuration=1000, stalledInterval=60_000)
+    crashing = sides.node_worker(lockDuration=1000, stalledInterval=400)
     assert crashing.hear()["id"] == job_id
     crashing.kill()
     worker = sides.worker(echo, stalled_interval=0.4)
@@ -121,7 +121,7 @@ def test_node_recovers_the_job_of_a_geventq_worker_that_crashed(sides: Sides) ->
     queue = sides.queue()
     job = queue.add("echo", {"n": 1})
     where = {"url": sides.url, "prefix": sides.prefix, "queue": sides.name}
-    with python("tests.interop.holder", **where, lock_duration=1.0) as crashing:
+    with python("tests.interop.holder", **where, lock_duration=1.0, stalled_interval=0.4) as crashing:
         assert crashing.hear()["id"] == job.id
         crashing.kill()
     worker = sides.node_worker(stalledInterval=400)
