@@ -18,6 +18,7 @@ import typing
 import gevent
 
 from geventq.cancellation import Attempt
+from geventq.errors import GeventqError
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -48,6 +49,7 @@ class Execution:
         "stalls",
         "started",
         "told",
+        "worker",
     )
 
     def __init__(
@@ -70,7 +72,22 @@ class Execution:
         self.max_started: int | None = None
         self.outcome: typing.Any = None
         self.settling = False  # the processor has ended; the outcome is on its way
+        self.worker: typing.Any = None
         self.told = False  # listeners know the outcome of this attempt
+
+    # -- what the job object asks of its run (`geventq.job.JobOwner`) ------------------------
+
+    def progressed(self, job: Job, value: typing.Any) -> None:
+        """`update_progress` was carried out."""
+        self.worker.progressed(job, value)
+
+    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+        """The lock lives `seconds` from `sent_at`: as if it had been renewed then or earlier."""
+        self.renewed_at = sent_at + seconds - self.worker.options.lock_duration
+
+    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+        """Refused: the worker settles what it runs."""
+        raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
 
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""
@@ -80,7 +97,7 @@ class Execution:
 class Host(typing.Protocol):
     """What runs executions: the worker."""
 
-    def run(self, execution: Execution) -> None:
+    def run_execution(self, execution: Execution) -> None:
         """Run the processor and hand its outcome on.  Called in a runner."""
 
 
@@ -96,7 +113,7 @@ class Runner(gevent.Greenlet):
 
     def _run(self) -> None:
         runners = self.runners
-        run, park = runners.host.run, self.parent.switch
+        run, park = runners.host.run_execution, self.parent.switch
         try:
             while True:
                 execution, self.execution = self.execution, None

@@ -21,7 +21,7 @@ from geventq.errors import (
     WaitingChildrenError,
     WaitingError,
 )
-from geventq.store.codec import to_json
+from geventq.codec import encode
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -53,7 +53,7 @@ class Outcome:
         self,
         kind: str,
         ended_ms: int,
-        value: str,
+        value: str | bytes,
         made: int,
         more: dict[str, typing.Any] | None = None,
         *,
@@ -161,10 +161,10 @@ def _complete(
     execution: Execution, result: object, ended_ms: int, strategies: Strategies
 ) -> Outcome:
     if result is None:
-        value = "null"
+        value: str | bytes = "null"
     else:
         try:
-            value = to_json(result, "result")
+            value = encode("result", result)
         except (TypeError, ValueError) as error:
             # Failing the job with this text beats losing what it did (issue, Bad input).
             return failure(execution, error, ended_ms, strategies)
@@ -191,7 +191,7 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and made < policy.attempts and not execution.started_too_often():
         try:
-            delay = backoff.next_delay(policy.backoff, made, error, execution.job, strategies)
+            delay = backoff.next_delay(execution.job.wire_options, made, error, execution.job, strategies)
         except Exception as broken:  # the user's strategy
             broken.__context__ = error
             error = broken
@@ -247,7 +247,7 @@ def _told(execution: Execution, outcome: Outcome, name: str, asked: Cancellation
     waited = max(0.0, clock.monotonic() - attempt.requested_monotonic)
     reason = asked.to_json()["reason"]
     if not isinstance(reason, str):
-        reason = to_json(reason, "reason")
+        reason = encode("reason", reason).decode()
     more = outcome.more = outcome.more or {}
     more["event"] = [
         *("event", name, "jobId", execution.job_id, "reason", printable_text(reason)),
@@ -279,3 +279,8 @@ def printable(error: BaseException) -> str:
 def printable_text(text: str) -> str:
     """`text` as it can be sent: lone surrogates are shown as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unrun(asked: Cancellation) -> JobCancelled:
+    """What stands for the processor's end when it was cancelled before its first turn (2.8)."""
+    return JobCancelled(asked)

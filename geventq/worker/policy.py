@@ -22,7 +22,6 @@ class RunPolicy:
     __slots__ = (
         "attempts",
         "attempts_given",
-        "backoff",
         "keep_completed",
         "keep_failed",
         "lifo",
@@ -33,7 +32,6 @@ class RunPolicy:
     def __init__(self, opts: dict[str, typing.Any], keep_completed: Keep, keep_failed: Keep) -> None:
         self.attempts_given = int(_number(opts, "attempts", 0))
         self.attempts = max(1, self.attempts_given)
-        self.backoff = opts.get("backoff")
         self.lifo = bool(opts.get("lifo"))
         timeout = _number(opts, "timeout", 0)
         self.timeout = timeout / 1000 if timeout > 0 else None

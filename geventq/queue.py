@@ -1,0 +1,139 @@
+"""The queue: adding jobs and looking at them, from any greenlet of any thread.
+
+Everything is checked before anything is written.  What Redis does is `geventq.store.jobs`'
+business; redis is imported when the first call is made.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq.checks import check_name, check_prefix, check_queue_name
+from geventq.codec import encode
+from geventq.errors import RedisUnavailableError
+from geventq.job import Job
+from geventq.options import LEFT_OUT, JobSpec, check_default_options, job_options
+
+if typing.TYPE_CHECKING:
+    from geventq.store.jobs import NewJob, QueueStore
+
+__all__ = ["Queue"]
+
+_MOST: typing.Final = 50_000  # jobs in one add_bulk
+
+
+class Queue:
+    """A queue named `name` under `prefix`; `default_job_options` go under every job's own.
+
+    Raises `ValueError` or `TypeError` for a bad argument.  Does not touch the network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connection: object = None,
+        prefix: str = "bull",
+        default_job_options: typing.Mapping[str, typing.Any] | None = None,
+    ) -> None:
+        self.name = check_queue_name(name)
+        self.prefix = check_prefix(prefix)
+        self._defaults = check_default_options(default_job_options)
+        self._connection = connection
+        self._opened: QueueStore | None = None
+
+    @property
+    def _store(self) -> QueueStore:
+        if self._opened is None:
+            from geventq.store.connection import Client, Endpoint
+            from geventq.store.jobs import QueueStore
+            from geventq.store.keys import QueueKeys
+
+            client = Client(Endpoint.of(self._connection))
+            self._opened = QueueStore(client, QueueKeys(self.prefix, self.name))
+        return self._opened
+
+    def add(
+        self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Any
+    ) -> Job:
+        """Add one job; `data` is any JSON value, left out it is ``{}``.
+
+        Raises `ValueError`/`TypeError` before anything is written, and `RedisUnavailableError`
+        when Redis cannot be reached; its text says so if the job may have been stored all the
+        same.  Yields to the hub.
+        """
+        return self._add([self._checked(JobSpec(name, data, options))])[0]
+
+    def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
+        """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
+        checked = [self._checked(spec) for spec in specs]
+        if len(checked) > _MOST:
+            raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(checked)}")
+        return self._add(checked) if checked else []
+
+    def _checked(self, spec: JobSpec) -> NewJob:
+        if not isinstance(spec, JobSpec):
+            raise TypeError(f"specs: JobSpec is needed, got {type(spec).__name__}")
+        name = check_name("name", spec.name)
+        options = job_options(spec.options, self._defaults)
+        data = b"{}" if spec.data is LEFT_OUT else encode("data", spec.data)
+        if options.size_limit is not None and len(data) > options.size_limit:
+            raise ValueError(
+                f"data: at most size_limit={options.size_limit} bytes of JSON, got {len(data)}"
+            )
+        return name, data, options
+
+    def _add(self, jobs: list[NewJob]) -> list[Job]:
+        try:
+            return self._store.add(jobs)
+        except RedisUnavailableError as error:
+            if not error.answer_lost:
+                raise
+            unsure = RedisUnavailableError(f"{error}; the jobs may have been stored all the same")
+            unsure.answer_lost = True
+            raise unsure from error
+
+    def get_job(self, job_id: str) -> Job | None:
+        """The job as it is now, or `None`.  Yields to the hub."""
+        return self._store.read(job_id)
+
+    def get_job_state(self, job_id: str) -> str:
+        """Its state, ``"unknown"`` for an unknown id.  Yields to the hub."""
+        return self._store.state(job_id)
+
+    def get_job_counts(self) -> dict[str, int]:
+        """How many jobs are in each state.  Yields to the hub."""
+        return self._store.counts()
+
+    def get_job_logs(self, job_id: str) -> list[str]:
+        """The rows of a job's log, oldest first.  Yields to the hub."""
+        return self._store.logs(job_id)
+
+    def count(self) -> int:
+        """How many jobs wait, in whatever way.  Yields to the hub."""
+        counts = self._store.counts()
+        states = ("waiting", "delayed", "prioritized", "waiting-children")
+        return sum(counts[state] for state in states)
+
+    def pause(self) -> None:
+        """Let no worker take jobs of this queue; running ones go on.  Yields to the hub."""
+        self._store.pause()
+
+    def resume(self) -> None:
+        """Undo `pause`.  Yields to the hub."""
+        self._store.resume()
+
+    def is_paused(self) -> bool:
+        """Whether the queue is paused.  Yields to the hub."""
+        return self._store.is_paused()
+
+    def close(self) -> None:
+        """Close the connections.  Idempotent."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
