@@ -5,9 +5,10 @@ With the option `sample` it runs under the sampler (`tests.bench.sampler`) and t
 
 from __future__ import annotations
 
+import contextlib
 import resource
 
-from geventq import Job, Worker
+from geventq import Job, Queue, Worker
 from tests.bench.orders import cpu, hear, options, say
 from tests.bench.sampler import Sampler
 
@@ -25,6 +26,8 @@ def main() -> None:
         prefix=given["prefix"],
         concurrency=given["concurrency"],
     )
+    with contextlib.closing(Queue(given["queue"], connection=given["url"])) as queue:
+        queue.count()  # what a first call imports is loaded, like on the other side
     sampler = Sampler() if given.get("sample") else None
     say({"ready": True})
     hear()
