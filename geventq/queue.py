@@ -52,9 +52,7 @@ class Queue:
             self._opened = QueueStore(client, QueueKeys(self.prefix, self.name))
         return self._opened
 
-    def add(
-        self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Any
-    ) -> Job:
+    def add(self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Any) -> Job:
         """Add one job; `data` is any JSON value, left out it is ``{}``.
 
         Raises `ValueError`/`TypeError` before anything is written, and `RedisUnavailableError`

@@ -125,9 +125,7 @@ class Ladder:
 
     def _callbacks_are_over(self, now: float) -> bool:
         return (
-            self.throws > 0
-            or now >= self.deadline + LIMIT
-            or not self._attempt.callbacks_running()
+            self.throws > 0 or now >= self.deadline + LIMIT or not self._attempt.callbacks_running()
         )
 
     def _count(self, now: float) -> None:

@@ -54,7 +54,13 @@ class _Extras:
         self.deadline: _Deadline | None = None
 
 
-class CancellationToken(AsyncResult):
+if typing.TYPE_CHECKING:
+    _Base = AsyncResult[Cancellation]
+else:  # gevent's class cannot be subscripted at run time
+    _Base = AsyncResult
+
+
+class CancellationToken(_Base):
     """Tells a job that it shall stop.
 
     Made by the worker for each run of a processor with two parameters; ``CancellationToken()``
@@ -99,7 +105,7 @@ class CancellationToken(AsyncResult):
             raise JobCancelled(said)
 
     @property
-    def cancelled(self) -> bool:
+    def cancelled(self) -> bool:  # type: ignore[override]
         """Whether a request was made.  Never yields."""
         return self._cancellation is not None
 
@@ -111,7 +117,9 @@ class CancellationToken(AsyncResult):
 
     # -- being asked ----------------------------------------------------------------------
 
-    def cancel(self, reason: typing.Any = None) -> bool:
+    def cancel(  # type: ignore[override]
+        self, reason: typing.Any = None
+    ) -> bool:
         """Ask the job to stop; whether this request took effect (the first one wins).
 
         In a worker with ``cancel_mode="hard"`` the kill follows, as after `worker.cancel_job`.
@@ -138,17 +146,6 @@ class CancellationToken(AsyncResult):
         if self._cancellation is not None:
             callback.start()
         return callback
-
-    def cancels(self, connection: typing.Any) -> typing.ContextManager[None]:
-        """Inside the block, a cancellation also stops what `connection` runs in its database.
-
-        For connections of psycopg2 and PyMySQL; `TypeError` for any other.  The query then
-        ends with the driver's own error.  Leaving the block waits for a cancel that is under
-        way, so that it never hits the connection's next user.
-        """
-        from geventq.cancellation import databases
-
-        return databases.cancels(self, connection)
 
     def link(self, timeout: float | None = None) -> CancellationToken:
         """A child token: cancelled with this one, or by its own deadline of `timeout` seconds.
@@ -220,7 +217,10 @@ class CancellationToken(AsyncResult):
         helper.name = "geventq-helper"
         helper.gr_context = contextvars.copy_context()
         if root._attempt is not None:
-            helper.spawn_tree_locals = {**(helper.spawn_tree_locals or {}), tree.MARK: root._attempt}
+            helper.spawn_tree_locals = {
+                **(helper.spawn_tree_locals or {}),
+                tree.MARK: root._attempt,
+            }
         helpers = root._rare().helpers
         if len(helpers) > 64:
             helpers[:] = [one for one in helpers if not one.ready()]

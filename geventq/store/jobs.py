@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import typing
 
+import gevent
+
 from geventq import clock
 from geventq.errors import GeventqError, LockLostError
 from geventq.job import Job
@@ -121,6 +123,67 @@ class QueueStore:
         rows = self._client.execute("LRANGE", self.keys.job(job_id) + ":logs", 0, -1, again=True)
         return [row.decode("utf-8", "replace") for row in rows]
 
+    def clear_logs(self, job_id: str, keep: int) -> None:
+        key = self.keys.job(job_id) + ":logs"
+        if keep:
+            self._client.execute("LTRIM", key, -keep, -1, again=True)
+        else:
+            self._client.execute("DEL", key, again=True)
+
+    def retry(self, job_id: str, state: str, reset_made: bool, reset_started: bool) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), getattr(keys, state), keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active, keys.events),
+        ]
+        lifo = b'"lifo":true' in (self._client.execute("HGET", names[0], "opts") or b"")
+        flags = ["1" if flag else "" for flag in (lifo, reset_made, reset_started)]
+        _raise_for(self._client.script(load("retry_job"), names, [job_id, state, *flags]), job_id)
+
+    def remove(self, job_id: str) -> bool:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.completed, keys.waiting_children, keys.delayed, keys.failed),
+            *(keys.prioritized, keys.wait, keys.paused, keys.active, keys.events, keys.meta),
+            *(keys.lock(job_id), keys.repeat),
+        ]
+        code = self._client.script(load("remove_job"), names, [job_id, keys.base], again=True)
+        return bool(code == 1)
+
+    def promote(self, job_id: str) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.delayed, keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active, keys.events),
+        ]
+        _raise_for(self._client.script(load("promote"), names, [job_id]), job_id)
+
+    def change_delay(self, job_id: str, delay: int | float) -> None:
+        keys = self.keys
+        names = [keys.job(job_id), keys.delayed, keys.marker, keys.meta, keys.events]
+        args: list[Argument] = [job_id, clock.wall_ms(), delay]
+        _raise_for(self._client.script(load("change_delay"), names, args), job_id)
+
+    def change_priority(self, job_id: str, priority: int, lifo: bool) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active),
+        ]
+        args: list[Argument] = [job_id, priority, "1" if lifo else ""]
+        _raise_for(self._client.script(load("change_priority"), names, args, again=True), job_id)
+
+    def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
+        """The job's result; raises `GeventqError` with its failed reason.
+
+        Reads the stream from the job's own beginning, so that the end of one that is not kept is
+        found too.
+        """
+        from geventq.store.waiting import wait_until_finished
+
+        with gevent.Timeout(timeout):
+            return wait_until_finished(self._client, self, job_id)
+
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         names = [self.keys.lock(job_id), self.keys.stalled]
         code = self._client.script(
@@ -190,5 +253,7 @@ def _fields(new: NewJob, now_ms: int) -> dict[bytes, bytes]:
 def _raise_for(code: int, job_id: str) -> None:
     if code == -1:
         raise GeventqError(f"job {job_id} does not exist")
+    if code == -3:
+        raise GeventqError(f"job {job_id} is not in the state that this needs")
     if code == -6:
         raise LockLostError(f"job {job_id}: this attempt does not own it any more")

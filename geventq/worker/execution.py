@@ -101,7 +101,13 @@ class Host(typing.Protocol):
         """Run the processor and hand its outcome on.  Called in a runner."""
 
 
-class Runner(gevent.Greenlet):
+if typing.TYPE_CHECKING:
+    _Greenlet = gevent.Greenlet[..., None]
+else:  # gevent's class cannot be subscripted at run time
+    _Greenlet = gevent.Greenlet
+
+
+class Runner(_Greenlet):
     """A greenlet that runs executions one after the other."""
 
     def __init__(self, runners: Runners) -> None:
@@ -113,7 +119,7 @@ class Runner(gevent.Greenlet):
 
     def _run(self) -> None:
         runners = self.runners
-        run, park = runners.host.run_execution, self.parent.switch
+        run, park = runners.host.run_execution, gevent.get_hub().switch
         try:
             while True:
                 execution, self.execution = self.execution, None
@@ -128,7 +134,7 @@ class Runner(gevent.Greenlet):
                 runners.idle.append(self)
                 try:
                     park()
-                except BaseException:  # thrown late, at an attempt that is over
+                except BaseException:  # noqa: BLE001 (thrown late, at an attempt that is over
                     return
         finally:
             runners.alive.discard(self)

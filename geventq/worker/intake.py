@@ -97,7 +97,7 @@ class Intake:
         self.asked = 0  # jobs asked for by calls under way
         self.sending = 0  # outcomes in calls under way
         self.hungry = False  # there may be jobs to take
-        self.greenlets: list[gevent.Greenlet] = []
+        self.greenlets: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
         """Start the lanes."""
@@ -164,7 +164,7 @@ class Intake:
             if self._lost_takes:
                 self._recover()
             self._exchange()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (told, backed off)
             if self._outage.failed(error):
                 self._host.error(error)
             if self._stop.is_set():
@@ -246,9 +246,7 @@ class Intake:
             args += (first, count)
         sent_at = clock.monotonic()
         try:
-            jobs = self._client.script(
-                self._recover_script, [self._keys.active], args, again=True
-            )
+            jobs = self._client.script(self._recover_script, [self._keys.active], args, again=True)
         except GeventqError:
             self._lost_takes = lost + self._lost_takes
             raise

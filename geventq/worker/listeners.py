@@ -37,7 +37,7 @@ class Listeners:
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
         self._ended = False
-        self.greenlet: gevent.Greenlet | None = None
+        self.greenlet: gevent.Greenlet[..., None] | None = None
 
     def on(self, event: str, listener: Listener) -> Listener:
         """Register `listener` for `event`.  Raises `ValueError` for an unknown event and
@@ -104,7 +104,7 @@ class Listeners:
         for listener in list(listeners):
             try:
                 listener(*args)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (told as an error event)
                 if event == "error":  # the listener of errors fails: the log is what is left
                     self._log(error)
                 else:
@@ -113,3 +113,14 @@ class Listeners:
     def _log(self, error: object) -> None:
         shown = error if isinstance(error, BaseException) else None
         log.error("worker %s: %s", self._name, error, exc_info=shown, extra={"worker": self._name})
+
+
+def call_each(
+    listeners: typing.Iterable[typing.Callable[[typing.Any], object]], event: object, name: str
+) -> None:
+    """Call listeners with `event`; what they raise is logged."""
+    for listener in list(listeners):
+        try:
+            listener(event)
+        except Exception:
+            log.exception("a listener of queue %s failed", name, extra={"queue": name})

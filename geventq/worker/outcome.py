@@ -12,6 +12,7 @@ import traceback
 import typing
 
 from geventq import backoff, clock
+from geventq.codec import encode
 from geventq.errors import (
     DelayedError,
     GeventqError,
@@ -21,7 +22,6 @@ from geventq.errors import (
     WaitingChildrenError,
     WaitingError,
 )
-from geventq.codec import encode
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -191,8 +191,10 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and made < policy.attempts and not execution.started_too_often():
         try:
-            delay = backoff.next_delay(execution.job.wire_options, made, error, execution.job, strategies)
-        except Exception as broken:  # the user's strategy
+            delay = backoff.next_delay(
+                execution.job.wire_options, made, error, execution.job, strategies
+            )
+        except Exception as broken:  # noqa: BLE001 (the user's strategy)
             broken.__context__ = error
             error = broken
     more: dict[str, typing.Any] = {"stack": _stack(execution, error)}
@@ -224,13 +226,9 @@ def _move(execution: Execution, error: GeventqError, ended_ms: int) -> Outcome |
     return None
 
 
-def give_back(
-    execution: Execution, ended_ms: int, asked: Cancellation | None = None
-) -> Outcome:
+def give_back(execution: Execution, ended_ms: int, asked: Cancellation | None = None) -> Outcome:
     """The job goes back to where it came from, as if it had not been taken (7.1)."""
-    outcome = Outcome(
-        GIVE_BACK, ended_ms, "", execution.made, {"move": True}, cancellation=asked
-    )
+    outcome = Outcome(GIVE_BACK, ended_ms, "", execution.made, {"move": True}, cancellation=asked)
     if asked is not None:
         _told(execution, outcome, "cancelled", asked)
     return outcome
@@ -271,7 +269,7 @@ def printable(error: BaseException) -> str:
     """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
     try:
         text = str(error)
-    except Exception as broken:  # a user's __str__
+    except Exception as broken:  # noqa: BLE001 (a user's __str__)
         text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
     return printable_text(text) or type(error).__name__
 

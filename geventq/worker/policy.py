@@ -29,7 +29,9 @@ class RunPolicy:
         "timeout",
     )
 
-    def __init__(self, opts: dict[str, typing.Any], keep_completed: Keep, keep_failed: Keep) -> None:
+    def __init__(
+        self, opts: dict[str, typing.Any], keep_completed: Keep, keep_failed: Keep
+    ) -> None:
         self.attempts_given = int(_number(opts, "attempts", 0))
         self.attempts = max(1, self.attempts_given)
         self.lifo = bool(opts.get("lifo"))

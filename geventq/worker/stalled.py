@@ -78,6 +78,11 @@ class StalledChecker:
             *(keys.stalled, keys.stalled_check, keys.wait, keys.active),
             *(keys.meta, keys.marker, keys.events),
         ]
-        args = [keys.base, clock.wall_ms(), round(self._interval * 1000), self._max_stalled]
+        args: list[str | int] = [
+            keys.base,
+            clock.wall_ms(),
+            round(self._interval * 1000),
+            self._max_stalled,
+        ]
         reply = self._client.script(self._script, names, args)
         return [job_id.decode() for job_id in reply]

@@ -87,7 +87,7 @@ class Worker:
         self._stuck = 0
         self._limited_until = 0.0
         self._hub: typing.Any = None
-        self._closing: gevent.Greenlet | None = None
+        self._closing: gevent.Greenlet[..., None] | None = None
         self._close_deadline: gevent.event.Event = gevent.event.Event()
         self._close_timeout: float | None = None
         if self.options.autorun:
@@ -268,7 +268,7 @@ class Worker:
         if not inside and closing is not None:
             closing.join()
 
-    def _begin_close(self, timeout: float | None, reason: str) -> gevent.Greenlet | None:
+    def _begin_close(self, timeout: float | None, reason: str) -> gevent.Greenlet[..., None] | None:
         if timeout is not None:
             deadline = clock.monotonic() + timeout
             if self._close_timeout is None or deadline < self._close_timeout:
@@ -453,9 +453,9 @@ class Worker:
         attempt.execution = execution
         self.held[lock_token] = execution
         unrunnable = defect or job.deferred_failure
-        if unrunnable is None and execution.max_started is not None:
-            if execution.started > execution.max_started:
-                unrunnable = "job started more than allowable limit"
+        most = execution.max_started
+        if unrunnable is None and most is not None and execution.started > most:
+            unrunnable = "job started more than allowable limit"
         if unrunnable is not None:
             self._settle(
                 execution,
@@ -485,7 +485,7 @@ class Worker:
                     result = self._process(execution.job, attempt.token)
                 else:
                     result = self._process(execution.job)
-            except BaseException as raised:
+            except BaseException as raised:  # noqa: BLE001 (outcome.decide tells them apart)
                 attempt.end()
                 error = raised
             else:
@@ -652,10 +652,9 @@ _CODES: typing.Final = {
 
 def _made(options: dict[str, typing.Any]) -> WorkerOptions:
     known = WorkerOptions.__dataclass_fields__
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise ValueError(
-                f"{option}: unknown option with the value {options[option]!r}; known are "
-                f"{', '.join(known)}"
+                f"{option}: unknown option with the value {value!r}; known are {', '.join(known)}"
             )
     return WorkerOptions(**options)
