@@ -118,35 +118,35 @@ class Queue:
         wanted = [states] if isinstance(states, str) else list(states)
         for state in wanted:
             _known_state(state)
-        return [job for state in wanted for job in self._store.list(state, start, end)]
+        return [job for state in wanted for job in self._store.page(state, start, end)]
 
     def get_waiting(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Jobs that wait, the next to run first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("waiting", start, end)
+        """Jobs that wait, the next to run first: positions `start` to `end`."""
+        return self._store.page("waiting", start, end)
 
     def get_active(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Jobs that run, the oldest first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("active", start, end)
+        """Jobs that run, the oldest first: positions `start` to `end`."""
+        return self._store.page("active", start, end)
 
     def get_delayed(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Delayed jobs, the next due first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("delayed", start, end)
+        """Delayed jobs, the next due first: positions `start` to `end`."""
+        return self._store.page("delayed", start, end)
 
     def get_prioritized(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Jobs that wait with a priority, the next to run first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("prioritized", start, end)
+        """Jobs that wait with a priority, the next to run first: positions `start` to `end`."""
+        return self._store.page("prioritized", start, end)
 
     def get_completed(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Completed jobs, the newest first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("completed", start, end)
+        """Completed jobs, the newest first: positions `start` to `end`."""
+        return self._store.page("completed", start, end)
 
     def get_failed(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Failed jobs, the newest first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("failed", start, end)
+        """Failed jobs, the newest first: positions `start` to `end`."""
+        return self._store.page("failed", start, end)
 
     def get_waiting_children(self, start: int = 0, end: int = -1) -> list[Job]:
-        """Jobs that wait for their children, the oldest first; positions `start` to `end`, both included.  Yields to the hub."""
-        return self._store.list("waiting-children", start, end)
+        """Jobs that wait for their children, the oldest first: positions `start` to `end`."""
+        return self._store.page("waiting-children", start, end)
 
     def get_counts_per_priority(self, priorities: typing.Iterable[int]) -> dict[int, int]:
         """How many jobs wait with each priority (0: none).  Yields to the hub."""

@@ -97,7 +97,7 @@ class QueueStore:
         counts = self._client.script(load("counts"), names, [], again=True)
         return dict(zip(STATES, counts, strict=True))
 
-    def list(self, state: str, start: int, end: int) -> list[Job]:
+    def page(self, state: str, start: int, end: int) -> list[Job]:
         """The jobs of one state by position: the next to run first, finished ones newest first.
         Ids without a hash are skipped (wire-format 13)."""
         key = getattr(self.keys, STATES[state])
