@@ -8,6 +8,7 @@ registered.  An outage is lived through: it reconnects and goes on after the las
 from __future__ import annotations
 
 import dataclasses
+import logging
 import typing
 
 import gevent
@@ -16,11 +17,14 @@ import gevent.event
 from geventq.checks import check_name, check_prefix, check_queue_name
 from geventq.codec import decode
 from geventq.errors import GeventqError
+from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.store.link import Link
 
 __all__ = ["QueueEvent", "QueueEvents", "QueueEventsProducer"]
+
+log = logging.getLogger("geventq")
 
 _BLOCK_MS: typing.Final = 10_000  # one XREAD waits at most this long (wire-format 12)
 _GRACE: typing.Final = 5.0
@@ -90,15 +94,17 @@ class QueueEvents:
         return listener
 
     def _listen(self) -> None:
-        from geventq.worker.listeners import call_each
-
         for event in self:
-            call_each(self._listeners.get(event.name, ()), event, self.name)
+            for listener in list(self._listeners.get(event.name, ())):
+                try:
+                    listener(event)
+                except Exception:
+                    log.exception(
+                        "a listener of queue %s failed", self.name, extra={"queue": self.name}
+                    )
 
     def __iter__(self) -> typing.Iterator[QueueEvent]:
         """Events as they come, until `close()`.  Yields to the hub."""
-        from geventq.worker.outage import Outage
-
         outage = Outage("reading the events", self.name, self._stop)
         while not self._stop.is_set():
             try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import typing
 
-from geventq.checks import check_name, check_prefix, check_queue_name
+from geventq.checks import check_integer, check_name, check_prefix, check_queue_name
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
 from geventq.job import Job
-from geventq.options import LEFT_OUT, JobSpec, check_default_options, job_options
+from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 
 if typing.TYPE_CHECKING:
     from geventq.store.jobs import NewJob, QueueStore
@@ -106,6 +106,66 @@ class Queue:
         """The rows of a job's log, oldest first.  Yields to the hub."""
         return self._store.logs(job_id)
 
+    def get_job_count(self, *states: str) -> int:
+        """How many jobs are in `states` together, by default in all.  Yields to the hub."""
+        counts = self.get_job_counts()
+        return sum(counts[_known_state(state)] for state in states or counts)
+
+    def get_jobs(
+        self, states: str | typing.Iterable[str], start: int = 0, end: int = -1
+    ) -> list[Job]:
+        """The jobs of one state or several, state after state.  Yields to the hub."""
+        wanted = [states] if isinstance(states, str) else list(states)
+        for state in wanted:
+            _known_state(state)
+        return [job for state in wanted for job in self._store.page(state, start, end)]
+
+    def get_waiting(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Jobs that wait, the next to run first: positions `start` to `end`."""
+        return self._store.page("waiting", start, end)
+
+    def get_active(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Jobs that run, the oldest first: positions `start` to `end`."""
+        return self._store.page("active", start, end)
+
+    def get_delayed(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Delayed jobs, the next due first: positions `start` to `end`."""
+        return self._store.page("delayed", start, end)
+
+    def get_prioritized(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Jobs that wait with a priority, the next to run first: positions `start` to `end`."""
+        return self._store.page("prioritized", start, end)
+
+    def get_completed(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Completed jobs, the newest first: positions `start` to `end`."""
+        return self._store.page("completed", start, end)
+
+    def get_failed(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Failed jobs, the newest first: positions `start` to `end`."""
+        return self._store.page("failed", start, end)
+
+    def get_waiting_children(self, start: int = 0, end: int = -1) -> list[Job]:
+        """Jobs that wait for their children, the oldest first: positions `start` to `end`."""
+        return self._store.page("waiting-children", start, end)
+
+    def get_counts_per_priority(self, priorities: typing.Iterable[int]) -> dict[int, int]:
+        """How many jobs wait with each priority (0: none).  Yields to the hub."""
+        checked = [check_integer("priorities", one, 0, MAX_PRIORITY) for one in priorities]
+        return self._store.counts_per_priority(checked)
+
+    def get_workers(self) -> list[dict[str, str]]:
+        """The workers of this queue, in whatever language, as their connections tell.  Yields to
+        the hub."""
+        return self._store.workers()
+
+    def remove(self, job_id: str) -> bool:
+        """Delete a job; `False` if it is running.  Yields to the hub."""
+        return self._store.remove(job_id)
+
+    def trim_events(self, length: int) -> int:
+        """Cut the event stream to about `length` entries.  Yields to the hub."""
+        return self._store.trim_events(check_integer("length", length, 0))
+
     def count(self) -> int:
         """How many jobs wait, in whatever way.  Yields to the hub."""
         counts = self._store.counts()
@@ -135,3 +195,15 @@ class Queue:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_STATES: typing.Final = (
+    *("active", "waiting", "completed", "delayed", "failed", "prioritized"),
+    "waiting-children",
+)
+
+
+def _known_state(state: str) -> str:
+    if state not in _STATES:
+        raise ValueError(f"state: one of {', '.join(_STATES)} is needed, got {state!r}")
+    return state

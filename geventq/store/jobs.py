@@ -97,6 +97,61 @@ class QueueStore:
         counts = self._client.script(load("counts"), names, [], again=True)
         return dict(zip(STATES, counts, strict=True))
 
+    def page(self, state: str, start: int, end: int) -> list[Job]:
+        """The jobs of one state by position: the next to run first, finished ones newest first.
+        Ids without a hash are skipped (wire-format 13)."""
+        key = getattr(self.keys, STATES[state])
+        if state in ("waiting", "active"):  # lists: the right end comes first
+            ids = self._client.execute(
+                "LRANGE", key, -end - 1 if end >= 0 else 0, -start - 1, again=True
+            )
+            ids.reverse()
+        elif state in ("completed", "failed"):
+            ids = self._client.execute("ZREVRANGE", key, start, end, again=True)
+        else:
+            ids = self._client.execute("ZRANGE", key, start, end, again=True)
+        return self._read_all([job_id.decode() for job_id in ids])
+
+    def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
+        commands = [("HGETALL", self.keys.job(job_id)) for job_id in ids]
+        jobs = []
+        for job_id, flat in zip(ids, self._client.pipeline(commands, again=True), strict=True):
+            if flat:
+                pairs = iter(flat)
+                jobs.append(Job(self, job_id, dict(zip(pairs, pairs, strict=True))))
+        return jobs
+
+    def counts_per_priority(self, priorities: typing.Sequence[int]) -> dict[int, int]:
+        """How many jobs wait with each priority; 0 is those without one."""
+        commands: list[tuple[Argument, ...]] = []
+        for priority in priorities:
+            if priority == 0:
+                commands.append(("LLEN", self.keys.wait))
+            else:
+                low, high = priority * 2**32, (priority + 1) * 2**32 - 1
+                commands.append(("ZCOUNT", self.keys.prioritized, low, high))
+        return dict(zip(priorities, self._client.pipeline(commands, again=True), strict=True))
+
+    def workers(self) -> list[dict[str, str]]:
+        """The connections that workers of this queue wait on, as ``CLIENT LIST`` tells them
+        (wire-format 11); ``name`` is the worker's name, empty for one without."""
+        ours = self.keys.client_name()
+        found = []
+        for line in self._client.execute("CLIENT", "LIST", again=True).decode().splitlines():
+            client = dict(part.partition("=")[::2] for part in line.split(" "))
+            raw = client.get("name", "")
+            if raw == ours or raw.startswith(f"{ours}:w:"):
+                client["rawname"] = raw
+                client["name"] = raw[len(ours) + 3 :]
+                found.append(client)
+        return found
+
+    def trim_events(self, length: int) -> int:
+        """Cut the event stream to about `length` entries; how many went."""
+        return typing.cast(
+            int, self._client.execute("XTRIM", self.keys.events, "MAXLEN", "~", length, again=True)
+        )
+
     # -- one job -----------------------------------------------------------------------------
 
     def update_progress(self, job_id: str, progress: bytes, lock_token: str) -> None:

@@ -19,8 +19,8 @@ from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.outage import Outage
 from geventq.store.scripts import load
-from geventq.worker.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client

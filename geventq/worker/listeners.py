@@ -113,14 +113,3 @@ class Listeners:
     def _log(self, error: object) -> None:
         shown = error if isinstance(error, BaseException) else None
         log.error("worker %s: %s", self._name, error, exc_info=shown, extra={"worker": self._name})
-
-
-def call_each(
-    listeners: typing.Iterable[typing.Callable[[typing.Any], object]], event: object, name: str
-) -> None:
-    """Call listeners with `event`; what they raise is logged."""
-    for listener in list(listeners):
-        try:
-            listener(event)
-        except Exception:
-            log.exception("a listener of queue %s failed", name, extra={"queue": name})

@@ -11,8 +11,8 @@ import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
+from geventq.outage import Outage
 from geventq.store.scripts import load
-from geventq.worker.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client

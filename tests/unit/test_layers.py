@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(geventq.__file__).parent
 
 # From the bottom up.  A module may import its own layer and those below it.
 LAYERS = [
-    {"errors", "clock"},
+    {"errors", "clock", "checks", "codec", "outage"},
     {"cancellation", "options", "job", "backoff"},
     {"store"},
     {"worker", "control", "queue", "events", "flow", "schedule"},
