@@ -21,6 +21,7 @@ def main() -> None:
         connection=given["url"],
         prefix=given["prefix"],
         lock_duration=given["lock_duration"],
+        stalled_interval=1.0,  # its check holds `stalled-check` that long after its death
     )
     worker.run()
 

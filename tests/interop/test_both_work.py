@@ -122,7 +122,9 @@ def test_node_recovers_the_job_of_a_geventq_worker_that_crashed(sides: Sides) ->
     queue = sides.queue()
     job = queue.add("echo", {"n": 1})
     where = {"url": sides.url, "prefix": sides.prefix, "queue": sides.name}
-    with python("tests.interop.holder", **where, lock_duration=1.0) as crashing:
+    with python(
+        "tests.interop.holder", **where, lock_duration=1.0, stalled_interval=1.0
+    ) as crashing:
         assert crashing.hear()["id"] == job.id
         crashing.kill()
     worker = sides.node_worker(stalledInterval=400)
