@@ -89,9 +89,11 @@ def test_soft_cancel_is_seen_at_the_next_check(queue: Queue, make: Make) -> None
 def test_hard_cancel_ends_a_blocking_call(queue: Queue, make: Make) -> None:
     """1: a kill throws `JobKilled` where the job sits; `retry=False` is final."""
     seen: list[BaseException] = []
+    inside = gevent.event.Event()
 
     def blocked(job: Job) -> None:
         try:
+            inside.set()
             gevent.event.Event().wait()
         except BaseException as error:
             seen.append(error)
@@ -99,7 +101,7 @@ def test_hard_cancel_ends_a_blocking_call(queue: Queue, make: Make) -> None:
 
     worker = make(blocked)
     job = queue.add("n", attempts=5)
-    eventually(lambda: worker.active_jobs)
+    inside.wait()
     assert not worker.cancel_job(job.id, "softly")  # arity 1: nobody could hear it
     assert worker.cancel_job(job.id, "it hangs", hard=True, retry=False)
     read = ended(queue, job, "failed")
@@ -110,24 +112,27 @@ def test_hard_cancel_ends_a_blocking_call(queue: Queue, make: Make) -> None:
 def test_a_cancelled_job_is_retried_by_its_own_rules(queue: Queue, make: Make) -> None:
     """2.6: with `retry=True` the job's attempts decide."""
 
+    inside = gevent.event.Event()
+
     def first_blocks(job: Job, token: CancellationToken) -> str:
         if job.attempts_made == 0:
+            inside.set()
             token.sleep(60)
         return "second"
 
     worker = make(first_blocks)
     job = queue.add("n", attempts=2)
-    eventually(lambda: worker.active_jobs)
+    inside.wait()
     assert worker.cancel_job(job.id)
     assert ended(queue, job, "completed").return_value == "second"
 
 
 def test_a_result_after_a_request_counts(queue: Queue, make: Make) -> None:
     """2.5: cancellation is cooperative; the stream says `cancel-ignored`."""
-    go = gevent.event.Event()
-    worker = make(lambda job, token: go.wait() and "done")
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    worker = make(lambda job, token: inside.set() or (go.wait() and "done"))
     job = queue.add("n")
-    eventually(lambda: worker.active_jobs)
+    inside.wait()
     assert worker.cancel_job(job.id, "please")
     go.set()
     assert ended(queue, job, "completed").return_value == "done"
