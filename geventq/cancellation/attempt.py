@@ -162,6 +162,11 @@ class Attempt:
             self._observer.requested(self)
         return took
 
+    def precede(self, said: Cancellation) -> None:
+        """A request that was recorded before this run began: it will not run (2.8)."""
+        self.strongest = said
+        self.requested_monotonic = clock.monotonic()
+
     def _merge(self, said: Cancellation) -> bool:
         before = self.strongest
         if before is None:

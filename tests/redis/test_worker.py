@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import json
 import typing
 
 import gevent
@@ -262,6 +263,22 @@ def test_an_id_without_a_hash_is_skipped_and_told(
     eventually(lambda: errors)
     assert "ghost" in str(errors[0])
     assert not redis_client.exists(f"{prefix}:q:ghost")
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_recorded_request_ends_the_run_it_was_meant_for(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, retry: bool
+) -> None:
+    """4.4: the taker ends the job by the request's `retry`, without running it."""
+    ran: list[int] = []
+    job = queue.add("n", attempts=2)
+    record = {"reason": "stuck", "kind": "user", "hard": True, "retry": retry, "at": 1, "atm": 0}
+    redis_client.hset(f"{prefix}:q:{job.id}", "gqc", json.dumps(record))
+    make(lambda job: ran.append(job.attempts_made))
+    read = ended(queue, job, "completed" if retry else "failed")
+    assert ran == ([1] if retry else [])  # retried by its own rules, or final
+    assert read.failed_reason == "Job cancelled: stuck"
+    assert read.cancellation is None
 
 
 @pytest.mark.parametrize(
