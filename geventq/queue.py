@@ -7,6 +7,9 @@ business; redis is imported when the first call is made.
 from __future__ import annotations
 
 import typing
+import weakref
+
+from gevent import get_hub
 
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name
 from geventq.codec import encode
@@ -15,9 +18,12 @@ from geventq.job import Job
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 
 if typing.TYPE_CHECKING:
+    from geventq.store.gather import Gathering
     from geventq.store.jobs import NewJob, QueueStore
 
 __all__ = ["Queue"]
+
+T = typing.TypeVar("T")
 
 _MOST: typing.Final = 50_000  # jobs in one add_bulk
 
@@ -40,6 +46,7 @@ class Queue:
         self._defaults = check_default_options(default_job_options)
         self._connection = connection
         self._opened: QueueStore | None = None
+        self._gatherings: weakref.WeakKeyDictionary[object, Gathering] = weakref.WeakKeyDictionary()
 
     @property
     def _store(self) -> QueueStore:
@@ -59,14 +66,15 @@ class Queue:
         when Redis cannot be reached; its text says so if the job may have been stored all the
         same.  Yields to the hub.
         """
-        return self._add([self._checked(JobSpec(name, data, options))])[0]
+        job = self._checked(JobSpec(name, data, options))
+        return self._sent(lambda: self._gathering().add(job))
 
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
         """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
         checked = [self._checked(spec) for spec in specs]
         if len(checked) > _MOST:
             raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(checked)}")
-        return self._add(checked) if checked else []
+        return self._sent(lambda: self._store.add(checked)) if checked else []
 
     def _checked(self, spec: JobSpec) -> NewJob:
         if not isinstance(spec, JobSpec):
@@ -80,9 +88,20 @@ class Queue:
             )
         return name, data, options
 
-    def _add(self, jobs: list[NewJob]) -> list[Job]:
+    def _gathering(self) -> Gathering:
+        """The adds under way in this hub."""
+        hub = get_hub()
+        gathering = self._gatherings.get(hub)
+        if gathering is None:
+            from geventq.store.gather import Gathering
+
+            gathering = self._gatherings[hub] = Gathering(self._store)
+        return gathering
+
+    @staticmethod
+    def _sent(send: typing.Callable[[], T]) -> T:
         try:
-            return self._store.add(jobs)
+            return send()
         except RedisUnavailableError as error:
             if not error.answer_lost:
                 raise
@@ -189,6 +208,7 @@ class Queue:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+            self._gatherings.clear()
 
     def __enter__(self) -> Queue:
         return self

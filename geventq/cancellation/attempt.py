@@ -147,8 +147,7 @@ class Attempt:
         is_hard = self._hard if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
-        unheard = self.token is None and self.greenlet is not None
-        if unheard and not is_hard and said.kind != "lock_lost":
+        if self.token is None and not is_hard and said.kind != "lock_lost":
             return False  # a processor without a token cannot be asked softly
         grace = self._kill_after if kill_after is None else kill_after
         if said.kind == "lock_lost":
@@ -162,6 +161,11 @@ class Attempt:
         if took:
             self._observer.requested(self)
         return took
+
+    def precede(self, said: Cancellation) -> None:
+        """A request that was recorded before this run began: it will not run (2.8)."""
+        self.strongest = said
+        self.requested_monotonic = clock.monotonic()
 
     def _merge(self, said: Cancellation) -> bool:
         before = self.strongest

@@ -247,6 +247,10 @@ class QueueStore:
         if code != 1:
             raise LockLostError(f"job {job_id}: its lock is gone or another's")
 
+    def break_lock(self, job_id: str) -> None:
+        """Take the job's lock away from whoever holds it, as an expiry would."""
+        self._client.execute("DEL", self.keys.lock(job_id), again=True)
+
     def record_stuck(self, execution: typing.Any) -> None:
         """Record the request that a stuck attempt did not follow (cancellation.md 2.10, 4.3)."""
         asked = execution.attempt.strongest

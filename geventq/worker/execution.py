@@ -37,6 +37,7 @@ class Execution:
 
     __slots__ = (
         "attempt",
+        "clears_record",
         "job",
         "job_id",
         "lock_token",
@@ -71,6 +72,7 @@ class Execution:
         self.stalls = job.stalled_counter
         self.max_started: int | None = None
         self.outcome: typing.Any = None
+        self.clears_record = False  # the outcome clears a recorded request (4.4)
         self.settling = False  # the processor has ended; the outcome is on its way
         self.worker: typing.Any = None
         self.told = False  # listeners know the outcome of this attempt

@@ -24,6 +24,7 @@ from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
 from geventq.errors import GeventqError, RateLimitError, UnrecoverableError
 from geventq.job import Job
+from geventq.record import record_attempt
 from geventq.worker import outcome as outcomes
 from geventq.worker.execution import Execution, Runners
 from geventq.worker.listeners import Listeners
@@ -409,8 +410,13 @@ class Worker:
         return self._concurrency + min(self._stuck, self._concurrency) - len(self._running)
 
     def _want(self) -> None:
-        if self._state == "running":
-            self._intake.want()
+        """There may be something to take; while a processor's rate limit lasts, later."""
+        if self._state != "running":
+            return
+        limited = self._limited_until - clock.monotonic()
+        if limited > 0:
+            self._idle.begin(clock.wall_ms() + round(limited * 1000) + 1)
+        self._intake.want()
 
     def taken(self, jobs: list[tuple[str, str, list[bytes]]], sent_at: float) -> None:
         """Start what was taken; what cannot run is settled without running."""
@@ -421,16 +427,22 @@ class Worker:
                 continue  # a lost answer that came to the same job twice
             pairs = iter(flat)
             fields = dict(zip(pairs, pairs, strict=True))
+            first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
             fields[b"ats"] = b"%d" % (int(fields.get(b"ats", 0)) + 1)
             fields[b"processedOn"] = b"%d" % now_ms
-            execution = self._execution(job_id, lock_token, fields, sent_at)
+            execution = self._execution(job_id, lock_token, fields, sent_at, first_run)
             if execution is not None:
                 ready.append(execution)
         if ready:
             self._runners.dispatch(ready)
 
     def _execution(
-        self, job_id: str, lock_token: str, fields: dict[bytes, bytes], sent_at: float
+        self,
+        job_id: str,
+        lock_token: str,
+        fields: dict[bytes, bytes],
+        sent_at: float,
+        first_run: bool,
     ) -> Execution | None:
         """The execution of a taken job, or `None` if it was settled without running."""
         job = Job.from_hash(self._store, job_id, fields)
@@ -452,6 +464,8 @@ class Worker:
         execution.max_started = self.options.max_started_attempts
         attempt.execution = execution
         self.held[lock_token] = execution
+        if b"gqc" in fields:
+            self._heed_record(execution, fields, first_run)
         unrunnable = defect or job.deferred_failure
         most = execution.max_started
         if unrunnable is None and most is not None and execution.started > most:
@@ -466,6 +480,21 @@ class Worker:
             return None
         self._running[lock_token] = execution
         return execution
+
+    @staticmethod
+    def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:
+        """A request is recorded with the job (4.4).  For this run: it ends by it, unrun.  For an
+        earlier one: it is void if it allowed a retry or somebody retried by hand since; then it
+        is cleared with this run's outcome, and so is the deferred failure that came with it."""
+        execution.clears_record = True
+        said = execution.job.cancellation
+        if said is None:
+            return
+        if record_attempt(fields[b"gqc"]) == execution.made or not (said.retry or first_run):
+            fields.pop(b"defa", None)
+            execution.attempt.precede(said)
+        elif fields.get(b"defa") == said.failed_reason().encode():
+            del fields[b"defa"]
 
     def run_execution(self, execution: Execution) -> None:
         """Run the processor.  In a runner; between `begin` and `end` a kill may land."""
@@ -503,7 +532,6 @@ class Worker:
             self._hub.loop.run_callback(self._hub.parent.throw, error)
         if isinstance(error, RateLimitError) and outcome.kind == outcomes.WAIT:
             self._limited_until = clock.monotonic() + error.seconds
-            self._later(error.seconds)
         self._leave(execution)
         self._settle(execution, outcome)
 
@@ -524,11 +552,9 @@ class Worker:
             self._want()
             return
         execution.settling = True
+        if execution.clears_record:
+            outcome.more = {**(outcome.more or {}), "clear": True}
         self._intake.settle(execution, outcome)
-
-    def _later(self, seconds: float) -> None:
-        timer = gevent.spawn_later(seconds, self._want)
-        timer.name = f"geventq-limited-{self.queue_name}"
 
     def settled(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         """The outcome is in Redis: tell it once."""

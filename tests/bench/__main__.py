@@ -8,6 +8,8 @@ between machines.  Exit status 1 if a figure of the speed gate is missed (never 
 from __future__ import annotations
 
 import argparse
+import collections.abc
+import functools
 import os
 import platform
 import statistics
@@ -19,6 +21,9 @@ from tests.bench import profile
 from tests.bench.lab import Lab, Noise
 from tests.bench.scenarios import SCENARIOS, Figure, Scenario
 from tests.interop.child import install_node_modules
+
+# The share of foreign load above which a run is repeated.
+NOISY: typing.Final = 0.1
 
 # One scenario's metrics, by side, one entry a round.
 Rounds = dict[str, list[dict[str, float]]]
@@ -32,15 +37,31 @@ def measure(
     foreign = {one.name: 0.0 for one in scenarios}
     for number in range(rounds):
         for one in scenarios:
+            size = one.quick if quick else one.size
             for side in one.sides if number % 2 == 0 else one.sides[::-1]:
-                Noise.calm(lab, patience)
-                noise = Noise(lab)
-                metrics = one.run(lab, side, one.quick if quick else one.size)
-                foreign[one.name] = max(foreign[one.name], noise.share())
+                metrics, share = calmest(lab, functools.partial(one.run, lab, side, size), patience)
+                foreign[one.name] = max(foreign[one.name], share)
                 found[one.name].setdefault(side, []).append(metrics)
                 told = ", ".join(f"{name} {value:,.4g}" for name, value in metrics.items())
                 print(f"round {number + 1}  {one.name:9} {side:8} {told}", file=sys.stderr)
     return found, foreign
+
+
+def calmest(
+    lab: Lab, run: collections.abc.Callable[[], dict[str, float]], patience: float
+) -> tuple[dict[str, float], float]:
+    """Run in a calm moment, and once more if others came in between; the calmer of the two counts,
+    whatever its figures, with its share of foreign load.  Without patience: once, at once."""
+    tries = []
+    while len(tries) < (2 if patience else 1):
+        Noise.calm(lab, patience)
+        noise = Noise(lab)
+        metrics = run()
+        tries.append((noise.share(), metrics))
+        if tries[-1][0] <= NOISY:
+            break
+    share, metrics = min(tries, key=lambda one: one[0])
+    return metrics, share
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:

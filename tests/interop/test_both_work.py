@@ -122,7 +122,11 @@ def test_node_recovers_the_job_of_a_geventq_worker_that_crashed(sides: Sides) ->
     job = queue.add("echo", {"n": 1})
     where = {"url": sides.url, "prefix": sides.prefix, "queue": sides.name}
     with python(
+<<<<<<< HEAD
         "tests.interop.holder", **where, lock_duration=1.0, stalled_interval=0.4
+=======
+        "tests.interop.holder", **where, lock_duration=1.0, stalled_interval=1.0
+>>>>>>> main
     ) as crashing:
         assert crashing.hear()["id"] == job.id
         crashing.kill()

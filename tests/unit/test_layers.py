@@ -17,7 +17,7 @@ PACKAGE = pathlib.Path(geventq.__file__).parent
 # From the bottom up.  A module may import its own layer and those below it.
 LAYERS = [
     {"errors", "clock", "checks", "codec", "outage"},
-    {"cancellation", "options", "job", "backoff"},
+    {"cancellation", "options", "job", "backoff", "record"},
     {"store"},
     {"worker", "control", "queue", "events", "flow", "schedule"},
     {"supervisor"},

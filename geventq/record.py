@@ -6,7 +6,7 @@ from __future__ import annotations
 from geventq.cancellation import Cancellation
 from geventq.codec import decode
 
-__all__ = ["cancellation_of"]
+__all__ = ["cancellation_of", "record_attempt"]
 
 
 def cancellation_of(record: bytes) -> Cancellation | None:
@@ -23,3 +23,12 @@ def cancellation_of(record: bytes) -> Cancellation | None:
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def record_attempt(record: bytes) -> int | None:
+    """The number of attempts made when the request was recorded: it tells runs apart (4.4)."""
+    try:
+        made = decode(record)["atm"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return made if isinstance(made, int) else None
