@@ -52,7 +52,7 @@ def calmest(
 ) -> tuple[dict[str, float], float]:
     """Run in a calm moment, and once more if others came in between; the calmer of the two counts,
     whatever its figures, with its share of foreign load.  Without patience: once, at once."""
-    tries = []
+    tries: list[tuple[float, dict[str, float]]] = []
     while len(tries) < (2 if patience else 1):
         Noise.calm(lab, patience)
         noise = Noise(lab)

@@ -21,12 +21,7 @@ def main() -> None:
         connection=given["url"],
         prefix=given["prefix"],
         lock_duration=given["lock_duration"],
-<<<<<<< HEAD
-        # also for how long it keeps the other workers from checking, once it is dead
-        stalled_interval=given["stalled_interval"],
-=======
         stalled_interval=1.0,  # its check holds `stalled-check` that long after its death
->>>>>>> main
     )
     worker.run()
 

@@ -103,7 +103,8 @@ def test_geventq_recovers_the_job_of_a_node_worker_that_crashed(
     sides: Sides, node_queue: NodeQueue, echo: Ran
 ) -> None:
     job_id = node_queue.add("hang", {"n": 1})["id"]
-    crashing = sides.node_worker(lockDuration=1000, stalledInterval=400)
+    # Its first check holds `stalled-check` for the whole of its own interval.
+    crashing = sides.node_worker(lockDuration=1000, stalledInterval=1000)
     assert crashing.hear()["id"] == job_id
     crashing.kill()
     worker = sides.worker(echo, stalled_interval=0.4)
@@ -122,11 +123,7 @@ def test_node_recovers_the_job_of_a_geventq_worker_that_crashed(sides: Sides) ->
     job = queue.add("echo", {"n": 1})
     where = {"url": sides.url, "prefix": sides.prefix, "queue": sides.name}
     with python(
-<<<<<<< HEAD
-        "tests.interop.holder", **where, lock_duration=1.0, stalled_interval=0.4
-=======
         "tests.interop.holder", **where, lock_duration=1.0, stalled_interval=1.0
->>>>>>> main
     ) as crashing:
         assert crashing.hear()["id"] == job.id
         crashing.kill()

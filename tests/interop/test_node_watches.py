@@ -226,8 +226,8 @@ def test_queue_events_of_node_stay_alive_through_our_events(
     )
 
     # Written when a request comes from another process; the form is that of the other two.
-    fields = ("event", "cancel-requested", "jobId", ignores.id, "reason", "afar")
-    redis_client.execute_command("XADD", f"{sides.prefix}:{sides.name}:events", "*", *fields)
+    entry = f"{sides.prefix}:{sides.name}:events"
+    redis_client.xadd(entry, {"event": "cancel-requested", "jobId": ignores.id, "reason": "afar"})
     story(watcher, ignores.id, "cancel-requested")
 
     later = queue.add("later")
