@@ -109,7 +109,7 @@ class Attempt:
             self._stop_limit()
         if self._ladder is not None:
             self._ladder.stop()
-        greenlet = self.greenlet
+        greenlet, self.greenlet = self.greenlet, None  # it may run the next attempt (2.16)
         if greenlet is not None:
             greenlet.spawn_tree_locals = {}
         if self.token is not None:

@@ -66,8 +66,9 @@ class QueueStore:
             args += (options.priority, "1" if options.lifo else "")
         again = all(options.job_id for _, _, options in jobs)
         ids = self._client.script(load("add"), names, args, again=again, timeout=_BULK_SECONDS)
+        now = b"%d" % now_ms
         return [
-            Job(self, job_id.decode(), _fields(new, now_ms))
+            Job(self, job_id.decode(), _fields(new, now))
             for job_id, new in zip(ids, jobs, strict=True)
         ]
 
@@ -296,16 +297,16 @@ class QueueStore:
         self._client.close()
 
 
-def _fields(new: NewJob, now_ms: int) -> dict[bytes, bytes]:
+def _fields(new: NewJob, now: bytes) -> dict[bytes, bytes]:
+    """The hash that the add script has written."""
     name, data, options = new
-    timestamp = now_ms if options.timestamp is None else options.timestamp
     return {
         b"name": name.encode(),
         b"data": data,
         b"opts": options.text,
-        b"timestamp": str(timestamp).encode(),
-        b"delay": str(options.delay).encode(),
-        b"priority": str(options.priority).encode(),
+        b"timestamp": now if options.timestamp is None else b"%d" % options.timestamp,
+        b"delay": str(options.delay).encode() if options.delay else b"0",
+        b"priority": b"%d" % options.priority if options.priority else b"0",
     }
 
 

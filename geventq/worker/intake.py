@@ -30,7 +30,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Intake"]
 
-_LANES: typing.Final = 3
+_LANES: typing.Final = 4
 _BATCH: typing.Final = 500  # outcomes and jobs a call
 _OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
 
@@ -39,6 +39,10 @@ Settled = tuple["Execution", "Outcome"]
 
 class Host(typing.Protocol):
     """What takes and settles: the worker.  None of these yields."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs run at once."""
 
     def room(self) -> int:
         """Free slots, not counting what is asked for already."""
@@ -155,7 +159,12 @@ class Intake:
                 park()
 
     def _room(self) -> int:
-        return 0 if self._stopping else min(self._host.room() - self.asked, _BATCH)
+        """How many jobs to ask for: a lane's share at most, so that the lanes' calls overlap and
+        neither the server nor this process waits for the other's whole batch."""
+        if self._stopping:
+            return 0
+        share = -(-self._host.concurrency // _LANES)
+        return min(self._host.room() - self.asked, share, _BATCH)
 
     def _guarded_exchange(self) -> None:
         """One call, and what follows from its failure.  A defect of our own is told like an

@@ -76,6 +76,8 @@ class Worker:
         self.id = str(uuid.uuid4())
         self.held: dict[str, Execution] = {}  # lock token -> not settled yet; locks are renewed
         self._running: dict[str, Execution] = {}  # lock token -> in the processor, or about to be
+        self._by_id: dict[str, Execution] = {}  # the newest running attempt of each job
+        self._overtaken = False  # an older attempt of a job ran on: look at all of them
         self._process = load_processor(process)
         self._with_token = takes_token(self._process)
         self._connection = connection
@@ -387,9 +389,14 @@ class Worker:
     ) -> int:
         if hard is None and kill_after is not None:
             hard = True
+        if job_id is not None and not self._overtaken:
+            found = self._by_id.get(job_id)
+            executions = [] if found is None else [found]
+        else:
+            executions = list(self._running.values())
         return sum(
             execution.attempt.request(asked, hard=hard, kill_after=kill_after)
-            for execution in list(self._running.values())
+            for execution in executions
             if job_id is None or execution.job_id == job_id
         )
 
@@ -479,6 +486,8 @@ class Worker:
             )
             return None
         self._running[lock_token] = execution
+        self._overtaken = self._overtaken or job_id in self._by_id
+        self._by_id[job_id] = execution
         return execution
 
     @staticmethod
@@ -537,6 +546,8 @@ class Worker:
 
     def _leave(self, execution: Execution) -> None:
         """The processor runs no more: its slot is free."""
+        if self._by_id.get(execution.job_id) is execution:
+            del self._by_id[execution.job_id]
         if self._running.pop(execution.lock_token, None) is not None and execution.attempt.is_stuck:
             self._stuck -= 1
         if self._state != "running" and not self._running:
