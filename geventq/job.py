@@ -222,7 +222,7 @@ class Job:
         record = self._fields.get(b"gqc")
         if not record:
             return None
-        from geventq.store.record import cancellation_of  # rare, so not paid for by the others
+        from geventq.record import cancellation_of  # rare, so not paid for by the others
 
         return cancellation_of(record)
 

@@ -34,7 +34,7 @@ _TRIES: typing.Final = 3  # of a call that may be sent again
 _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
 
 Argument = str | bytes | int | float
-pack: typing.Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command
+pack: typing.Callable[[tuple[Argument, ...]], bytes] = typing.cast(typing.Any, hiredis.pack_command)
 
 
 class Client:

@@ -87,7 +87,7 @@ class Endpoint:
         if scheme in _LATER:
             raise ValueError(f"connection: {scheme}:// is not supported yet: {redact(url)}")
         try:
-            settings = redis.connection.parse_url(url)
+            settings = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
             _check_database_path(url)
         except ValueError as error:
             raise ValueError(
@@ -101,9 +101,7 @@ class Endpoint:
         return cls(kind, _only_taken(settings))
 
     @classmethod
-    def _of_client(
-        cls, pool: redis.ConnectionPool, kwargs: dict[str, typing.Any]
-    ) -> Endpoint:
+    def _of_client(cls, pool: redis.ConnectionPool, kwargs: dict[str, typing.Any]) -> Endpoint:
         connection_class = pool.connection_class
         if issubclass(connection_class, redis.UnixDomainSocketConnection):
             kind = "unix"

@@ -42,7 +42,8 @@ class Script:
         """The packed ``EVALSHA`` call.  Raises `ValueError` if the number of keys is off."""
         if len(keys) != self.key_count:
             raise ValueError(f"{self.name}.lua takes {self.key_count} keys, got {len(keys)}")
-        packed: bytes = hiredis.pack_command(("EVALSHA", self.sha, self.key_count, *keys, *args))
+        pack: typing.Any = hiredis.pack_command
+        packed: bytes = pack(("EVALSHA", self.sha, self.key_count, *keys, *args))
         return packed
 
 

@@ -1,0 +1,279 @@
+"""One attempt: one run of one job, and what was asked of it.
+
+The attempt, not a greenlet, is what is cancelled (cancellation.md 2.16): the engine may run many
+in one greenlet.  It keeps the strongest request, hands it to the token, and lets a `Ladder` kill
+the job where a request is hard.  Everything rare is made on first use.
+
+Invariant: between `end()` and ever after nothing is thrown and `request()` is `False`.
+`request` runs in the hub's thread; nothing here yields but `reap`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+import typing
+import weakref
+
+import gevent
+
+from geventq import clock
+from geventq.cancellation import calls, tree
+from geventq.cancellation.ladder import Ladder
+from geventq.cancellation.request import Cancellation
+from geventq.cancellation.threads import in_thread_of
+from geventq.cancellation.token import CancellationToken
+
+__all__ = ["Attempt", "AttemptObserver"]
+
+
+class AttemptObserver(typing.Protocol):
+    """Who is told.  Called in the hub or in the attempt's own greenlet: never blocks or logs."""
+
+    def requested(self, attempt: Attempt) -> None:
+        """A request took effect."""
+
+    def thrown(self, attempt: Attempt) -> None:
+        """The first kill is about to be thrown."""
+
+    def stuck(self, attempt: Attempt, stack: str) -> None:
+        """The job is alive although it was killed; `stack` is where it sits."""
+
+
+class Attempt:
+    """See the module.  `hard` and `kill_after` (seconds) are the worker's defaults."""
+
+    __slots__ = (
+        "__weakref__",
+        "_family",
+        "_hard",
+        "_hub",
+        "_kill_after",
+        "_ladder",
+        "_limit",
+        "_observer",
+        "ended",
+        "execution",
+        "greenlet",
+        "is_stuck",
+        "job_id",
+        "requested_monotonic",
+        "strongest",
+        "token",
+        "was_lock_lost",
+        "was_thrown",
+    )
+
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        with_token: bool,
+        hard: bool,
+        kill_after: float,
+        observer: AttemptObserver,
+    ) -> None:
+        self.job_id = job_id
+        self.strongest: Cancellation | None = None
+        self.greenlet: typing.Any = None  # set from begin() on
+        self.execution: typing.Any = None  # the engine's own record of this run
+        self.ended = False
+        self.is_stuck = False
+        self.was_thrown = False
+        self.was_lock_lost = False
+        self.requested_monotonic = 0.0
+        self._hard = hard
+        self._kill_after = kill_after
+        self._observer = observer
+        self._hub = gevent.get_hub()
+        self._ladder: Ladder | None = None
+        self._limit: typing.Any = None
+        self._family: weakref.WeakSet[typing.Any] | None = None
+        self.token = CancellationToken(attempt=self) if with_token else None
+
+    # -- the run ----------------------------------------------------------------------------
+
+    def begin(self, greenlet: typing.Any, timeout: float | None) -> None:
+        """The processor is about to run in `greenlet`; it may do so for `timeout` seconds."""
+        tree.install()
+        self.greenlet = greenlet
+        greenlet.spawn_tree_locals = {tree.MARK: self}
+        if timeout is not None:
+            self._limit = self._hub.loop.timer(timeout)
+            self._limit.start(self._time_is_up, timeout)
+
+    def end(self) -> None:
+        """The processor has left.  Nothing is thrown any more."""
+        self.ended = True
+        if self._limit is not None:
+            self._stop_limit()
+        if self._ladder is not None:
+            self._ladder.stop()
+        greenlet, self.greenlet = self.greenlet, None  # it may run the next attempt (2.16)
+        if greenlet is not None:
+            greenlet.spawn_tree_locals = {}
+        if self.token is not None:
+            self.token._seal()
+
+    def reap(self) -> None:
+        """Kill and join the helpers of `token.spawn` (2.13).  May yield."""
+        token = self.token
+        if token is not None and token._extras is not None and token._extras.helpers:
+            helpers, token._extras.helpers = token._extras.helpers, []
+            calls.put_down(helpers, token._guard_if_any(), self._helper_stuck)
+
+    def _stop_limit(self) -> None:
+        self._limit.stop()
+        self._limit.close()
+        self._limit = None
+
+    def _time_is_up(self, seconds: float) -> None:
+        """In the hub.  Where nobody could hear a soft request, the limit kills (2.15)."""
+        self._stop_limit()
+        hard = self._hard or self.token is None
+        self.request(Cancellation.timed_out(seconds, hard=hard), hard=hard, kill_after=None)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def request(self, said: Cancellation, *, hard: bool | None, kill_after: float | None) -> bool:
+        """Ask the job to stop; whether this request took effect (2.2).
+
+        `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds.  May be
+        called from any native thread.
+        """
+        return in_thread_of(self._hub, lambda: self._request(said, hard, kill_after), gone=False)
+
+    def _request(self, said: Cancellation, hard: bool | None, kill_after: float | None) -> bool:
+        is_hard = self._hard if hard is None else hard
+        if self.ended or (self.greenlet is not None and self.greenlet.dead):
+            return False
+        if self.token is None and not is_hard and said.kind != "lock_lost":
+            return False  # a processor without a token cannot be asked softly
+        grace = self._kill_after if kill_after is None else kill_after
+        if said.kind == "lock_lost":
+            self.was_lock_lost = True
+            grace = 0.0
+        if said.hard != is_hard:
+            said = _with_hardness(said, is_hard)
+        took = self._merge(said)
+        if is_hard:
+            took = self._hasten(grace) or took
+        if took:
+            self._observer.requested(self)
+        return took
+
+    def precede(self, said: Cancellation) -> None:
+        """A request that was recorded before this run began: it will not run (2.8)."""
+        self.strongest = said
+        self.requested_monotonic = clock.monotonic()
+
+    def _merge(self, said: Cancellation) -> bool:
+        before = self.strongest
+        if before is None:
+            self.strongest = said
+            self.requested_monotonic = clock.monotonic()
+            if self.token is not None:
+                self.token._accept(said)
+            return True
+        merged = before.merged(said)
+        self.strongest = merged
+        return merged is not before
+
+    def _hasten(self, grace: float) -> bool:
+        """Kill after `grace` seconds, or earlier if that was asked before."""
+        if self.greenlet is None:
+            return False  # it will not run (2.8)
+        deadline = clock.monotonic() + grace
+        ladder = self._ladder
+        if ladder is None:
+            self._ladder = Ladder(self, self._hub.loop, deadline)
+            return True
+        if ladder.throws or deadline >= ladder.deadline:
+            return False
+        ladder.deadline = deadline
+        ladder.poke()
+        return True
+
+    @property
+    def stage(self) -> str | None:
+        """How far stopping it has come: ``seen``, ``grace``, ``thrown`` or ``stuck``."""
+        if self.strongest is None:
+            return None
+        if self.is_stuck:
+            return "stuck"
+        if self.was_thrown:
+            return "thrown"
+        return "seen" if self._ladder is None else "grace"
+
+    def stack(self) -> str:
+        """Where the job's greenlet sits, as `traceback` prints it."""
+        frame = None if self.greenlet is None else self.greenlet.gr_frame
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
+    # -- for the ladder, the shields, the callbacks and the tree ------------------------------
+
+    def request_in_force(self) -> Cancellation:
+        """The request that a kill carries."""
+        assert self.strongest is not None
+        return self.strongest
+
+    def shielded_until(self) -> float | None:
+        """When the last cap of the open shields runs out; `None` without one."""
+        guard = None if self.token is None else self.token._guard_if_any()
+        return None if guard is None else guard.until()
+
+    def shield_entered(self) -> None:
+        """The first shield was entered."""
+        if self._ladder is not None:
+            self._ladder.entered_shield()
+
+    def shield_left(self) -> None:
+        """The last shield was left.  May raise `JobKilled`."""
+        if self._ladder is not None:
+            self._ladder.left_shield()
+
+    def callbacks_running(self) -> bool:
+        """Whether `on_cancel` callbacks hold the throw back."""
+        return self.token is not None and self.token._callbacks_running()
+
+    def callback_ended(self) -> None:
+        """One of them has ended."""
+        if self._ladder is not None:
+            self._ladder.poke()
+
+    def adopt(self, greenlet: typing.Any) -> None:
+        """A greenlet was spawned in this attempt's tree."""
+        if self._family is None:
+            self._family = weakref.WeakSet()
+        self._family.add(greenlet)
+
+    def family(self) -> list[typing.Any]:
+        """The living greenlets of the tree, without the job's own."""
+        return [] if self._family is None else list(self._family)
+
+    def threw(self, *, first: bool) -> None:
+        """The ladder throws."""
+        self.was_thrown = True
+        if first:
+            self._observer.thrown(self)
+
+    def became_stuck(self, greenlet: typing.Any = None) -> None:
+        """The ladder's end, or a call of `token.run` that swallows its kill.  Told once."""
+        if self.is_stuck or self.ended:
+            return
+        self.is_stuck = True
+        frame = greenlet.gr_frame if greenlet is not None else None
+        shown = "".join(traceback.format_stack(frame)) if frame is not None else self.stack()
+        self._observer.stuck(self, shown)
+
+    def _helper_stuck(self, greenlet: typing.Any) -> None:
+        """A helper that swallows its kill keeps the attempt's end waiting: say where it sits."""
+        if not self.is_stuck:
+            self.is_stuck = True
+            frame = greenlet.gr_frame
+            shown = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            self._observer.stuck(self, shown)
+
+
+def _with_hardness(said: Cancellation, hard: bool) -> Cancellation:
+    return dataclasses.replace(said, hard=hard)
