@@ -11,7 +11,15 @@ import weakref
 
 from gevent import get_hub
 
-from geventq.checks import check_integer, check_name, check_prefix, check_queue_name
+from geventq import clock
+from geventq.checks import (
+    check_flag,
+    check_integer,
+    check_name,
+    check_prefix,
+    check_queue_name,
+    check_seconds,
+)
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
 from geventq.job import Job
@@ -31,7 +39,9 @@ _MOST: typing.Final = 50_000  # jobs in one add_bulk
 class Queue:
     """A queue named `name` under `prefix`; `default_job_options` go under every job's own.
 
-    Raises `ValueError` or `TypeError` for a bad argument.  Does not touch the network.
+    `max_events` is about how many events its stream keeps; `None` leaves what is set there
+    (10,000 where nothing is).  Raises `ValueError` or `TypeError` for a bad argument.  Does not
+    touch the network.
     """
 
     def __init__(
@@ -40,10 +50,16 @@ class Queue:
         connection: object = None,
         prefix: str = "bull",
         default_job_options: typing.Mapping[str, typing.Any] | None = None,
+        *,
+        max_events: int | None = None,
     ) -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
         self._defaults = check_default_options(default_job_options)
+        self._max_events = None
+        if max_events is not None:
+            self._max_events = check_integer("max_events", max_events, 0)
+        self._said_max_events = max_events is None
         self._connection = connection
         self._opened: QueueStore | None = None
         self._gatherings: weakref.WeakKeyDictionary[object, Gathering] = weakref.WeakKeyDictionary()
@@ -58,6 +74,15 @@ class Queue:
             client = Client(Endpoint.of(self._connection))
             self._opened = QueueStore(client, QueueKeys(self.prefix, self.name))
         return self._opened
+
+    def wait_until_ready(self) -> None:
+        """Connect, and write what the queue itself keeps in Redis, if it is not there yet.
+
+        Not needed: the first call does the same.  Raises `RedisUnavailableError` if Redis cannot
+        be reached.  Yields to the hub.
+        """
+        self._store.set_max_events(self._max_events)
+        self._said_max_events = True
 
     def add(self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Any) -> Job:
         """Add one job; `data` is any JSON value, left out it is ``{}``.
@@ -98,8 +123,9 @@ class Queue:
             gathering = self._gatherings[hub] = Gathering(self._store)
         return gathering
 
-    @staticmethod
-    def _sent(send: typing.Callable[[], T]) -> T:
+    def _sent(self, send: typing.Callable[[], T]) -> T:
+        if not self._said_max_events:
+            self.wait_until_ready()
         try:
             return send()
         except RedisUnavailableError as error:
@@ -131,41 +157,56 @@ class Queue:
         return sum(counts[_known_state(state)] for state in states or counts)
 
     def get_jobs(
-        self, states: str | typing.Iterable[str], start: int = 0, end: int = -1
+        self,
+        states: str | typing.Iterable[str] | None = None,
+        start: int = 0,
+        end: int = -1,
+        *,
+        ascending: bool = False,
     ) -> list[Job]:
-        """The jobs of one state or several, state after state.  Yields to the hub."""
-        wanted = [states] if isinstance(states, str) else list(states)
+        """The jobs at the positions `start` to `end` of one state or several (`None`: of all),
+        state after state.
+
+        The newest come first, as with BullMQ; with `ascending` the oldest, or the next to run or
+        due.  Yields to the hub.
+        """
+        if states is None:
+            wanted = sorted(_STATES)
+        else:
+            wanted = [states] if isinstance(states, str) else list(states)
         for state in wanted:
             _known_state(state)
-        return [job for state in wanted for job in self._store.page(state, start, end)]
+        for field, position in (("start", start), ("end", end)):
+            check_integer(field, position, -(2**53))
+        return self._store.page(wanted, start, end, check_flag("ascending", ascending))
 
     def get_waiting(self, start: int = 0, end: int = -1) -> list[Job]:
         """Jobs that wait, the next to run first: positions `start` to `end`."""
-        return self._store.page("waiting", start, end)
+        return self.get_jobs("waiting", start, end, ascending=True)
 
     def get_active(self, start: int = 0, end: int = -1) -> list[Job]:
         """Jobs that run, the oldest first: positions `start` to `end`."""
-        return self._store.page("active", start, end)
+        return self.get_jobs("active", start, end, ascending=True)
 
     def get_delayed(self, start: int = 0, end: int = -1) -> list[Job]:
         """Delayed jobs, the next due first: positions `start` to `end`."""
-        return self._store.page("delayed", start, end)
+        return self.get_jobs("delayed", start, end, ascending=True)
 
     def get_prioritized(self, start: int = 0, end: int = -1) -> list[Job]:
         """Jobs that wait with a priority, the next to run first: positions `start` to `end`."""
-        return self._store.page("prioritized", start, end)
+        return self.get_jobs("prioritized", start, end, ascending=True)
 
     def get_completed(self, start: int = 0, end: int = -1) -> list[Job]:
         """Completed jobs, the newest first: positions `start` to `end`."""
-        return self._store.page("completed", start, end)
+        return self.get_jobs("completed", start, end)
 
     def get_failed(self, start: int = 0, end: int = -1) -> list[Job]:
         """Failed jobs, the newest first: positions `start` to `end`."""
-        return self._store.page("failed", start, end)
+        return self.get_jobs("failed", start, end)
 
     def get_waiting_children(self, start: int = 0, end: int = -1) -> list[Job]:
         """Jobs that wait for their children, the oldest first: positions `start` to `end`."""
-        return self._store.page("waiting-children", start, end)
+        return self.get_jobs("waiting-children", start, end, ascending=True)
 
     def get_counts_per_priority(self, priorities: typing.Iterable[int]) -> dict[int, int]:
         """How many jobs wait with each priority (0: none).  Yields to the hub."""
@@ -180,6 +221,23 @@ class Queue:
     def remove(self, job_id: str) -> bool:
         """Delete a job; `False` if it is running.  Yields to the hub."""
         return self._store.remove(job_id)
+
+    def retry_jobs(self, state: str = "failed", *, until: float | None = None) -> int:
+        """Run all jobs again that have failed (or, with ``state="completed"``, completed) until
+        now, or until a moment in seconds since the epoch.
+
+        They go behind those that wait, whatever their priority, as with BullMQ.  Returns how
+        many went.  Yields to the hub.
+        """
+        if state not in ("failed", "completed"):
+            raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
+        moment = clock.wall_ms() if until is None else int(check_seconds("until", until) * 1000)
+        return self._store.retry_jobs(state, moment)
+
+    def promote_jobs(self) -> int:
+        """Let all delayed jobs run now, whatever their priority, as with BullMQ.  Returns how
+        many went.  Yields to the hub."""
+        return self._store.promote_jobs()
 
     def trim_events(self, length: int) -> int:
         """Cut the event stream to about `length` entries.  Yields to the hub."""
@@ -202,6 +260,10 @@ class Queue:
     def is_paused(self) -> bool:
         """Whether the queue is paused.  Yields to the hub."""
         return self._store.is_paused()
+
+    def is_maxed(self) -> bool:
+        """Whether as many jobs run as are allowed in all.  Yields to the hub."""
+        return self._store.is_maxed()
 
     def close(self) -> None:
         """Close the connections.  Idempotent."""

@@ -7,6 +7,7 @@ Texts go in encoded, times in milliseconds.  Every method yields to the hub and 
 from __future__ import annotations
 
 import json
+import logging
 import typing
 
 import gevent
@@ -15,7 +16,7 @@ from geventq import clock
 from geventq.errors import GeventqError, LockLostError
 from geventq.job import Job
 from geventq.options import StoredOptions
-from geventq.store.connection import Argument, Client
+from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 
@@ -35,6 +36,11 @@ STATES: typing.Final = {
 """State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 _BULK_SECONDS: typing.Final = 60.0
+_LISTS: typing.Final = ("active", "waiting")
+_PAGE: typing.Final = 1000  # hashes read in one round trip
+_AT_ONCE: typing.Final = 1000  # jobs that one call of retry_jobs or promote_jobs moves
+
+log = logging.getLogger("geventq")
 
 
 class QueueStore:
@@ -98,28 +104,48 @@ class QueueStore:
         counts = self._client.script(load("counts"), names, [], again=True)
         return dict(zip(STATES, counts, strict=True))
 
-    def page(self, state: str, start: int, end: int) -> list[Job]:
-        """The jobs of one state by position: the next to run first, finished ones newest first.
-        Ids without a hash are skipped (wire-format 13)."""
+    def page(
+        self, states: typing.Sequence[str], start: int, end: int, ascending: bool = False
+    ) -> list[Job]:
+        """The jobs of each state by position, state after state, the newest first; with
+        `ascending` the oldest, which is the next to run or due (wire-format 13).
+
+        Ids without a hash are skipped; a key that holds no hash is told in the log and skipped.
+        """
+        ranges = [self._range(state, start, end, ascending) for state in states]
+        ids: list[str] = []
+        for state, found in zip(states, self._client.pipeline(ranges, again=True), strict=True):
+            if state in _LISTS and ascending:
+                found.reverse()  # new ones enter on the left
+            ids += [job_id.decode() for job_id in found]
+        jobs: list[Job] = []
+        for first in range(0, len(ids), _PAGE):
+            jobs += self._read_all(ids[first : first + _PAGE])
+        return jobs
+
+    def _range(self, state: str, start: int, end: int, ascending: bool) -> tuple[Argument, ...]:
         key = getattr(self.keys, STATES[state])
-        if state in ("waiting", "active"):  # lists: the right end comes first
-            ids = self._client.execute(
-                "LRANGE", key, -end - 1 if end >= 0 else 0, -start - 1, again=True
-            )
-            ids.reverse()
-        elif state in ("completed", "failed"):
-            ids = self._client.execute("ZREVRANGE", key, start, end, again=True)
-        else:
-            ids = self._client.execute("ZRANGE", key, start, end, again=True)
-        return self._read_all([job_id.decode() for job_id in ids])
+        if state in _LISTS:
+            first, last = (-end - 1, -start - 1) if ascending else (start, end)
+            return ("LRANGE", key, first, last)
+        return ("ZRANGE" if ascending else "ZREVRANGE", key, start, end)
 
     def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
-        commands = [("HGETALL", self.keys.job(job_id)) for job_id in ids]
+        payload = b"".join([pack(("HGETALL", self.keys.job(job_id))) for job_id in ids])
+        replies = self._client.call(payload, len(ids), again=True, timeout=CALL_TIMEOUT)
         jobs = []
-        for job_id, flat in zip(ids, self._client.pipeline(commands, again=True), strict=True):
-            if flat:
+        for job_id, flat in zip(ids, replies, strict=True):
+            if isinstance(flat, list) and flat:
                 pairs = iter(flat)
                 jobs.append(Job(self, job_id, dict(zip(pairs, pairs, strict=True))))
+            elif not isinstance(flat, list):
+                log.warning(
+                    "job %s of queue %s was skipped: %s",
+                    job_id,
+                    self.queue_name,
+                    flat,
+                    extra={"queue": self.queue_name, "job": job_id},
+                )
         return jobs
 
     def counts_per_priority(self, priorities: typing.Sequence[int]) -> dict[int, int]:
@@ -192,8 +218,7 @@ class QueueStore:
             *(keys.job(job_id), getattr(keys, state), keys.wait, keys.prioritized, keys.pc),
             *(keys.marker, keys.meta, keys.active, keys.events),
         ]
-        lifo = b'"lifo":true' in (self._client.execute("HGET", names[0], "opts") or b"")
-        flags = ["1" if flag else "" for flag in (lifo, reset_made, reset_started)]
+        flags = ["1" if flag else "" for flag in (reset_made, reset_started)]
         _raise_for(self._client.script(load("retry_job"), names, [job_id, state, *flags]), job_id)
 
     def remove(self, job_id: str) -> bool:
@@ -291,6 +316,45 @@ class QueueStore:
 
     def is_paused(self) -> bool:
         return bool(self._client.execute("HEXISTS", self.keys.meta, "paused", again=True))
+
+    def is_maxed(self) -> bool:
+        """Whether as many jobs run as the queue allows in all (wire-format 8)."""
+        keys = self.keys
+        commands = [("HGET", keys.meta, "concurrency"), ("LLEN", keys.active)]
+        most, active = self._client.pipeline(commands, again=True)
+        return most is not None and active >= int(most)
+
+    def retry_jobs(self, state: str, until_ms: int) -> int:
+        """Run finished jobs again that ended until a moment; how many."""
+        keys = self.keys
+        names = [
+            *(getattr(keys, state), keys.wait, keys.marker, keys.meta, keys.active, keys.events),
+        ]
+        args: list[Argument] = [keys.base, state, until_ms, _AT_ONCE]
+        return self._call_while_full("retry_jobs", names, args)
+
+    def promote_jobs(self) -> int:
+        """Let all delayed jobs run now; how many."""
+        keys = self.keys
+        names = [keys.delayed, keys.wait, keys.marker, keys.meta, keys.active, keys.events]
+        return self._call_while_full("promote_jobs", names, [_AT_ONCE])
+
+    def _call_while_full(self, name: str, keys: list[str], args: list[Argument]) -> int:
+        moved = 0
+        while True:
+            count = self._client.script(load(name), keys, args)
+            moved += count
+            if count < _AT_ONCE:
+                return moved
+
+    def set_max_events(self, length: int | None) -> None:
+        """Say how long the event stream is to be; `None` says the default if nobody has yet
+        (wire-format 5)."""
+        field = "opts.maxLenEvents"
+        if length is None:
+            self._client.execute("HSETNX", self.keys.meta, field, 10_000, again=True)
+        else:
+            self._client.execute("HSET", self.keys.meta, field, length, again=True)
 
     def close(self) -> None:
         """Close the connections."""
