@@ -1,0 +1,149 @@
+"""What a cancellation says: the request, how two of them merge, and the text a job fails with.
+
+Plain values.  This module knows neither gevent nor Redis, and no greenlet runs in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+
+from geventq import clock
+
+__all__ = ["KINDS", "Cancellation", "LockLost"]
+
+#: Which request decides the outcome when several meet (cancellation.md 2.2).
+KINDS: typing.Final[dict[str, int]] = {
+    "shutdown": 0,
+    "timeout": 1,
+    "parent": 2,
+    "remote": 2,
+    "user": 2,
+    "lock_lost": 3,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LockLost:
+    """The reason of a cancellation whose cause is a lost lock."""
+
+    job_id: str
+
+    def __str__(self) -> str:
+        return f"the lock of job {self.job_id} was lost"
+
+    def to_json(self) -> dict[str, str]:
+        """The form it has on the wire: ``{"lockLost": job_id}``."""
+        return {"lockLost": self.job_id}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancellation:
+    """One request to stop a job.  Always truthy, whatever the reason is.
+
+    `reason` is what the caller gave: `None`, text or any JSON value; `requested_at` is in
+    seconds since the epoch; `requested_by` names whoever asked, if known.  Raises `ValueError`
+    or `TypeError` for an unknown kind and for a reason that is not JSON.
+    """
+
+    reason: typing.Any = None
+    kind: str = "user"
+    hard: bool = False
+    retry: bool = True
+    requested_at: float = dataclasses.field(default_factory=clock.wall)
+    requested_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.reason is not None:
+            _check_reason(self.reason)
+
+    def __hash__(self) -> int:
+        # The reason may be a dict; equality still compares it.
+        return hash((self.kind, self.hard, self.retry, self.requested_at, self.requested_by))
+
+    def __str__(self) -> str:
+        if isinstance(self.reason, LockLost):
+            return f"Job cancelled: {self.reason}"
+        return self.failed_reason()
+
+    @classmethod
+    def timed_out(cls, seconds: float, *, hard: bool = False) -> Cancellation:
+        """The request made by a time limit of `seconds`."""
+        return cls(f"timed out after {seconds:g} s", "timeout", hard)
+
+    def failed_reason(self) -> str:
+        """The text a job fails with (cancellation.md 2.6)."""
+        reason = self.reason
+        if reason is None or reason == "":
+            return "Job cancelled"
+        if self.kind == "timeout" and isinstance(reason, str):
+            return f"Job {reason}"
+        if isinstance(reason, str):
+            return f"Job cancelled: {reason}"
+        return f"Job cancelled: {json.dumps(_plain(reason), ensure_ascii=False)}"
+
+    def merged(self, later: Cancellation) -> Cancellation:
+        """This request with what is stronger in a `later` one; `self` itself if nothing is.
+
+        Outcome and text follow the request that decides the outcome: the higher kind, then
+        the one that forbids a retry, of equals the first.  Hardness is added either way.
+        """
+        mine = (KINDS[self.kind], not self.retry)
+        theirs = (KINDS[later.kind], not later.retry)
+        base = later if theirs > mine else self
+        hard, retry = self.hard or later.hard, self.retry and later.retry
+        if base is self and hard == self.hard and retry == self.retry:
+            return self
+        return dataclasses.replace(base, hard=hard, retry=retry)
+
+    def to_json(self) -> dict[str, typing.Any]:
+        """A dict of JSON values; `from_json` reads it."""
+        return {
+            "reason": _plain(self.reason),
+            "kind": self.kind,
+            "hard": self.hard,
+            "retry": self.retry,
+            "requestedAt": self.requested_at,
+            "requestedBy": self.requested_by,
+        }
+
+    @classmethod
+    def from_json(cls, record: typing.Mapping[str, typing.Any]) -> Cancellation:
+        """The request that `to_json` wrote.  Raises `ValueError` for any other shape."""
+        try:
+            kind, hard, retry = record["kind"], record["hard"], record["retry"]
+            at, by = record["requestedAt"], record.get("requestedBy")
+            reason = record.get("reason")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a cancellation: {record!r}") from error
+        sound = (
+            isinstance(kind, str)
+            and isinstance(hard, bool)
+            and isinstance(retry, bool)
+            and isinstance(at, (int, float))
+            and (by is None or isinstance(by, str))
+        )
+        if not sound:
+            raise ValueError(f"not a cancellation: {record!r}")
+        if kind == "lock_lost" and isinstance(reason, dict) and set(reason) == {"lockLost"}:
+            reason = LockLost(str(reason["lockLost"]))
+        return cls(reason, kind, hard, retry, float(at), by)
+
+
+def _plain(reason: typing.Any) -> typing.Any:
+    return reason.to_json() if isinstance(reason, LockLost) else reason
+
+
+def _check_reason(reason: typing.Any) -> None:
+    if isinstance(reason, LockLost):
+        return
+    try:
+        text = reason if isinstance(reason, str) else json.dumps(reason, allow_nan=False)
+        if not text.isascii():
+            text.encode()
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"reason must be None, text or a JSON value, not {reason!r}: {error}") from None

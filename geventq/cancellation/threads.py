@@ -1,0 +1,48 @@
+"""Running a step in the hub that owns an object, from whatever native thread calls.
+
+Knows nothing of cancellation.  The step runs as a callback in the hub, so it must not block.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from gevent import monkey
+
+__all__ = ["get_ident", "in_thread_of"]
+
+T = typing.TypeVar("T")
+
+#: The native thread's identity, also in a monkey-patched process.
+get_ident: typing.Final[typing.Callable[[], int]] = monkey.get_original("_thread", "get_ident")
+_allocate_lock: typing.Final = monkey.get_original("_thread", "allocate_lock")
+
+
+def in_thread_of(hub: typing.Any, step: typing.Callable[[], T], *, gone: T) -> T:
+    """What `step()` returns or raises, run in the thread of `hub`; `gone` if its loop has ended.
+
+    In that thread itself the step is called directly.  Elsewhere the calling thread blocks
+    until the hub has had a turn.
+    """
+    if hub is None or hub.thread_ident == get_ident():
+        return step()
+    loop = hub.loop
+    if loop is None:
+        return gone
+    done = _allocate_lock()
+    done.acquire()
+    outcome: list[typing.Any] = [gone, None]
+
+    def run() -> None:
+        try:
+            outcome[0] = step()
+        except BaseException as error:  # raised again in the thread that asked
+            outcome[1] = error
+        finally:
+            done.release()
+
+    loop.run_callback_threadsafe(run)
+    done.acquire()
+    if outcome[1] is not None:
+        raise outcome[1]
+    return typing.cast(T, outcome[0])

@@ -1,0 +1,191 @@
+"""Which greenlets belong to an attempt, and how they are killed with it (cancellation.md 2.12).
+
+A mark in `spawn_tree_locals`, new for each attempt, is inherited by every greenlet that the
+attempt's greenlets spawn; a spawn callback collects them.  Greenlets that geventq itself spawns
+carry no mark (`apart`), so that no job's kill takes them along.
+
+`adopt` runs in the greenlet that spawns, `kill_all` in the hub; neither blocks.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import site
+import sys
+import sysconfig
+import threading
+import time
+import types
+import typing
+import weakref
+
+import gevent
+from gevent import Greenlet
+from greenlet import GreenletExit
+
+__all__ = ["MARK", "Family", "apart", "detach", "install", "kill_all", "throw", "was_thrown"]
+
+#: The key of the attempt in `spawn_tree_locals`.
+MARK: typing.Final = "geventq.attempt"
+
+Family = weakref.WeakSet  # of Greenlet: a finished helper must not be kept alive
+
+#: Seconds between two throws into one helper.
+GAP: typing.Final = 0.5
+
+_THROWN: typing.Final = "_geventq_thrown"
+
+_installed = False
+
+
+def install() -> None:
+    """Collect spawned greenlets from now on; once per process, at the first attempt."""
+    global _installed
+    if not _installed:
+        _installed = True
+        Greenlet.add_spawn_callback(_adopt)
+
+
+def _adopt(greenlet: typing.Any) -> None:
+    marks = greenlet.spawn_tree_locals
+    if not marks:
+        return
+    attempt = marks.get(MARK)
+    if attempt is None:
+        return
+    thread = _thread_of(greenlet)
+    if thread is not None and _serves_the_process(thread):
+        # Its later children are not ours either.
+        greenlet.spawn_tree_locals = _unmarked(marks)
+        return
+    attempt.adopt(greenlet)
+
+
+def _unmarked(marks: typing.Mapping[str, typing.Any] | None) -> dict[str, typing.Any]:
+    return {key: value for key, value in (marks or {}).items() if key != MARK}
+
+
+def apart(
+    fn: typing.Callable[..., typing.Any],
+    *args: typing.Any,
+    name: str,
+    context: contextvars.Context | None = None,
+    **kwargs: typing.Any,
+) -> Greenlet[..., typing.Any]:
+    """Start a greenlet that no attempt owns.  Does not yield; may be called in the hub."""
+    greenlet = Greenlet(fn, *args, **kwargs)
+    greenlet.name = name
+    greenlet.spawn_tree_locals = _unmarked(greenlet.spawn_tree_locals)
+    if context is not None:
+        greenlet.gr_context = context
+    greenlet.start()
+    return greenlet
+
+
+def detach(
+    fn: typing.Callable[..., typing.Any], /, *args: typing.Any, **kwargs: typing.Any
+) -> Greenlet[..., typing.Any]:
+    """Spawn a greenlet that does not die with the job that spawns it.
+
+    It runs in a copy of the caller's `contextvars` context.  Does not yield.
+    """
+    name = f"detached-{getattr(fn, '__name__', 'call')}"
+    greenlet = Greenlet(fn, *args, **kwargs)
+    greenlet.name = name
+    greenlet.spawn_tree_locals = _unmarked(greenlet.spawn_tree_locals)
+    greenlet.gr_context = contextvars.copy_context()
+    greenlet.start()
+    return greenlet
+
+
+def kill_all(family: typing.Iterable[typing.Any], spared: typing.Any) -> None:
+    """Throw into every living greenlet of `family` but `spared`.  Only in the hub."""
+    for greenlet in list(family):
+        if greenlet is not spared:
+            throw(greenlet)
+
+
+def throw(greenlet: typing.Any) -> None:
+    """Throw what ends `greenlet` without a printed traceback.  Only in the hub.
+
+    Not twice within half a second: a killed job that waits in `token.run` ends its call, and
+    the tree's kill reaches the same greenlet in the same turn; the second throw would cut the
+    cleanup that the first one began.
+    """
+    if greenlet.ready():
+        return
+    now = time.monotonic()
+    if now - greenlet.__dict__.get(_THROWN, -GAP) < GAP:
+        return
+    started = greenlet.gr_frame is not None
+    if started and _thread_of(greenlet) is not None:
+        # `Thread` swallows a SystemExit out of `run`; anywhere else in its bootstrap it would
+        # end the process: such a thread is about to begin or has ended, the next throw asks.
+        if not _inside_run(greenlet.gr_frame):
+            return
+        error: BaseException = SystemExit()
+    else:
+        error = GreenletExit()
+    greenlet.__dict__[_THROWN] = now
+    try:
+        greenlet.throw(error)
+    except BaseException:  # only what gevent itself raises for a greenlet of no use any more
+        gevent.get_hub().handle_error(greenlet, *sys.exc_info())
+
+
+def was_thrown(greenlet: typing.Any) -> bool:
+    """Whether `throw` ever reached this greenlet."""
+    return _THROWN in greenlet.__dict__
+
+
+def _thread_of(greenlet: typing.Any) -> threading.Thread | None:
+    owner = getattr(getattr(greenlet, "_run", None), "__self__", None)
+    return owner if isinstance(owner, threading.Thread) else None
+
+
+def _inside_run(frame: types.FrameType | None) -> bool:
+    inner = None
+    while frame is not None:
+        if frame.f_code.co_name == "_bootstrap_inner":
+            return inner is not None and inner.f_code.co_name == "run"
+        inner, frame = frame, frame.f_back
+    return False
+
+
+def _serves_the_process(thread: threading.Thread) -> bool:
+    target: typing.Any = getattr(thread, "_target", None)
+    if type(thread).run is not threading.Thread.run:
+        target = type(thread).run
+    return _is_library_file(_file_of(target))
+
+
+def _file_of(target: typing.Any) -> str | None:
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = getattr(target, "__func__", target)
+    code = getattr(target, "__code__", None)
+    if code is None and not isinstance(target, type):
+        code = getattr(getattr(type(target), "__call__", None), "__code__", None)
+    return None if code is None else code.co_filename
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_library_file(path: str | None) -> bool:
+    if path is None:  # a builtin, an extension: nobody's job code
+        return True
+    if path.startswith("<frozen"):
+        return True
+    path = os.path.realpath(path)
+    if f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
+        return True
+    return path.startswith(_library_roots())
+
+
+@functools.cache
+def _library_roots() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    roots = {paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"]}
+    roots.update(site.getsitepackages())
+    return tuple(os.path.realpath(root) + os.sep for root in roots if root)
