@@ -37,6 +37,9 @@ class RedisUnavailableError(GeventqError, ConnectionError):
     (``LOADING``, ``READONLY``, ``OOM``...: cancellation.md 3.7).  The message names the host
     and the port, never the password."""
 
+    answer_lost: bool = False
+    """Whether the request had been sent: it may have been carried out (cancellation.md 3.6)."""
+
 
 class LockLostError(GeventqError):
     """The attempt no longer owns its job: another worker may be running it, so this write

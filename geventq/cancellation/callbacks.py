@@ -78,7 +78,7 @@ class Callback:
                 _log.exception("an on_cancel callback failed: %r", self._fn)
         except gevent.GreenletExit:
             raise
-        except BaseException:  # also SystemExit, which would end the process here
+        except BaseException:  # also SystemExit, which would end the process here  # noqa: BLE001
             _log.exception("an on_cancel callback failed: %r", self._fn)
         finally:
             self._ended(self)

@@ -45,7 +45,7 @@ class _Call:
     def __call__(self) -> None:
         try:
             self.value = self._fn(*self._args, **self._kwargs)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: the caller's
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: the caller's  # noqa: BLE001
             self.error = error
         self.done = True
 
@@ -99,7 +99,7 @@ def run(
 
 def _wait(child: typing.Any, token: CancellationToken | None) -> None:
     """Wait until `child` ends or `token` is set."""
-    waiter = Waiter()
+    waiter: typing.Any = Waiter()
     child.rawlink(waiter.switch)
     if token is not None:
         token.rawlink(waiter.switch)

@@ -16,8 +16,8 @@ import collections
 import time
 import typing
 
-import gevent.hub
 from gevent._hub_local import get_hub_if_exists
+from gevent.exceptions import InvalidSwitchError
 from greenlet import getcurrent
 
 __all__ = ["NOWHERE", "Pacer", "pacer_of"]
@@ -38,7 +38,7 @@ class Pacer:
     def __init__(self, hub: typing.Any) -> None:
         self.due = 0.0  # on time.perf_counter; 0: look at once
         self._hub = hub
-        self._loop = hub.loop if hub is not None else None
+        self._loop: typing.Any = hub.loop if hub is not None else None
         self._turn = -1
         self._line: collections.deque[typing.Any] = collections.deque()
         self._release: typing.Any = None  # runs exactly while the line is not empty
@@ -74,7 +74,7 @@ class Pacer:
         try:
             released_by = self._hub.switch()
             if released_by is not self:
-                raise gevent.hub.InvalidSwitchError(f"invalid switch into check(): {released_by!r}")
+                raise InvalidSwitchError(f"invalid switch into check(): {released_by!r}")
         except BaseException:  # a kill, a Timeout: leave the line and let it through
             if current in line:
                 line.remove(current)

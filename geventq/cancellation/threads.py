@@ -36,7 +36,7 @@ def in_thread_of(hub: typing.Any, step: typing.Callable[[], T], *, gone: T) -> T
     def run() -> None:
         try:
             outcome[0] = step()
-        except BaseException as error:  # raised again in the thread that asked
+        except BaseException as error:  # raised again in the thread that asked  # noqa: BLE001
             outcome[1] = error
         finally:
             done.release()

@@ -131,7 +131,7 @@ def throw(greenlet: typing.Any) -> None:
     greenlet.__dict__[_THROWN] = now
     try:
         greenlet.throw(error)
-    except BaseException:  # only what gevent itself raises for a greenlet of no use any more
+    except BaseException:  # only what gevent itself raises for a greenlet of no use any more  # noqa: BLE001
         gevent.get_hub().handle_error(greenlet, *sys.exc_info())
 
 
@@ -167,7 +167,7 @@ def _file_of(target: typing.Any) -> str | None:
     target = getattr(target, "__func__", target)
     code = getattr(target, "__code__", None)
     if code is None and not isinstance(target, type):
-        code = getattr(getattr(type(target), "__call__", None), "__code__", None)
+        code = getattr(getattr(type(target), "__call__", None), "__code__", None)  # noqa: B004
     return None if code is None else code.co_filename
 
 

@@ -1,2 +1,6 @@
 """The worker: takes jobs, runs them as greenlets, renews their locks, settles what became of
 them."""
+
+from geventq.worker.worker import Worker
+
+__all__ = ["Worker"]

@@ -1,0 +1,196 @@
+"""Checks of what users pass in: one function a kind of value.
+
+Each returns the value in the form the rest of geventq works with, or raises `TypeError` (wrong
+kind) or `ValueError` (right kind, wrong value) with the field, the rule and the value in the
+message.  Knows nothing of Redis; no greenlets run here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import typing
+
+__all__ = [
+    "MAX_SECONDS",
+    "Seconds",
+    "check_duration",
+    "check_flag",
+    "check_integer",
+    "check_job_id",
+    "check_keep",
+    "check_keys",
+    "check_mapping",
+    "check_name",
+    "check_prefix",
+    "check_queue_name",
+    "check_ratio",
+    "check_seconds",
+    "milliseconds",
+    "show",
+]
+
+Seconds = float | int | datetime.timedelta
+
+MAX_SECONDS: typing.Final = 2**53 / 1000
+"""The longest time that survives a trip through the doubles of Lua and JavaScript."""
+
+# The suffixes of wire-format section 1: a job with such an id would overwrite its queue.
+_RESERVED_IDS: typing.Final = frozenset(
+    """wait active prioritized delayed waiting-children completed failed paused stalled
+    stalled-check meta id pc marker events limiter repeat metrics de dn delay priority""".split()
+)
+_INTEGER_TEXT: typing.Final = re.compile(r"-?[0-9]+")
+_SURROGATE: typing.Final = re.compile("[\ud800-\udfff]")
+_UNFIT_IN_CLIENT_NAME: typing.Final = re.compile(r"[^!-~]")
+
+
+def show(value: object) -> str:
+    """`value` for an error message: its repr, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _wrong_type(field: str, rule: str, value: object) -> TypeError:
+    return TypeError(f"{field}: {rule}, got {show(value)} ({type(value).__name__})")
+
+
+def _wrong_value(field: str, rule: str, value: object) -> ValueError:
+    return ValueError(f"{field}: {rule}, got {show(value)}")
+
+
+def check_seconds(field: str, value: object, *, above_zero: bool = False) -> float:
+    """A time in seconds (int, float or timedelta): finite, not negative, not a bool."""
+    if isinstance(value, datetime.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(field, "seconds as a number or a timedelta are needed", value)
+    if not math.isfinite(value):
+        raise _wrong_value(field, "a finite number of seconds is needed", value)
+    if value < 0:
+        raise _wrong_value(field, "seconds must not be negative", value)
+    if above_zero and value == 0:
+        raise _wrong_value(field, "more than 0 seconds are needed", value)
+    if value > MAX_SECONDS:
+        raise _wrong_value(field, f"at most {MAX_SECONDS} seconds are possible", value)
+    return float(value)
+
+
+def check_duration(field: str, value: object) -> float:
+    """A time in seconds that is more than 0."""
+    return check_seconds(field, value, above_zero=True)
+
+
+def milliseconds(seconds: float) -> int | float:
+    """Seconds as milliseconds for the wire: an int where that is exact to the microsecond."""
+    value = round(seconds * 1000, 3)
+    whole = int(value)
+    return whole if whole == value else value
+
+
+def check_integer(field: str, value: object, low: int, high: int | None = None) -> int:
+    """An int (not a bool) of at least `low` and at most `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(field, "a whole number is needed", value)
+    limit = 2**53 if high is None else high
+    if not low <= value <= limit:
+        rule = f"at least {low} is needed" if value < low else f"at most {limit} is possible"
+        raise _wrong_value(field, rule, value)
+    return int(value)
+
+
+def check_ratio(field: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(field, "a number from 0 to 1 is needed", value)
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise _wrong_value(field, "a number from 0 to 1 is needed", value)
+    return value
+
+
+def check_flag(field: str, value: object) -> bool:
+    """A bool, and nothing that merely looks like one."""
+    if not isinstance(value, bool):
+        raise _wrong_type(field, "True or False is needed", value)
+    return value
+
+
+def check_name(field: str, value: object) -> str:
+    """Text that is not empty and can be encoded in UTF-8."""
+    if not isinstance(value, str):
+        raise _wrong_type(field, "text is needed", value)
+    if not value:
+        raise _wrong_value(field, "must not be empty", value)
+    if not value.isascii() and _SURROGATE.search(value):
+        raise _wrong_value(field, "must not hold a lone surrogate", value)
+    return value
+
+
+def check_queue_name(value: object, field: str = "queue name") -> str:
+    """The name of a queue: text without ``:`` (wire-format section 1)."""
+    name = check_name(field, value)
+    if ":" in name:
+        raise _wrong_value(field, "must not contain ':'", value)
+    return name
+
+
+def check_prefix(value: object) -> str:
+    """The prefix of all keys: printable ASCII without spaces, because names of connections
+    begin with it (wire-format section 11)."""
+    prefix = check_name("prefix", value)
+    if _UNFIT_IN_CLIENT_NAME.search(prefix):
+        raise _wrong_value("prefix", "must be printable ASCII without spaces", value)
+    return prefix
+
+
+def check_job_id(field: str, value: object) -> str:
+    """A custom id: not one that the queue gives itself, and not the name of one of its keys."""
+    job_id = check_name(field, value)
+    if ":" in job_id:
+        raise _wrong_value(field, "must not contain ':'", value)
+    if _INTEGER_TEXT.fullmatch(job_id) and str(int(job_id[:400])) == job_id:
+        raise _wrong_value(field, "must not be an integer, those ids are given by Redis", value)
+    if job_id in _RESERVED_IDS:
+        raise _wrong_value(field, "is reserved for a key of the queue", value)
+    return job_id
+
+
+def check_mapping(field: str, value: object) -> dict[str, typing.Any]:
+    """A dict with text keys; returned as a new dict without the members that are `None`."""
+    if not isinstance(value, dict):
+        raise _wrong_type(field, "a dict is needed", value)
+    for key in value:
+        if not isinstance(key, str):
+            raise _wrong_type(field, "the keys must be text", key)
+    return {key: member for key, member in value.items() if member is not None}
+
+
+def check_keys(field: str, value: typing.Mapping[str, object], known: typing.Iterable[str]) -> None:
+    """Refuse keys that nobody would read."""
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        rule = f"unknown option; known are {', '.join(sorted(known))}"
+        inner = f"{field}[{unknown[0]!r}]" if field else unknown[0]
+        raise _wrong_value(inner, rule, value[unknown[0]])
+
+
+def check_keep(field: str, value: object) -> bool | int | dict[str, int | float]:
+    """A removal policy: a bool, a count, or ``{"age": seconds, "count": n, "limit": n}``."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return check_integer(field, value, 0)
+    if not isinstance(value, dict):
+        raise _wrong_type(field, "a bool, a count or a dict is needed", value)
+    given = check_mapping(field, value)
+    check_keys(field, given, ("age", "count", "limit"))
+    policy: dict[str, int | float] = {}
+    if "age" in given:
+        age = check_seconds(f"{field}['age']", given["age"])
+        policy["age"] = int(age) if age.is_integer() else age
+    if "count" in given:
+        policy["count"] = check_integer(f"{field}['count']", given["count"], 0)
+    if "limit" in given:
+        policy["limit"] = check_integer(f"{field}['limit']", given["limit"], 1)
+    return policy

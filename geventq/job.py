@@ -1,0 +1,432 @@
+"""One job: what its hash says, and what can be done with it.
+
+Owns the reading of a job's hash (wire-format section 3), lazily: a worker makes a hundred
+thousand of these a second and looks at few of their fields.  Must not know Redis: every effect
+goes through the `JobStore` that made the job, and what concerns a running attempt through its
+`JobOwner`.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+from geventq import clock
+from geventq.checks import MAX_SECONDS, check_duration, check_integer, check_seconds, milliseconds
+from geventq.codec import decode, encode
+from geventq.errors import GeventqError
+from geventq.options import MAX_PRIORITY, from_wire
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
+
+__all__ = ["Job", "JobOwner", "JobStore", "Outcome"]
+
+Fields = dict[bytes, bytes]
+Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]
+
+
+class JobStore(typing.Protocol):
+    """What a job needs of the place where it is stored (`geventq.store.jobs.QueueStore`).
+
+    Texts go in encoded, times in milliseconds.  Every method yields to the hub.
+    """
+
+    @property
+    def queue_name(self) -> str: ...
+    def read(self, job_id: str) -> Job | None: ...
+    def state(self, job_id: str) -> str: ...
+    def update_progress(self, job_id: str, progress: bytes, lock_token: str) -> None: ...
+    def update_data(self, job_id: str, data: bytes, lock_token: str) -> None: ...
+    def log(self, job_id: str, row: bytes, keep: int, lock_token: str) -> int: ...
+    def clear_logs(self, job_id: str, keep: int) -> None: ...
+    def retry(self, job_id: str, state: str, reset_made: bool, reset_started: bool) -> None: ...
+    def remove(self, job_id: str) -> bool: ...
+    def promote(self, job_id: str) -> None: ...
+    def change_delay(self, job_id: str, delay: int | float) -> None: ...
+    def change_priority(self, job_id: str, priority: int, lifo: bool) -> None: ...
+    def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None: ...
+    def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any: ...
+
+
+class JobOwner(typing.Protocol):
+    """The run of a job in a worker, as far as the job object needs it."""
+
+    @property
+    def lock_token(self) -> str:
+        """Proves to the scripts that this run still owns the job."""
+
+    def progressed(self, job: Job, value: typing.Any) -> None:
+        """`update_progress` was carried out."""
+
+    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+        """`extend_lock` was carried out; it was sent at `sent_at` (monotonic)."""
+
+    def settle_by_hand(self, job: Job, outcome: Outcome, value: typing.Any) -> None:
+        """Carry out ``move_to_...``: `value` is the result (encoded JSON), the error, or the
+        seconds of delay.  Raises `GeventqError` for a job that the worker settles itself."""
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed_options(text: bytes) -> dict[str, typing.Any]:
+    """Stored options, shared by all jobs that were added with the same ones: never changed."""
+    wire = decode(text)
+    if not isinstance(wire, dict):
+        raise ValueError("an object is needed")
+    return wire
+
+
+_NO_OPTIONS: typing.Final[dict[str, typing.Any]] = {}
+_UNREAD: typing.Final = object()
+
+
+class Job:
+    """A job as it was when it was read; ask again with `Queue.get_job` for how it is now.
+
+    Times are seconds; `timestamp`, `processed_on` and `finished_on` are seconds since the
+    epoch.  Reading attributes never yields; every method yields to the hub and raises
+    `GeventqError` (and writes nothing) when the job is gone or in another state.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_discarded", "_fields", "_owner", "_store", "id")
+
+    def __init__(self, store: JobStore, job_id: str, fields: Fields) -> None:
+        self.id = job_id
+        self._store = store
+        self._fields = fields
+        self._owner: JobOwner | None = None
+        self._data: typing.Any = _UNREAD
+        self._discarded = False
+
+    @classmethod
+    def from_hash(cls, store: JobStore, job_id: str, fields: Fields) -> Job:
+        """The job of a hash as Redis gave it.  Nothing is parsed before it is asked for."""
+        return cls(store, job_id, fields)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.name!r} of {self.queue_name!r}>"
+
+    # -- what the hash says --------------------------------------------------------------
+
+    @property
+    def queue_name(self) -> str:
+        return self._store.queue_name
+
+    @property
+    def name(self) -> str:
+        return self._text(b"name") or ""
+
+    @property
+    def data(self) -> typing.Any:
+        """The payload.  Raises `GeventqError` if another program stored what is not JSON."""
+        if self._data is _UNREAD:
+            self._data = self._json(b"data", b"{}")
+        return self._data
+
+    @property
+    def opts(self) -> dict[str, typing.Any]:
+        """The options it was added with, as `Queue.add` names them, in seconds."""
+        return from_wire(self.wire_options)
+
+    @property
+    def wire_options(self) -> typing.Mapping[str, typing.Any]:
+        """The options as they are stored (wire-format section 4); not to be changed."""
+        text = self._fields.get(b"opts")
+        if not text:
+            return _NO_OPTIONS
+        try:
+            return _parsed_options(text)
+        except ValueError as error:
+            raise GeventqError(f"opts of job {self.id} cannot be read: {error}") from None
+
+    @property
+    def timestamp(self) -> float:
+        return self._number(b"timestamp") / 1000
+
+    @property
+    def delay(self) -> float:
+        return self._number(b"delay") / 1000
+
+    @property
+    def priority(self) -> int:
+        return int(self._number(b"priority"))
+
+    @property
+    def attempts_made(self) -> int:
+        """Attempts that ended.  `attemptsMade` is an old spelling, and wins (wire-format 3)."""
+        fields = self._fields
+        return int(self._number(b"attemptsMade" if b"attemptsMade" in fields else b"atm"))
+
+    @property
+    def attempts_started(self) -> int:
+        return int(self._number(b"ats"))
+
+    @property
+    def stalled_counter(self) -> int:
+        return int(self._number(b"stc"))
+
+    @property
+    def progress(self) -> typing.Any:
+        return self._json(b"progress", b"0")
+
+    @property
+    def return_value(self) -> typing.Any:
+        """The result, `None` while there is none or if it cannot be read."""
+        try:
+            return self._json(b"returnvalue", b"null")
+        except GeventqError:
+            return None
+
+    @property
+    def failed_reason(self) -> str | None:
+        return self._text(b"failedReason")
+
+    @property
+    def stacktrace(self) -> list[str]:
+        """The traces of all failed attempts, oldest first."""
+        try:
+            traces = self._json(b"stacktrace", b"[]")
+        except GeventqError:
+            return []
+        return [str(trace) for trace in traces] if isinstance(traces, list) else []
+
+    @property
+    def processed_on(self) -> float | None:
+        return self._number(b"processedOn") / 1000 if b"processedOn" in self._fields else None
+
+    @property
+    def finished_on(self) -> float | None:
+        return self._number(b"finishedOn") / 1000 if b"finishedOn" in self._fields else None
+
+    @property
+    def processed_by(self) -> str | None:
+        """The `name` of the worker that took it last, if that has one."""
+        return self._text(b"pb")
+
+    @property
+    def parent_key(self) -> str | None:
+        return self._text(b"parentKey")
+
+    @property
+    def deduplication_id(self) -> str | None:
+        return self._text(b"deid")
+
+    @property
+    def deferred_failure(self) -> str | None:
+        """Why the next worker to take this job fails it without running it, if it does."""
+        return self._text(b"defa")
+
+    @property
+    def cancellation(self) -> Cancellation | None:
+        """The request to cancel that is recorded with the job (cancellation.md 4.3)."""
+        record = self._fields.get(b"gqc")
+        if not record:
+            return None
+        from geventq.record import cancellation_of  # rare, so not paid for by the others
+
+        return cancellation_of(record)
+
+    @property
+    def discarded(self) -> bool:
+        """Whether `discard` was called on this object."""
+        return self._discarded
+
+    def defect(self) -> str | None:
+        """Why this job cannot be run: half of its hash is missing, or is not JSON."""
+        fields = self._fields
+        if not fields:
+            return "the job's hash is missing"
+        if not fields.get(b"name"):
+            return "the job's hash has no name"
+        try:
+            self.data  # noqa: B018  (parsed here once, and kept)
+            self.wire_options  # noqa: B018
+        except GeventqError as error:
+            return str(error)
+        return None
+
+    def _text(self, field: bytes) -> str | None:
+        value = self._fields.get(field)
+        return None if value is None else value.decode(errors="replace")
+
+    def _json(self, field: bytes, default: bytes) -> typing.Any:
+        try:
+            return decode(self._fields.get(field) or default)
+        except ValueError as error:
+            name = field.decode()
+            raise GeventqError(f"{name} of job {self.id} is not JSON: {error}") from None
+
+    def _number(self, field: bytes) -> float:
+        """A number as Node writes it; 0 where it is missing or something else."""
+        value = self._fields.get(field)
+        if value is None:
+            return 0
+        try:
+            return int(value)
+        except ValueError:
+            pass
+        try:
+            number = float(value)
+        except ValueError:
+            return 0
+        return number if abs(number) <= MAX_SECONDS * 1000 else 0
+
+    # -- what a processor does with its job ----------------------------------------------
+
+    def update_progress(self, value: typing.Any) -> None:
+        """Store `value` (any JSON) as the progress and tell those who listen.
+
+        Raises `LockLostError` when this attempt no longer owns the job.
+        """
+        text = encode("progress", value)
+        self._store.update_progress(self.id, text, self._lock_token)
+        self._fields[b"progress"] = text
+        if self._owner is not None:
+            self._owner.progressed(self, value)
+
+    def update_data(self, data: typing.Any) -> None:
+        """Replace the payload.  Raises `LockLostError` as `update_progress`."""
+        text = encode("data", data)
+        self._store.update_data(self.id, text, self._lock_token)
+        self._fields[b"data"] = text
+        self._data = _UNREAD
+
+    def log(self, row: str) -> int:
+        """Append a row to the job's log and return how many are kept (option `keep_logs`).
+        Raises `LockLostError` as `update_progress`."""
+        if not isinstance(row, str):
+            raise TypeError(f"row: text is needed, got {row!r}")
+        try:
+            encoded = row.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"row: must not hold a lone surrogate, got {row!r}") from None
+        keep = self.wire_options.get("kl")
+        keep = keep if isinstance(keep, int) and keep > 0 else 0
+        return self._store.log(self.id, encoded, keep, self._lock_token)
+
+    def clear_logs(self, keep: int = 0) -> None:
+        """Delete the log but for its last `keep` rows."""
+        self._store.clear_logs(self.id, check_integer("keep", keep, 0))
+
+    def discard(self) -> None:
+        """If the running attempt fails, fail the job for good.  Does not yield."""
+        self._discarded = True
+
+    def extend_lock(self, seconds: float) -> None:
+        """Make the lock live `seconds` from now.  Raises `LockLostError` if it is gone or
+        another's, `GeventqError` for a job that no worker of this process runs."""
+        duration = check_duration("seconds", seconds)
+        owner = self._owned("extend_lock")
+        sent_at = clock.monotonic()
+        self._store.extend_lock(self.id, owner.lock_token, max(1, int(duration * 1000)))
+        owner.lock_extended(self, sent_at, duration)
+
+    # -- for jobs that were taken by hand ------------------------------------------------
+
+    def move_to_completed(self, result: typing.Any = None) -> None:
+        """Complete a job that was taken with `Worker.get_next_job`."""
+        text = encode("result", result)
+        self._owned("move_to_completed").settle_by_hand(self, "completed", text)
+
+    def move_to_failed(self, error: BaseException | str) -> None:
+        """Fail such a job by its retry rules, as if its processor had raised `error`."""
+        if isinstance(error, str):
+            error = GeventqError(error)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"error: an exception or text is needed, got {error!r}")
+        self._owned("move_to_failed").settle_by_hand(self, "failed", error)
+
+    def move_to_delayed(self, seconds: float) -> None:
+        """Put such a job into *delayed* for `seconds`; the attempt is not counted."""
+        delay = check_seconds("seconds", seconds)
+        self._owned("move_to_delayed").settle_by_hand(self, "delayed", delay)
+
+    def move_to_wait(self, token: str | None = None) -> None:
+        """Put such a job back to the front of *waiting*; the attempt is not counted.  `token`,
+        if given, has to be the lock token that it was taken with."""
+        owner = self._owned("move_to_wait")
+        if token is not None and token != owner.lock_token:
+            raise GeventqError(f"job {self.id} was taken with another lock token")
+        owner.settle_by_hand(self, "waiting", None)
+
+    @property
+    def _lock_token(self) -> str:
+        return "" if self._owner is None else self._owner.lock_token
+
+    def _owned(self, method: str) -> JobOwner:
+        if self._owner is None:
+            raise GeventqError(f"{method}: job {self.id} was not taken by a worker here")
+        return self._owner
+
+    # -- what anybody does with a job ----------------------------------------------------
+
+    def get_state(self) -> str:
+        """Where the job is now: ``waiting``, ``active``, ``prioritized``, ``delayed``,
+        ``waiting-children``, ``completed``, ``failed`` or ``unknown``."""
+        return self._store.state(self.id)
+
+    def is_completed(self) -> bool:
+        return self.get_state() == "completed"
+
+    def is_failed(self) -> bool:
+        return self.get_state() == "failed"
+
+    def is_active(self) -> bool:
+        return self.get_state() == "active"
+
+    def is_waiting(self) -> bool:
+        return self.get_state() == "waiting"
+
+    def is_delayed(self) -> bool:
+        return self.get_state() == "delayed"
+
+    def is_waiting_children(self) -> bool:
+        return self.get_state() == "waiting-children"
+
+    def retry(
+        self,
+        state: str = "failed",
+        *,
+        reset_attempts_made: bool = False,
+        reset_attempts_started: bool = False,
+    ) -> None:
+        """Run a finished job again.  `state` is where it is: ``failed`` or ``completed``."""
+        if state not in ("failed", "completed"):
+            raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
+        self._store.retry(self.id, state, reset_attempts_made, reset_attempts_started)
+        for field in (b"finishedOn", b"processedOn", b"failedReason", b"returnvalue", b"gqc"):
+            self._fields.pop(field, None)
+        for field, reset in ((b"atm", reset_attempts_made), (b"ats", reset_attempts_started)):
+            if reset:
+                self._fields.pop(field, None)
+
+    def remove(self) -> bool:
+        """Delete the job.  `False`: it is running (or a scheduler's), and stays."""
+        return self._store.remove(self.id)
+
+    def promote(self) -> None:
+        """Let a delayed job run now."""
+        self._store.promote(self.id)
+        self._fields[b"delay"] = b"0"
+
+    def change_delay(self, seconds: float) -> None:
+        """Let a delayed job run in `seconds` from now."""
+        delay = milliseconds(check_seconds("delay", seconds))
+        self._store.change_delay(self.id, delay)
+        self._fields[b"delay"] = str(delay).encode()
+
+    def change_priority(self, priority: int, lifo: bool = False) -> None:
+        """Give the job another priority: 0 is none, then lower runs first.  `lifo` puts it in
+        front of its equals."""
+        check_integer("priority", priority, 0, MAX_PRIORITY)
+        self._store.change_priority(self.id, priority, bool(lifo))
+        self._fields[b"priority"] = str(priority).encode()
+
+    def wait_until_finished(self, timeout: float | None = None) -> typing.Any:
+        """Wait for the job's end and return its result, also of a job that is not kept.
+
+        Raises `GeventqError` with the failed reason, and `gevent.Timeout` after `timeout`
+        seconds.
+        """
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
+        return self._store.wait_until_finished(self.id, seconds)

@@ -1,0 +1,245 @@
+"""What a job is added with, and what a worker is made with.
+
+Owns the names, rules and units of job options, and their form in the job's hash (wire-format
+section 4): seconds here, milliseconds there.  Everything is checked before anything is written.
+Must not know Redis; no greenlets run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import typing
+
+from geventq.checks import (
+    check_flag,
+    check_integer,
+    check_job_id,
+    check_keep,
+    check_keys,
+    check_mapping,
+    check_name,
+    check_ratio,
+    check_seconds,
+    milliseconds,
+    show,
+)
+from geventq.codec import encode
+
+__all__ = ["LEFT_OUT", "MAX_PRIORITY", "JobSpec", "StoredOptions", "from_wire", "job_options"]
+
+MAX_PRIORITY: typing.Final = 2**21 - 1  # wire-format 2.3
+
+
+class _LeftOut:
+    """The type of `LEFT_OUT`."""
+
+    def __repr__(self) -> str:
+        return "LEFT_OUT"
+
+
+LEFT_OUT: typing.Final = _LeftOut()
+"""No data given: stored as ``{}``, whereas ``None`` is stored as null."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One job of `Queue.add_bulk`.
+
+    `data` is any JSON value; left out it is ``{}``.  `options` has the names of `Queue.add`.
+    """
+
+    name: str
+    data: typing.Any = LEFT_OUT
+    options: typing.Mapping[str, typing.Any] | None = None
+
+
+class StoredOptions:
+    """Options of one job, checked, in the form in which they are stored.
+
+    `text` is the JSON of the hash field ``opts``; the other fields are what the add script
+    needs to know besides (times in milliseconds).
+    """
+
+    __slots__ = ("delay", "job_id", "lifo", "priority", "size_limit", "text", "timestamp")
+
+    def __init__(self, wire: dict[str, typing.Any]) -> None:
+        self.job_id: str = wire.get("jobId", "")
+        self.delay: int | float = wire.get("delay", 0)
+        self.priority: int = wire.get("priority", 0)
+        self.lifo: bool = wire.get("lifo", False)
+        self.timestamp: int | None = wire.get("timestamp")
+        self.size_limit: int | None = wire.get("sizeLimit")
+        self.text = encode("options", wire)
+
+
+_WIRE_NAMES: typing.Final = {
+    "attempts": "attempts",
+    "backoff": "backoff",
+    "continue_parent_on_failure": "cpof",
+    "deduplication": "de",
+    "delay": "delay",
+    "fail_parent_on_failure": "fpof",
+    "ignore_dependency_on_failure": "idof",
+    "job_id": "jobId",
+    "keep_logs": "kl",
+    "lifo": "lifo",
+    "parent": "parent",
+    "priority": "priority",
+    "remove_dependency_on_failure": "rdof",
+    "remove_on_complete": "removeOnComplete",
+    "remove_on_fail": "removeOnFail",
+    "size_limit": "sizeLimit",
+    "stack_trace_limit": "stackTraceLimit",
+    "telemetry": "tm",
+    "timeout": "timeout",
+    "timestamp": "timestamp",
+}
+_NAMES: typing.Final = {wire: name for name, wire in _WIRE_NAMES.items()}
+
+
+def _time(field: str, value: object) -> int | float:
+    return milliseconds(check_seconds(field, value))
+
+
+def _time_limit(field: str, value: object) -> int | float:
+    limit = milliseconds(check_seconds(field, value, above_zero=True))
+    return limit or 0.001
+
+
+def _moment(field: str, value: object) -> int:
+    """A time since the epoch; a fraction of a millisecond has no place in the hash."""
+    if isinstance(value, datetime.timedelta):
+        raise TypeError(f"{field}: seconds since the epoch are needed, got {show(value)}")
+    return int(check_seconds(field, value) * 1000)
+
+
+def _backoff(field: str, value: object) -> dict[str, typing.Any]:
+    if not isinstance(value, dict):
+        return {"type": "fixed", "delay": _time(field, value)}
+    given = check_mapping(field, value)
+    check_keys(field, given, ("type", "delay", "jitter"))
+    if "type" not in given:
+        raise ValueError(f"{field}['type']: fixed, exponential or a name is needed, got none")
+    wire: dict[str, typing.Any] = {"type": check_name(f"{field}['type']", given["type"])}
+    if "delay" in given:
+        wire["delay"] = _time(f"{field}['delay']", given["delay"])
+    elif wire["type"] in ("fixed", "exponential"):
+        raise ValueError(f"{field}['delay']: {wire['type']} needs seconds, got none")
+    if "jitter" in given:
+        wire["jitter"] = check_ratio(f"{field}['jitter']", given["jitter"])
+    return wire
+
+
+def _not_yet(field: str, value: object) -> typing.NoReturn:
+    raise ValueError(f"{field}: not supported yet, got {show(value)}")
+
+
+def _flag_not_yet(field: str, value: object) -> bool:
+    if check_flag(field, value):
+        _not_yet(field, value)
+    return False
+
+
+def _mapping_not_yet(field: str, value: object) -> typing.NoReturn:
+    check_mapping(field, value)
+    _not_yet(field, value)
+
+
+_CHECKS: typing.Final[dict[str, typing.Callable[[str, object], typing.Any]]] = {
+    "attempts": lambda field, value: check_integer(field, value, 0),
+    "backoff": _backoff,
+    "continue_parent_on_failure": _flag_not_yet,
+    "deduplication": _mapping_not_yet,
+    "delay": _time,
+    "fail_parent_on_failure": _flag_not_yet,
+    "ignore_dependency_on_failure": _flag_not_yet,
+    "job_id": check_job_id,
+    "keep_logs": lambda field, value: check_integer(field, value, 0),
+    "lifo": check_flag,
+    "parent": _mapping_not_yet,
+    "priority": lambda field, value: check_integer(field, value, 0, MAX_PRIORITY),
+    "remove_dependency_on_failure": _flag_not_yet,
+    "remove_on_complete": check_keep,
+    "remove_on_fail": check_keep,
+    "size_limit": lambda field, value: check_integer(field, value, 0),
+    "stack_trace_limit": lambda field, value: check_integer(field, value, 0),
+    "telemetry": _mapping_not_yet,
+    "timeout": _time_limit,
+    "timestamp": _moment,
+}
+
+
+def job_options(
+    given: typing.Mapping[str, object] | None,
+    defaults: typing.Mapping[str, object] | None = None,
+) -> StoredOptions:
+    """Check the options of one job, over the queue's `defaults`, and put them in stored form.
+
+    An option that is `None` is one left out.  Raises `ValueError` or `TypeError` naming the
+    option, the rule and the value.
+    """
+    merged = {**(defaults or {}), **check_option_names("options", given or {})}
+    if not merged:
+        return NO_OPTIONS
+    wire: dict[str, typing.Any] = {"attempts": 0}
+    for name, value in merged.items():
+        if value is not None:
+            wire[_WIRE_NAMES[name]] = _CHECKS[name](name, value)
+    return StoredOptions(wire)
+
+
+def check_option_names(field: str, options: object) -> typing.Mapping[str, object]:
+    """Refuse what is not a dict with names of job options."""
+    if not isinstance(options, dict):
+        raise TypeError(f"{field}: a dict is needed, got {show(options)}")
+    for name in options:
+        if name not in _CHECKS:
+            raise ValueError(
+                f"{show(name)}: unknown option with the value {show(options[name])}; known are "
+                f"{', '.join(_CHECKS)}"
+            )
+    return options
+
+
+def check_default_options(options: object) -> dict[str, object]:
+    """Check a queue's ``default_job_options`` once, when the queue is made."""
+    if options is None:
+        return {}
+    checked = dict(check_option_names("default_job_options", options))
+    if checked.get("job_id") is not None:
+        raise ValueError(f"job_id: cannot be a default, got {show(checked['job_id'])}")
+    job_options(checked)
+    return {name: value for name, value in checked.items() if value is not None}
+
+
+NO_OPTIONS: typing.Final = StoredOptions({"attempts": 0})
+
+
+def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Stored options as `Queue.add` names them, in seconds.  Names that are not ours, and
+    values of foreign types, are handed back as they are."""
+    options: dict[str, typing.Any] = {}
+    for wire_name, value in wire.items():
+        name = _NAMES.get(wire_name, wire_name)
+        if name in ("delay", "timeout", "timestamp"):
+            value = _seconds(value)
+        elif name == "backoff" and isinstance(value, dict):
+            value = _members_in_seconds(value, "delay")
+        elif name == "deduplication" and isinstance(value, dict):
+            value = _members_in_seconds(value, "ttl")
+            if "keepLastIfActive" in value:
+                value["keep_last_if_active"] = value.pop("keepLastIfActive")
+        options[name] = value
+    options.setdefault("attempts", 0)
+    return options
+
+
+def _members_in_seconds(value: dict[str, typing.Any], name: str) -> dict[str, typing.Any]:
+    return {key: _seconds(member) if key == name else member for key, member in value.items()}
+
+
+def _seconds(value: typing.Any) -> typing.Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value / 1000
+    return value

@@ -1,0 +1,65 @@
+"""How a loop lives through an outage: log once, back off, report recovery."""
+
+from __future__ import annotations
+
+import logging
+import random
+import typing
+
+import gevent.event
+
+from geventq import clock
+
+__all__ = ["Outage"]
+
+_FIRST: typing.Final = 0.05  # seconds
+_LONGEST: typing.Final = 2.0
+
+log = logging.getLogger("geventq")
+
+
+class Outage:
+    """The failures of one loop since its last success.
+
+    `failed` is told of every failure and says whether it is the first of this outage; `pause`
+    waits, longer each time, until `stop` is set; `over` ends the outage.
+    """
+
+    def __init__(self, what: str, queue: str, stop: gevent.event.Event) -> None:
+        self._what = what
+        self._queue = queue
+        self._stop = stop
+        self._since: float | None = None
+        self._pause = _FIRST
+
+    def failed(self, error: BaseException) -> bool:
+        """Note a failure; `True` for the first one, which is logged."""
+        if self._since is not None:
+            return False
+        self._since = clock.monotonic()
+        log.warning(
+            "%s of queue %s failed, trying again: %s",
+            self._what,
+            self._queue,
+            error,
+            extra={"queue": self._queue},
+        )
+        return True
+
+    def pause(self, at_most: float = _LONGEST) -> None:
+        """Wait before the next try: 50 ms, doubling up to 2 s, with jitter.  Yields."""
+        seconds = min(self._pause, at_most) * random.uniform(0.75, 1.25)
+        self._pause = min(self._pause * 2, _LONGEST)
+        self._stop.wait(seconds)
+
+    def over(self) -> None:
+        """The loop works (again)."""
+        since, self._since, self._pause = self._since, None, _FIRST
+        if since is not None:
+            log.warning(
+                "%s of queue %s works again after %.1f s",
+                self._what,
+                self._queue,
+                clock.monotonic() - since,
+                extra={"queue": self._queue},
+            )

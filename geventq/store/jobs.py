@@ -1,0 +1,319 @@
+"""One queue's jobs in Redis: every read and every single-job change, by key and script.
+
+Texts go in encoded, times in milliseconds.  Every method yields to the hub and raises
+`RedisUnavailableError` or `GeventqError`.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+
+import gevent
+
+from geventq import clock
+from geventq.errors import GeventqError, LockLostError
+from geventq.job import Job
+from geventq.options import StoredOptions
+from geventq.store.connection import Argument, Client
+from geventq.store.keys import QueueKeys
+from geventq.store.scripts import load
+
+__all__ = ["STATES", "NewJob", "QueueStore"]
+
+NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
+
+STATES: typing.Final = {
+    "active": "active",
+    "waiting": "wait",
+    "completed": "completed",
+    "delayed": "delayed",
+    "failed": "failed",
+    "prioritized": "prioritized",
+    "waiting-children": "waiting_children",
+}
+"""State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
+
+_BULK_SECONDS: typing.Final = 60.0
+
+
+class QueueStore:
+    """See the module."""
+
+    def __init__(self, client: Client, keys: QueueKeys) -> None:
+        self._client = client
+        self.keys = keys
+
+    @property
+    def queue_name(self) -> str:
+        return self.keys.name
+
+    # -- adding ----------------------------------------------------------------------------
+
+    def add(self, jobs: typing.Sequence[NewJob]) -> list[Job]:
+        """Store jobs, all or none, in one call.  Sent again only if every job has an id of its
+        own: else a second copy could be stored (cancellation.md 3.6)."""
+        keys = self.keys
+        names = [
+            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.marker),
+            *(keys.events, keys.meta, keys.id, keys.pc),
+        ]
+        now_ms = clock.wall_ms()
+        args: list[Argument] = [keys.base, now_ms]
+        for name, data, options in jobs:
+            args += (options.job_id, name, data, options.text)
+            args += (now_ms if options.timestamp is None else options.timestamp, options.delay)
+            args += (options.priority, "1" if options.lifo else "")
+        again = all(options.job_id for _, _, options in jobs)
+        ids = self._client.script(load("add"), names, args, again=again, timeout=_BULK_SECONDS)
+        now = b"%d" % now_ms
+        return [
+            Job(self, job_id.decode(), _fields(new, now))
+            for job_id, new in zip(ids, jobs, strict=True)
+        ]
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def read(self, job_id: str) -> Job | None:
+        """The job, or `None` if there is none."""
+        flat = self._client.execute("HGETALL", self.keys.job(job_id), again=True)
+        if not flat:
+            return None
+        pairs = iter(flat)
+        return Job(self, job_id, dict(zip(pairs, pairs, strict=True)))
+
+    def state(self, job_id: str) -> str:
+        """Where the job is (wire-format 13)."""
+        keys = self.keys
+        names = [
+            *(keys.completed, keys.failed, keys.delayed, keys.prioritized, keys.active),
+            *(keys.wait, keys.paused, keys.waiting_children),
+        ]
+        states = self._client.script(load("get_state"), names, [job_id], again=True)
+        return typing.cast(str, states[0].decode())
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        names = [getattr(self.keys, place) for place in STATES.values()]
+        counts = self._client.script(load("counts"), names, [], again=True)
+        return dict(zip(STATES, counts, strict=True))
+
+    def page(self, state: str, start: int, end: int) -> list[Job]:
+        """The jobs of one state by position: the next to run first, finished ones newest first.
+        Ids without a hash are skipped (wire-format 13)."""
+        key = getattr(self.keys, STATES[state])
+        if state in ("waiting", "active"):  # lists: the right end comes first
+            ids = self._client.execute(
+                "LRANGE", key, -end - 1 if end >= 0 else 0, -start - 1, again=True
+            )
+            ids.reverse()
+        elif state in ("completed", "failed"):
+            ids = self._client.execute("ZREVRANGE", key, start, end, again=True)
+        else:
+            ids = self._client.execute("ZRANGE", key, start, end, again=True)
+        return self._read_all([job_id.decode() for job_id in ids])
+
+    def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
+        commands = [("HGETALL", self.keys.job(job_id)) for job_id in ids]
+        jobs = []
+        for job_id, flat in zip(ids, self._client.pipeline(commands, again=True), strict=True):
+            if flat:
+                pairs = iter(flat)
+                jobs.append(Job(self, job_id, dict(zip(pairs, pairs, strict=True))))
+        return jobs
+
+    def counts_per_priority(self, priorities: typing.Sequence[int]) -> dict[int, int]:
+        """How many jobs wait with each priority; 0 is those without one."""
+        commands: list[tuple[Argument, ...]] = []
+        for priority in priorities:
+            if priority == 0:
+                commands.append(("LLEN", self.keys.wait))
+            else:
+                low, high = priority * 2**32, (priority + 1) * 2**32 - 1
+                commands.append(("ZCOUNT", self.keys.prioritized, low, high))
+        return dict(zip(priorities, self._client.pipeline(commands, again=True), strict=True))
+
+    def workers(self) -> list[dict[str, str]]:
+        """The connections that workers of this queue wait on, as ``CLIENT LIST`` tells them
+        (wire-format 11); ``name`` is the worker's name, empty for one without."""
+        ours = self.keys.client_name()
+        found = []
+        for line in self._client.execute("CLIENT", "LIST", again=True).decode().splitlines():
+            client = dict(part.partition("=")[::2] for part in line.split(" "))
+            raw = client.get("name", "")
+            if raw == ours or raw.startswith(f"{ours}:w:"):
+                client["rawname"] = raw
+                client["name"] = raw[len(ours) + 3 :]
+                found.append(client)
+        return found
+
+    def trim_events(self, length: int) -> int:
+        """Cut the event stream to about `length` entries; how many went."""
+        return typing.cast(
+            int, self._client.execute("XTRIM", self.keys.events, "MAXLEN", "~", length, again=True)
+        )
+
+    # -- one job -----------------------------------------------------------------------------
+
+    def update_progress(self, job_id: str, progress: bytes, lock_token: str) -> None:
+        keys = self.keys
+        names = [keys.job(job_id), keys.lock(job_id), keys.events, keys.meta]
+        code = self._client.script(
+            load("update_progress"), names, [job_id, progress, lock_token], again=True
+        )
+        _raise_for(code, job_id)
+
+    def update_data(self, job_id: str, data: bytes, lock_token: str) -> None:
+        names = [self.keys.job(job_id), self.keys.lock(job_id)]
+        code = self._client.script(load("update_data"), names, [data, lock_token], again=True)
+        _raise_for(code, job_id)
+
+    def log(self, job_id: str, row: bytes, keep: int, lock_token: str) -> int:
+        names = [self.keys.job(job_id), self.keys.lock(job_id), self.keys.job(job_id) + ":logs"]
+        code = self._client.script(load("log"), names, [row, keep, lock_token])
+        _raise_for(code, job_id)
+        return typing.cast(int, code)
+
+    def logs(self, job_id: str) -> list[str]:
+        """The rows of the job's log, oldest first."""
+        rows = self._client.execute("LRANGE", self.keys.job(job_id) + ":logs", 0, -1, again=True)
+        return [row.decode("utf-8", "replace") for row in rows]
+
+    def clear_logs(self, job_id: str, keep: int) -> None:
+        key = self.keys.job(job_id) + ":logs"
+        if keep:
+            self._client.execute("LTRIM", key, -keep, -1, again=True)
+        else:
+            self._client.execute("DEL", key, again=True)
+
+    def retry(self, job_id: str, state: str, reset_made: bool, reset_started: bool) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), getattr(keys, state), keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active, keys.events),
+        ]
+        lifo = b'"lifo":true' in (self._client.execute("HGET", names[0], "opts") or b"")
+        flags = ["1" if flag else "" for flag in (lifo, reset_made, reset_started)]
+        _raise_for(self._client.script(load("retry_job"), names, [job_id, state, *flags]), job_id)
+
+    def remove(self, job_id: str) -> bool:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.completed, keys.waiting_children, keys.delayed, keys.failed),
+            *(keys.prioritized, keys.wait, keys.paused, keys.active, keys.events, keys.meta),
+            *(keys.lock(job_id), keys.repeat),
+        ]
+        code = self._client.script(load("remove_job"), names, [job_id, keys.base], again=True)
+        return bool(code == 1)
+
+    def promote(self, job_id: str) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.delayed, keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active, keys.events),
+        ]
+        _raise_for(self._client.script(load("promote"), names, [job_id]), job_id)
+
+    def change_delay(self, job_id: str, delay: int | float) -> None:
+        keys = self.keys
+        names = [keys.job(job_id), keys.delayed, keys.marker, keys.meta, keys.events]
+        args: list[Argument] = [job_id, clock.wall_ms(), delay]
+        _raise_for(self._client.script(load("change_delay"), names, args), job_id)
+
+    def change_priority(self, job_id: str, priority: int, lifo: bool) -> None:
+        keys = self.keys
+        names = [
+            *(keys.job(job_id), keys.wait, keys.prioritized, keys.pc),
+            *(keys.marker, keys.meta, keys.active),
+        ]
+        args: list[Argument] = [job_id, priority, "1" if lifo else ""]
+        _raise_for(self._client.script(load("change_priority"), names, args, again=True), job_id)
+
+    def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
+        """The job's result; raises `GeventqError` with its failed reason.
+
+        Reads the stream from the job's own beginning, so that the end of one that is not kept is
+        found too.
+        """
+        from geventq.store.waiting import wait_until_finished
+
+        with gevent.Timeout(timeout):
+            return wait_until_finished(self._client, self, job_id)
+
+    def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
+        names = [self.keys.lock(job_id), self.keys.stalled]
+        code = self._client.script(
+            load("extend_lock"), names, [lock_token, duration, job_id], again=True
+        )
+        if code != 1:
+            raise LockLostError(f"job {job_id}: its lock is gone or another's")
+
+    def break_lock(self, job_id: str) -> None:
+        """Take the job's lock away from whoever holds it, as an expiry would."""
+        self._client.execute("DEL", self.keys.lock(job_id), again=True)
+
+    def record_stuck(self, execution: typing.Any) -> None:
+        """Record the request that a stuck attempt did not follow (cancellation.md 2.10, 4.3)."""
+        asked = execution.attempt.strongest
+        if asked is None or asked.kind in ("shutdown", "lock_lost"):
+            return
+        record = {
+            "reason": asked.to_json()["reason"],
+            "kind": asked.kind,
+            "hard": asked.hard,
+            "retry": asked.retry,
+            "at": round(asked.requested_at * 1000),
+            "by": asked.requested_by,
+            "atm": execution.made,
+        }
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        job_id = execution.job_id
+        names = [self.keys.job(job_id), self.keys.lock(job_id)]
+        deferred = "" if asked.retry else asked.failed_reason()
+        args = [execution.lock_token, text, deferred]
+        self._client.script(load("record_request"), names, args, again=True)
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        keys = self.keys
+        self._client.script(load("pause"), [keys.meta, keys.marker, keys.events], [], again=True)
+
+    def resume(self) -> None:
+        keys = self.keys
+        names = [
+            *(keys.meta, keys.marker, keys.events, keys.paused),
+            *(keys.wait, keys.prioritized, keys.delayed),
+        ]
+        first = "1"
+        while self._client.script(load("resume"), names, [first], again=True):
+            first = "0"
+
+    def is_paused(self) -> bool:
+        return bool(self._client.execute("HEXISTS", self.keys.meta, "paused", again=True))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _fields(new: NewJob, now: bytes) -> dict[bytes, bytes]:
+    """The hash that the add script has written."""
+    name, data, options = new
+    return {
+        b"name": name.encode(),
+        b"data": data,
+        b"opts": options.text,
+        b"timestamp": now if options.timestamp is None else b"%d" % options.timestamp,
+        b"delay": str(options.delay).encode() if options.delay else b"0",
+        b"priority": b"%d" % options.priority if options.priority else b"0",
+    }
+
+
+def _raise_for(code: int, job_id: str) -> None:
+    if code == -1:
+        raise GeventqError(f"job {job_id} does not exist")
+    if code == -3:
+        raise GeventqError(f"job {job_id} is not in the state that this needs")
+    if code == -6:
+        raise LockLostError(f"job {job_id}: this attempt does not own it any more")

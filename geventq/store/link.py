@@ -1,0 +1,251 @@
+"""One connection to Redis, used by one greenlet at a time.
+
+redis-py connects, authenticates and selects the database, on gevent sockets of our own, so that
+it works in unpatched processes too.  From then on requests are packed and replies parsed by
+hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
+(targets.md, facts).  A link whose call did not end normally is closed and never used again: the
+next answer on it would be somebody else's (cancellation.md 2.14).
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import typing
+
+import gevent.socket
+import gevent.ssl
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from geventq.errors import RedisUnavailableError
+from geventq.store.endpoint import Endpoint
+
+__all__ = ["Link", "Reply", "outage"]
+
+Reply = typing.Any
+
+CONNECT_TIMEOUT: typing.Final = 5.0
+
+# Refusals that pass by themselves: outages like a lost connection (cancellation.md 3.7).
+_OUTAGES: typing.Final = (
+    "READONLY",
+    "LOADING",
+    "MASTERDOWN",
+    "BUSY ",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "MISCONF",
+    "OOM ",
+)
+_NEVER: typing.Final = object()
+
+
+def outage(reply: object) -> bool:
+    """Whether an error reply says that the server cannot serve for now."""
+    return isinstance(reply, hiredis.HiredisError) and _is_outage(str(reply))
+
+
+def _is_outage(text: str) -> bool:
+    # A script's own error carries the cause behind its name: "... script: <hash>, on @...".
+    return text.startswith(_OUTAGES) or "-OOM " in text
+
+
+class _Sockets:
+    """Makes redis-py connect on gevent's sockets."""
+
+    def _connect(self) -> gevent.socket.socket:
+        connection = typing.cast(typing.Any, self)
+        path = getattr(connection, "path", None)
+        if path is not None:
+            sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT)
+                sock.connect(path)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        sock = gevent.socket.create_connection(
+            (connection.host, connection.port), timeout=CONNECT_TIMEOUT
+        )
+        try:
+            sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
+            sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
+            if isinstance(self, redis.SSLConnection):
+                return _encrypted(self, sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+class _TcpConnection(_Sockets, redis.Connection):
+    pass
+
+
+class _UnixConnection(_Sockets, redis.UnixDomainSocketConnection):
+    pass
+
+
+class _TlsConnection(_Sockets, redis.SSLConnection):
+    pass
+
+
+_CLASSES: typing.Final[dict[str, type[typing.Any]]] = {
+    "tcp": _TcpConnection,
+    "unix": _UnixConnection,
+    "tls": _TlsConnection,
+}
+
+
+def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket.socket:
+    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context."""
+    context = gevent.ssl.create_default_context()
+    context.check_hostname = options.check_hostname
+    context.verify_mode = options.cert_reqs
+    for flag in options.ssl_include_verify_flags or ():
+        context.verify_flags |= flag
+    for flag in options.ssl_exclude_verify_flags or ():
+        context.verify_flags &= ~flag
+    if options.certfile or options.keyfile:
+        context.load_cert_chain(
+            options.certfile, options.keyfile, password=options.certificate_password
+        )
+    if options.ca_certs or options.ca_path or options.ca_data:
+        context.load_verify_locations(options.ca_certs, options.ca_path, options.ca_data)
+    if options.ssl_min_version is not None:
+        context.minimum_version = options.ssl_min_version
+    if options.ssl_ciphers:
+        context.set_ciphers(options.ssl_ciphers)
+    return typing.cast(
+        gevent.socket.socket, context.wrap_socket(sock, server_hostname=options.host)
+    )
+
+
+class Link:
+    """A connected, authenticated socket.
+
+    Not shared: whoever holds it makes one `call` at a time.  `pid` is the process that made it;
+    in a forked child the socket belongs to the parent and is closed without a word.
+    """
+
+    __slots__ = ("_reader", "_sock", "_timeout", "address", "idle_since", "pid")
+
+    def __init__(self, sock: gevent.socket.socket, address: str) -> None:
+        self._sock: gevent.socket.socket | None = sock
+        self._reader = hiredis.Reader(notEnoughData=_NEVER)
+        self._timeout: float | None = CONNECT_TIMEOUT
+        self.address = address
+        self.idle_since = 0.0
+        self.pid = os.getpid()
+
+    @classmethod
+    def open(cls, endpoint: Endpoint, *, name: str | None = None) -> Link:
+        """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``.  Yields to the hub.
+
+        Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
+        """
+        settings = dict(endpoint.settings)
+        kind = endpoint.kind
+        address = endpoint.describe()
+        if endpoint.embedded is not None:
+            from geventq.store import embedded  # needs no redis; here only where it is used
+
+            settings["path"] = embedded.join(endpoint.embedded).socket_path
+        connection = _CLASSES[kind](
+            **settings,
+            client_name=name,
+            protocol=2,
+            driver_info=None,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=CONNECT_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+        try:
+            connection.connect()
+        except (redis.RedisError, OSError, ssl.SSLError) as error:
+            raise RedisUnavailableError(
+                f"Redis at {address} cannot be used: {_plain(error)}"
+            ) from error
+        sock, connection._sock = connection._sock, None  # ours from here on
+        return cls(sock, address)
+
+    @property
+    def closed(self) -> bool:
+        return self._sock is None
+
+    def call(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
+        """Send `payload` (packed commands) and return its `count` replies.  Yields to the hub.
+
+        Error replies stay in the list as `hiredis.ReplyError`.  Raises `RedisUnavailableError`
+        with ``answer_lost = True`` when the connection broke or nothing came within `timeout`
+        seconds (each wait): the commands may have been carried out.
+        """
+        sock = self._sock
+        if sock is None:
+            raise lost_answer(f"the connection to Redis at {self.address} is closed", False)
+        reader = self._reader
+        whole = False
+        try:
+            if timeout != self._timeout:
+                sock.settimeout(timeout)
+                self._timeout = timeout
+            sock.sendall(payload)
+            replies: list[Reply] = []
+            gets, recv, feed = reader.gets, sock.recv, reader.feed
+            while True:
+                reply = gets()
+                if reply is not _NEVER:
+                    replies.append(reply)
+                    if len(replies) == count:
+                        whole = True
+                        return replies
+                    continue
+                data = recv(65536)
+                if not data:
+                    raise lost_answer(f"Redis at {self.address} closed the connection", True)
+                feed(data)
+        except (OSError, hiredis.ProtocolError) as error:
+            if isinstance(error, RedisUnavailableError):
+                raise
+            raise lost_answer(f"Redis at {self.address}: {_plain(error)}", True) from error
+        finally:
+            if not whole:  # also when the greenlet was killed in mid-call
+                self.close()
+
+    def is_dead(self) -> bool:
+        """Whether the server has hung up on this idle link.  Never yields."""
+        sock = self._sock
+        if sock is None:
+            return True
+        raw: typing.Any = getattr(sock, "_sock", sock)
+        if isinstance(sock, gevent.ssl.SSLSocket):
+            return False
+        try:
+            raw.recv(1, gevent.socket.MSG_PEEK | gevent.socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True  # end of file, or bytes that nobody asked for
+
+    def close(self) -> None:
+        """Close the socket.  Idempotent, never raises, never yields."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+
+def lost_answer(text: str, sent: bool) -> RedisUnavailableError:
+    """An outage; ``answer_lost`` tells whether the request may have been carried out."""
+    error = RedisUnavailableError(text)
+    error.answer_lost = sent
+    return error
+
+
+def _plain(error: BaseException) -> str:
+    return str(error) or type(error).__name__

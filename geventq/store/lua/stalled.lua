@@ -1,0 +1,53 @@
+-- Bring back jobs that are active without a lock, and suspect those that are active now
+-- (wire-format 9.9).  At most one check an interval, whichever worker makes it.
+--
+-- KEYS   1 stalled  2 stalled-check  3 wait  4 active  5 meta  6 marker  7 events
+-- ARGV   1 key base  2 now in ms  3 interval in ms  4 how often a job may stall
+-- Reply  ids of the jobs that went back to wait
+-- Events waiting, stalled
+-- key count: 7
+--- include: meta
+--- include: place
+
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  return {}
+end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('XTRIM', KEYS[7], 'MAXLEN', '~', max_len(KEYS[5]))
+
+-- A live scheduler's job may stall for ever: its schedule hangs on it.
+local function is_scheduled(job_key)
+  local scheduler = redis.call('HGET', job_key, 'rjk')
+  return scheduler and (redis.call('EXISTS', ARGV[1] .. 'repeat:' .. scheduler) == 1
+    or redis.call('ZSCORE', ARGV[1] .. 'repeat', scheduler) ~= false)
+end
+
+local recovered = {}
+local suspects = redis.call('SMEMBERS', KEYS[1])
+if #suspects > 0 then
+  redis.call('DEL', KEYS[1])
+end
+for _, job_id in ipairs(suspects) do
+  local job_key = ARGV[1] .. job_id
+  if redis.call('EXISTS', job_key .. ':lock') == 0
+    and redis.call('LREM', KEYS[4], 1, job_id) > 0 then
+    local kind = redis.call('TYPE', job_key).ok
+    if kind == 'hash' then
+      local stalls = redis.call('HINCRBY', job_key, 'stc', 1)
+      if stalls > tonumber(ARGV[4]) and not is_scheduled(job_key) then
+        redis.call('HSET', job_key, 'defa', 'job stalled more than allowable limit')
+      end
+      redis.call('RPUSH', KEYS[3], job_id)
+      wake(KEYS[6], is_blocked(KEYS[5], KEYS[4]))
+      redis.call('XADD', KEYS[7], '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'active')
+      redis.call('XADD', KEYS[7], '*', 'event', 'stalled', 'jobId', job_id)
+      recovered[#recovered + 1] = job_id
+    end
+  end
+end
+
+local active = redis.call('LRANGE', KEYS[4], 0, -1)
+for first = 1, #active, 5000 do
+  redis.call('SADD', KEYS[1], unpack(active, first, math.min(first + 4999, #active)))
+end
+return recovered

@@ -1,0 +1,240 @@
+"""One job's run, and the greenlets that runs use one after the other.
+
+An `Execution` belongs to one attempt, from the take until its outcome is settled.  A `Runner` is
+a greenlet that runs execution after execution: starting a fresh one costs ten times the rest of a
+no-op job (targets.md, facts).  It is used again only where no user can tell (cancellation.md
+2.16): nothing was thrown at it, nothing is linked to it, and nobody holds a reference to it.
+Only the processor runs where a kill can reach; everything else happens before `Attempt.begin`
+and after `Attempt.end`.  This module does not know Redis.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import time
+import typing
+
+import gevent
+
+from geventq.cancellation import Attempt
+from geventq.errors import GeventqError
+
+if typing.TYPE_CHECKING:
+    from geventq.job import Job
+    from geventq.worker.policy import RunPolicy
+
+__all__ = ["Execution", "Runners"]
+
+
+class Execution:
+    """One attempt of one job in this worker.
+
+    `made`, `started` and `stalls` are the job's counters as this attempt found them (`started`
+    counts this one).  `renewed_at` is when its lock was last asked for, on the monotonic clock:
+    the lock cannot have expired before ``renewed_at + lock_duration``.
+    """
+
+    __slots__ = (
+        "attempt",
+        "clears_record",
+        "job",
+        "job_id",
+        "lock_token",
+        "made",
+        "max_started",
+        "outcome",
+        "policy",
+        "renewed_at",
+        "settling",
+        "stalls",
+        "started",
+        "told",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        job: Job,
+        lock_token: str,
+        attempt: Attempt,
+        policy: RunPolicy,
+        renewed_at: float,
+    ) -> None:
+        self.job = job
+        self.job_id = job.id
+        self.lock_token = lock_token
+        self.attempt = attempt
+        self.policy = policy
+        self.renewed_at = renewed_at
+        self.made = job.attempts_made
+        self.started = job.attempts_started
+        self.stalls = job.stalled_counter
+        self.max_started: int | None = None
+        self.outcome: typing.Any = None
+        self.clears_record = False  # the outcome clears a recorded request (4.4)
+        self.settling = False  # the processor has ended; the outcome is on its way
+        self.worker: typing.Any = None
+        self.told = False  # listeners know the outcome of this attempt
+
+    # -- what the job object asks of its run (`geventq.job.JobOwner`) ------------------------
+
+    def progressed(self, job: Job, value: typing.Any) -> None:
+        """`update_progress` was carried out."""
+        self.worker.progressed(job, value)
+
+    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+        """The lock lives `seconds` from `sent_at`: as if it had been renewed then or earlier."""
+        self.renewed_at = sent_at + seconds - self.worker.options.lock_duration
+
+    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+        """Refused: the worker settles what it runs."""
+        raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
+
+    def started_too_often(self) -> bool:
+        """Whether the worker's ``max_started_attempts`` forbids another run."""
+        return self.max_started is not None and self.started >= self.max_started
+
+
+class Host(typing.Protocol):
+    """What runs executions: the worker."""
+
+    def run_execution(self, execution: Execution) -> None:
+        """Run the processor and hand its outcome on.  Called in a runner."""
+
+
+if typing.TYPE_CHECKING:
+    _Greenlet = gevent.Greenlet[..., None]
+else:  # gevent's class cannot be subscripted at run time
+    _Greenlet = gevent.Greenlet
+
+
+class Runner(_Greenlet):
+    """A greenlet that runs executions one after the other."""
+
+    def __init__(self, runners: Runners) -> None:
+        super().__init__()
+        self.name = f"geventq-run-{runners.name}"
+        self.runners = runners
+        self.execution: Execution | None = None
+        self.fresh = True
+
+    def _run(self) -> None:
+        runners = self.runners
+        run, park = runners.host.run_execution, gevent.get_hub().switch
+        try:
+            while True:
+                execution, self.execution = self.execution, None
+                if execution is not None:
+                    run(execution)
+                    if execution.attempt.was_thrown or self.has_links() or runners.ended:
+                        return
+                    del execution
+                elif not self.fresh:
+                    return  # woken by what an earlier job left behind, or told to end
+                self.fresh = False
+                runners.idle.append(self)
+                try:
+                    park()
+                except BaseException:  # noqa: BLE001 (thrown late, at an attempt that is over
+                    return
+        finally:
+            runners.alive.discard(self)
+
+
+class Runners:
+    """The idle runners of one worker, and the way to start executions on them.
+
+    Runs in the worker's hub.  `dispatch` never yields; the executions get their first turn in the
+    order given, at the hub's next turn.
+    """
+
+    def __init__(self, host: Host, name: str, context: contextvars.Context) -> None:
+        self.host = host
+        self.name = name
+        self.context = context
+        self.idle: list[Runner] = []
+        self.ended = False
+        self.alive: set[Runner] = set()
+        self._baseline = 0
+
+    def measure(self) -> None:
+        """Learn how many references an idle runner has that no job has touched.  Yields."""
+        runner = self._new()
+        runner.start()
+        while not self.idle:
+            gevent.sleep(0)
+        del runner
+        idle = self.idle
+        runner = idle.pop()
+        self._baseline = sys.getrefcount(runner)
+        idle.append(runner)
+
+    def _new(self) -> Runner:
+        runner = Runner(self)
+        self.alive.add(runner)
+        return runner
+
+    def dispatch(self, executions: list[Execution]) -> None:
+        """Give each execution a greenlet: a used one where there is one to be trusted."""
+        batch = []
+        context = self.context
+        for execution in executions:
+            runner = self._reusable()
+            if runner is None:
+                runner = self._new()
+                runner.gr_context = context.copy()
+                runner.execution = execution
+                runner.start()
+            else:
+                runner.gr_context = context.copy()
+                runner.execution = execution
+                batch.append(runner)
+        if batch:
+            batch.reverse()
+            gevent.get_hub().loop.run_callback(_switch_into, batch)
+
+    def _reusable(self) -> Runner | None:
+        idle = self.idle
+        while idle:
+            runner = idle.pop()
+            if runner.dead:
+                continue
+            if sys.getrefcount(runner) == self._baseline and not runner.has_links():
+                return runner
+            self._end(runner)
+        return None
+
+    @staticmethod
+    def _end(runner: Runner) -> None:
+        gevent.get_hub().loop.run_callback(runner.switch)
+
+    def end(self) -> None:
+        """Let the idle runners end; busy ones end with their job."""
+        self.ended = True
+        idle, self.idle = self.idle, []
+        for runner in idle:
+            self._end(runner)
+
+
+_TURN: typing.Final = 0.004  # seconds of first turns after which the hub's loop gets one
+
+
+def _switch_into(batch: list[Runner]) -> None:
+    """Give runners their turns, last one first.  Runs in the hub; a timer between slices keeps
+    I/O and timers alive when the jobs compute before their first switch (2.4)."""
+    started = time.perf_counter()
+    while batch:
+        runner = batch.pop()
+        if not runner.dead:
+            runner.switch()
+        if batch and time.perf_counter() - started > _TURN:
+            timer = gevent.get_hub().loop.timer(1e-9)
+            timer.start(_next_slice, timer, batch)
+            return
+
+
+def _next_slice(timer: typing.Any, batch: list[Runner]) -> None:
+    timer.stop()
+    timer.close()
+    _switch_into(batch)

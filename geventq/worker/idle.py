@@ -1,0 +1,130 @@
+"""Waiting for work while there is none: the blocking wait on the marker (wire-format 7, 11).
+
+One greenlet with a connection of its own, which carries the name that `get_workers` looks for.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import gevent
+import gevent.event
+
+from geventq import clock
+from geventq.errors import GeventqError
+from geventq.outage import Outage
+from geventq.store.connection import pack
+from geventq.store.link import Link
+from geventq.store.scripts import load
+
+if typing.TYPE_CHECKING:
+    from geventq.store.connection import Client
+    from geventq.store.keys import QueueKeys
+
+__all__ = ["IdleWait"]
+
+_LONGEST: typing.Final = 10.0  # seconds of one blocking call (wire-format 17.13)
+_GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take (3.6)
+_SHORTEST: typing.Final = 0.002
+
+
+class IdleWait:
+    """Waits while the queue is dry, then calls `want`.  Owned, started and joined by the worker.
+
+    `begin` lets it wait (again); it calls `want` when a marker was popped, a delayed job is due,
+    or the time is over.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: QueueKeys,
+        *,
+        worker_name: str,
+        drain_delay: float,
+        want: typing.Callable[[], None],
+        error: typing.Callable[[BaseException], None],
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
+        self._drain_delay = drain_delay
+        self._want = want
+        self._error = error
+        self._stop = gevent.event.Event()
+        self._begin = gevent.event.Event()
+        self._due_ms = 0
+        self._link: Link | None = None
+        self._outage = Outage("waiting for jobs", keys.name, self._stop)
+        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet.name = f"geventq-idle-{keys.name}"
+
+    def start(self) -> None:
+        """Connect and be ready to wait."""
+        self.greenlet.start()
+
+    def begin(self, due_ms: int) -> None:
+        """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
+        self._due_ms = due_ms
+        self._begin.set()
+
+    def stop(self) -> None:
+        """End the greenlet and join it; a wake-up it may have taken is handed on.  Yields."""
+        self._stop.set()
+        self._begin.set()
+        link = self._link
+        if link is not None:
+            link.close()
+        self.greenlet.join()
+
+    def _loop(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    if self._link is None or self._link.closed:
+                        self._link = Link.open(self._client.endpoint, name=self._name)
+                    self._outage.over()
+                    self._begin.wait()
+                    self._begin.clear()
+                    if not self._stop.is_set():
+                        self._wait(self._link)
+                        self._want()
+                except GeventqError as error:
+                    if self._stop.is_set():
+                        break
+                    if self._outage.failed(error):
+                        self._error(error)
+                    self._begin.set()
+                    self._outage.pause()
+            self._hand_on()
+        finally:
+            if self._link is not None:
+                self._link.close()
+
+    def _wait(self, link: Link) -> None:
+        """Block until there may be a job.  A marker for a later time is waited for in turn."""
+        due_ms = self._due_ms
+        while not self._stop.is_set():
+            seconds = self._drain_delay
+            if due_ms:
+                seconds = min((due_ms - clock.wall_ms()) / 1000, _LONGEST)
+                if seconds <= 0:
+                    return
+            seconds = max(_SHORTEST, min(seconds, _LONGEST))
+            payload = pack(("BZPOPMIN", self._keys.marker, f"{seconds:.3f}"))
+            reply = link.call(payload, 1, seconds + _GRACE)[0]
+            if isinstance(reply, Exception):
+                raise GeventqError(f"Redis refused: {reply}")
+            if reply is None:
+                return
+            due_ms = int(float(reply[2]))
+            if due_ms <= clock.wall_ms():
+                return
+
+    def _hand_on(self) -> None:
+        keys = self._keys
+        names = [keys.wait, keys.prioritized, keys.marker, keys.meta, keys.active]
+        try:
+            self._client.script(load("hand_on"), names, [], timeout=1.0)
+        except GeventqError as error:
+            self._error(error)

@@ -1,0 +1,115 @@
+"""The worker's events: listeners run in order, in one greenlet of their own.
+
+A slow listener delays later events, never the engine.  What a listener raises is told as an
+`error` event, and an error that nobody listens to is logged: none is swallowed.  Does not know
+Redis, jobs or cancellation.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing
+from collections import deque
+
+import gevent
+import gevent.event
+
+__all__ = ["EVENTS", "Listeners"]
+
+EVENTS: typing.Final = frozenset(
+    """active progress completed failed retrying cancelled lock_lost stuck stalled error ready
+    drained paused resumed closing closed""".split()
+)
+
+Listener = typing.Callable[..., object]
+log = logging.getLogger("geventq")
+
+
+class Listeners:
+    """Registered listeners and the events that wait for them.
+
+    `emit` never yields and never calls a listener by itself; it may be called in the hub.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._by_event: dict[str, list[Listener]] = {}
+        self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
+        self._wake = gevent.event.Event()
+        self._ended = False
+        self.greenlet: gevent.Greenlet[..., None] | None = None
+
+    def on(self, event: str, listener: Listener) -> Listener:
+        """Register `listener` for `event`.  Raises `ValueError` for an unknown event and
+        `TypeError` for what cannot be called."""
+        if event not in EVENTS:
+            raise ValueError(f"event: one of {', '.join(sorted(EVENTS))} is needed, got {event!r}")
+        if not callable(listener):
+            raise TypeError(f"listener: a callable is needed, got {type(listener).__name__}")
+        self._by_event.setdefault(event, []).append(listener)
+        return listener
+
+    def off(self, event: str, listener: Listener) -> bool:
+        """Remove one registration; `False` if there was none."""
+        try:
+            self._by_event.get(event, []).remove(listener)
+        except ValueError:
+            return False
+        return True
+
+    def wants(self, event: str) -> bool:
+        """Whether anybody listens to `event`."""
+        return bool(self._by_event.get(event))
+
+    def emit(self, event: str, *args: object) -> None:
+        """Queue an event for its listeners."""
+        if self._by_event.get(event) or event == "error":
+            self._waiting.append((event, args))
+            self._wake.set()
+
+    def start(self) -> None:
+        """Start the greenlet that calls listeners."""
+        self._ended = False
+        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet.name = f"geventq-listeners-{self._name}"
+        self.greenlet.start()
+
+    def stop(self) -> None:
+        """Call the listeners of the events that still wait, then end.  Yields until then, except
+        in a listener itself."""
+        self._ended = True
+        self._wake.set()
+        greenlet = self.greenlet
+        if greenlet is not None and greenlet is not gevent.getcurrent():
+            greenlet.join()
+
+    def _loop(self) -> None:
+        while True:
+            while self._waiting:
+                event, args = self._waiting.popleft()
+                self.call(event, *args)
+            if self._ended:
+                return
+            self._wake.clear()
+            if not self._waiting:
+                self._wake.wait()
+
+    def call(self, event: str, *args: object) -> None:
+        """Call the listeners of `event` now, in the current greenlet."""
+        listeners = self._by_event.get(event)
+        if not listeners:
+            if event == "error":
+                self._log(args[0])
+            return
+        for listener in list(listeners):
+            try:
+                listener(*args)
+            except Exception as error:  # noqa: BLE001 (told as an error event)
+                if event == "error":  # the listener of errors fails: the log is what is left
+                    self._log(error)
+                else:
+                    self.emit("error", error)
+
+    def _log(self, error: object) -> None:
+        shown = error if isinstance(error, BaseException) else None
+        log.error("worker %s: %s", self._name, error, exc_info=shown, extra={"worker": self._name})

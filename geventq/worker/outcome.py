@@ -1,0 +1,284 @@
+"""What becomes of an attempt: pure decisions, no Redis, no greenlets.
+
+`decide` looks at what the processor left behind (a result or an exception) and at what was asked
+of the attempt, and answers one `Outcome`: complete, fail, retry, move or give back.  The rules
+are cancellation.md 2.5, 2.6, 2.15 and 7.1, and wire-format 9.5-9.8.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+import typing
+
+from geventq import backoff, clock
+from geventq.codec import encode
+from geventq.errors import (
+    DelayedError,
+    GeventqError,
+    JobCancelled,
+    RateLimitError,
+    UnrecoverableError,
+    WaitingChildrenError,
+    WaitingError,
+)
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
+    from geventq.worker.execution import Execution
+
+__all__ = ["Outcome", "decide", "failure", "give_back", "lost", "printable", "printable_text"]
+
+COMPLETE: typing.Final = "c"
+FAIL: typing.Final = "f"
+RETRY: typing.Final = "r"
+DELAY: typing.Final = "d"
+WAIT: typing.Final = "w"
+GIVE_BACK: typing.Final = "b"
+NOTHING: typing.Final = ""  # the lock was lost: nothing may be written (3.4)
+
+Strategies = typing.Mapping[str, typing.Callable[..., float]]
+
+
+class Outcome:
+    """One attempt's end, as it is written to Redis and told to listeners.
+
+    `kind` is the letter of settle.lua; `value` the result as JSON or the failed reason; `made`
+    the attempts made after this end; `more` the rare rest of settle.lua's ``more``.
+    """
+
+    __slots__ = ("cancellation", "ended_ms", "error", "kind", "made", "more", "result", "value")
+
+    def __init__(
+        self,
+        kind: str,
+        ended_ms: int,
+        value: str | bytes,
+        made: int,
+        more: dict[str, typing.Any] | None = None,
+        *,
+        result: object = None,
+        error: BaseException | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        self.kind = kind
+        self.ended_ms = ended_ms
+        self.value = value
+        self.made = made
+        self.more = more
+        self.result = result
+        self.error = error
+        self.cancellation = cancellation
+
+    def wire_more(self) -> str:
+        """`more` as the script reads it; empty for the common case."""
+        return json.dumps(self.more, separators=(",", ":")) if self.more else ""
+
+
+def decide(
+    execution: Execution,
+    result: object,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+) -> Outcome:
+    """The outcome of an attempt that returned `result` or raised `error`.
+
+    May call the user's back-off strategy; what that raises becomes a final failure whose
+    trace shows both.  Never yields by itself.
+    """
+    attempt = execution.attempt
+    asked = attempt.strongest
+    if asked is not None or isinstance(error, JobCancelled):
+        return _decide_asked(execution, result, error, ended_ms, strategies, asked)
+    if error is None:
+        return _complete(execution, result, ended_ms, strategies)
+    if isinstance(error, KeyboardInterrupt):
+        return give_back(execution, ended_ms)
+    if isinstance(error, GeventqError):
+        moved = _move(execution, error, ended_ms)
+        if moved is not None:
+            return moved
+    return failure(execution, error, ended_ms, strategies)
+
+
+def _decide_asked(
+    execution: Execution,
+    result: object,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+    asked: Cancellation | None,
+) -> Outcome:
+    """Somebody asked the attempt to stop, or it says of itself that it was cancelled."""
+    attempt = execution.attempt
+    if asked is None:
+        assert isinstance(error, JobCancelled)
+        asked = error.cancellation
+    if attempt.was_lock_lost or asked.kind == "lock_lost":
+        return lost(ended_ms, asked)
+    if isinstance(error, JobCancelled) or attempt.was_thrown:
+        return _cancelled(execution, asked, error, ended_ms, strategies)
+    if error is None:  # a result counts: cancellation is cooperative (2.5)
+        outcome = _complete(execution, result, ended_ms, strategies)
+        if outcome.kind == COMPLETE:
+            _told(execution, outcome, "cancel-ignored", asked)
+        return outcome
+    if isinstance(error, KeyboardInterrupt):
+        return give_back(execution, ended_ms, asked)
+    moved = _move(execution, error, ended_ms) if isinstance(error, GeventqError) else None
+    if moved is not None:
+        if not asked.retry:
+            return _cancelled(execution, asked, error, ended_ms, strategies)
+        return moved
+    if asked.kind == "shutdown":
+        return give_back(execution, ended_ms, asked)
+    outcome = failure(execution, error, ended_ms, strategies, final=not asked.retry)
+    outcome.cancellation = asked
+    _told(execution, outcome, "cancelled", asked)
+    return outcome
+
+
+def _cancelled(
+    execution: Execution,
+    asked: Cancellation,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+) -> Outcome:
+    if asked.kind == "shutdown":
+        return give_back(execution, ended_ms, asked)
+    shown = error if error is not None else JobCancelled(asked)
+    outcome = failure(
+        execution, shown, ended_ms, strategies, final=not asked.retry, text=asked.failed_reason()
+    )
+    outcome.cancellation = asked
+    _told(execution, outcome, "cancelled", asked)
+    return outcome
+
+
+def _complete(
+    execution: Execution, result: object, ended_ms: int, strategies: Strategies
+) -> Outcome:
+    if result is None:
+        value: str | bytes = "null"
+    else:
+        try:
+            value = encode("result", result)
+        except (TypeError, ValueError) as error:
+            # Failing the job with this text beats losing what it did (issue, Bad input).
+            return failure(execution, error, ended_ms, strategies)
+    keep = execution.policy.keep_completed
+    more = {"keep": keep} if keep is not None else None
+    return Outcome(COMPLETE, ended_ms, value, execution.made + 1, more, result=result)
+
+
+def failure(
+    execution: Execution,
+    error: BaseException,
+    ended_ms: int,
+    strategies: Strategies,
+    *,
+    final: bool = False,
+    text: str | None = None,
+) -> Outcome:
+    """A failed attempt, by the job's own retry rules unless it is `final`."""
+    policy = execution.policy
+    made = execution.made + 1
+    if text is None:
+        text = printable(error)
+    delay: float | None = None
+    final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
+    if not final and made < policy.attempts and not execution.started_too_often():
+        try:
+            delay = backoff.next_delay(
+                execution.job.wire_options, made, error, execution.job, strategies
+            )
+        except Exception as broken:  # noqa: BLE001 (the user's strategy)
+            broken.__context__ = error
+            error = broken
+    more: dict[str, typing.Any] = {"stack": _stack(execution, error)}
+    if delay is None:
+        if policy.keep_failed is not None:
+            more["keep"] = policy.keep_failed
+        if made >= policy.attempts_given:
+            more["exhausted"] = True
+        kind = FAIL
+    elif delay > 0:
+        kind = DELAY
+        more["delay"] = delay
+    else:
+        kind = RETRY
+        if policy.lifo:
+            more["lifo"] = True
+    return Outcome(kind, ended_ms, text, made, more, error=error)
+
+
+def _move(execution: Execution, error: GeventqError, ended_ms: int) -> Outcome | None:
+    """The outcome of a processor that asks for its job to be moved; `None` for other errors."""
+    if isinstance(error, DelayedError):
+        more = {"delay": round(error.seconds * 1000), "move": True}
+        return Outcome(DELAY, ended_ms, "", execution.made, more, error=error)
+    if isinstance(error, (WaitingError, RateLimitError)):
+        return Outcome(WAIT, ended_ms, "", execution.made, {"move": True}, error=error)
+    if isinstance(error, WaitingChildrenError):
+        return None  # comes with flows; until then the job has no children to wait for
+    return None
+
+
+def give_back(execution: Execution, ended_ms: int, asked: Cancellation | None = None) -> Outcome:
+    """The job goes back to where it came from, as if it had not been taken (7.1)."""
+    outcome = Outcome(GIVE_BACK, ended_ms, "", execution.made, {"move": True}, cancellation=asked)
+    if asked is not None:
+        _told(execution, outcome, "cancelled", asked)
+    return outcome
+
+
+def lost(ended_ms: int, asked: Cancellation) -> Outcome:
+    """Nothing is written: another worker may be running the job (3.4)."""
+    return Outcome(NOTHING, ended_ms, "", 0, cancellation=asked)
+
+
+def _told(execution: Execution, outcome: Outcome, name: str, asked: Cancellation) -> None:
+    """Add the stream's own event about a cancellation (5.5)."""
+    attempt = execution.attempt
+    waited = max(0.0, clock.monotonic() - attempt.requested_monotonic)
+    reason = asked.to_json()["reason"]
+    if not isinstance(reason, str):
+        reason = encode("reason", reason).decode()
+    more = outcome.more = outcome.more or {}
+    more["event"] = [
+        *("event", name, "jobId", execution.job_id, "reason", printable_text(reason)),
+        *("kind", asked.kind, "stage", attempt.stage or "seen", "ms", str(round(waited * 1000))),
+    ]
+
+
+def _stack(execution: Execution, error: BaseException) -> str:
+    """All traces so far as JSON, the newest last, cut to the job's limit (wire-format 3)."""
+    limit = execution.policy.stack_limit
+    if limit == 0:
+        return "[]"
+    trace = "".join(traceback.format_exception(error)).rstrip("\n")
+    traces = [*execution.job.stacktrace, printable_text(trace)]
+    if limit is not None:
+        traces = traces[-limit:]
+    return json.dumps(traces, ensure_ascii=False, separators=(",", ":"))
+
+
+def printable(error: BaseException) -> str:
+    """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 (a user's __str__)
+        text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
+    return printable_text(text) or type(error).__name__
+
+
+def printable_text(text: str) -> str:
+    """`text` as it can be sent: lone surrogates are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unrun(asked: Cancellation) -> JobCancelled:
+    """What stands for the processor's end when it was cancelled before its first turn (2.8)."""
+    return JobCancelled(asked)

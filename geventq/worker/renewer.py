@@ -1,0 +1,133 @@
+"""Keeping the locks of the jobs that this worker holds, and noticing the loss of one.
+
+One greenlet renews all due locks in one call and stamps them *renewed* only after the answer,
+with the time it was sent (cancellation.md 3.1).  A lock that the server says is gone or another's
+is lost at once (3.2); one that could not be renewed is lost on our own clock before it can have
+expired on the server (3.3), also when the hub was blocked so long that this greenlet comes late.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import gevent
+import gevent.event
+
+from geventq import clock
+from geventq.errors import GeventqError
+from geventq.outage import Outage
+from geventq.store.scripts import load
+
+if typing.TYPE_CHECKING:
+    from geventq.store.connection import Client
+    from geventq.store.keys import QueueKeys
+    from geventq.worker.execution import Execution
+
+__all__ = ["Renewer"]
+
+_SAFETY: typing.Final = 0.9  # of the lock's life: past that it is ours no more (3.3)
+_RETRY: typing.Final = 0.5  # seconds between tries while Redis does not answer, at most
+_BATCH: typing.Final = 1000  # locks a call
+
+
+class Host(typing.Protocol):
+    """What holds executions: the worker."""
+
+    held: dict[str, Execution]
+
+    def lock_lost(self, execution: Execution) -> None:
+        """The lock of an attempt is not ours any more.  Must not yield."""
+
+    def error(self, error: BaseException) -> None:
+        """Tell an error."""
+
+
+class Renewer:
+    """Renews the locks of ``host.held``; owned and joined by the worker."""
+
+    def __init__(
+        self,
+        host: Host,
+        client: Client,
+        keys: QueueKeys,
+        *,
+        lock_duration: float,
+        renew_time: float,
+        renews: bool,
+    ) -> None:
+        self._host = host
+        self._client = client
+        self._keys = keys
+        self._lock_ms = round(lock_duration * 1000)
+        self._life = lock_duration * _SAFETY
+        self._period = renew_time / 2
+        self._renews = renews
+        self._stop = gevent.event.Event()
+        self._outage = Outage("renewing the locks", keys.name, self._stop)
+        self._script = load("renew")
+        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet.name = f"geventq-renewer-{keys.name}"
+
+    def start(self) -> None:
+        """Start renewing."""
+        self.greenlet.start()
+
+    def stop(self) -> None:
+        """End the greenlet and join it.  Yields."""
+        self._stop.set()
+        self.greenlet.join()
+
+    def _loop(self) -> None:
+        pause = self._period
+        while not self._stop.wait(pause):
+            self._let_go(clock.monotonic())
+            pause = self._period
+            due = self._due(clock.monotonic()) if self._renews else []
+            for first in range(0, len(due), _BATCH):
+                try:
+                    self._renew(due[first : first + _BATCH])
+                except GeventqError as error:
+                    if self._outage.failed(error):
+                        self._host.error(error)
+                    pause = min(self._period, _RETRY)
+                    break
+                self._outage.over()
+            pause = self._until_first_loss(pause)
+
+    def _due(self, now: float) -> list[Execution]:
+        """Executions whose lock has gone half a renewal time without a new stamp."""
+        oldest = now - self._period * 0.95
+        return [held for held in self._host.held.values() if held.renewed_at <= oldest]
+
+    def _renew(self, due: list[Execution]) -> None:
+        args: list[str | int] = [self._keys.base, self._lock_ms]
+        for execution in due:
+            args += (execution.job_id, execution.lock_token)
+        sent = clock.monotonic()
+        answers = self._client.script(
+            self._script, [self._keys.stalled], args, timeout=max(1.0, self._period)
+        )
+        held = self._host.held
+        for execution, answer in zip(due, answers, strict=True):
+            if answer == 1:
+                execution.renewed_at = sent
+            elif held.get(execution.lock_token) is execution and not execution.settling:
+                self._host.lock_lost(execution)
+
+    def _let_go(self, now: float) -> None:
+        """Treat as lost what may have expired on the server (3.3).  An attempt that has ended
+        keeps its outcome: there the token test of the script decides (3.6)."""
+        expired = now - self._life
+        for execution in list(self._host.held.values()):
+            if execution.renewed_at <= expired and not execution.settling:
+                self._host.lock_lost(execution)
+
+    def _until_first_loss(self, pause: float) -> float:
+        """`pause`, or less if a lock would be lost before."""
+        oldest = min(
+            (held.renewed_at for held in self._host.held.values() if not held.settling),
+            default=None,
+        )
+        if oldest is None:
+            return pause
+        return max(0.001, min(pause, oldest + self._life - clock.monotonic()))

@@ -1,0 +1,88 @@
+"""Bringing back jobs whose worker died: a periodic check that all workers share
+(wire-format 9.9, cancellation.md 3.5).  One greenlet, owned and joined by the worker.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import gevent
+import gevent.event
+
+from geventq import clock
+from geventq.errors import GeventqError
+from geventq.outage import Outage
+from geventq.store.scripts import load
+
+if typing.TYPE_CHECKING:
+    from geventq.store.connection import Client
+    from geventq.store.keys import QueueKeys
+
+__all__ = ["StalledChecker"]
+
+
+class Host(typing.Protocol):
+    """Who is told: the worker."""
+
+    def stalled(self, job_id: str) -> None:
+        """A job went back to wait."""
+
+    def error(self, error: BaseException) -> None:
+        """Tell an error."""
+
+
+class StalledChecker:
+    """Checks at start and then every `interval` seconds."""
+
+    def __init__(
+        self, host: Host, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
+    ) -> None:
+        self._host = host
+        self._client = client
+        self._keys = keys
+        self._interval = interval
+        self._max_stalled = max_stalled
+        self._stop = gevent.event.Event()
+        self._outage = Outage("the stalled check", keys.name, self._stop)
+        self._script = load("stalled")
+        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet.name = f"geventq-stalled-{keys.name}"
+
+    def start(self) -> None:
+        """Start checking."""
+        self.greenlet.start()
+
+    def stop(self) -> None:
+        """End the greenlet and join it.  Yields."""
+        self._stop.set()
+        self.greenlet.join()
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                recovered = self.check()
+            except GeventqError as error:
+                if self._outage.failed(error):
+                    self._host.error(error)
+                self._outage.pause()
+                continue
+            self._outage.over()
+            for job_id in recovered:
+                self._host.stalled(job_id)
+            self._stop.wait(self._interval)
+
+    def check(self) -> list[str]:
+        """Check once; the ids that went back to wait.  Yields."""
+        keys = self._keys
+        names = [
+            *(keys.stalled, keys.stalled_check, keys.wait, keys.active),
+            *(keys.meta, keys.marker, keys.events),
+        ]
+        args: list[str | int] = [
+            keys.base,
+            clock.wall_ms(),
+            round(self._interval * 1000),
+            self._max_stalled,
+        ]
+        reply = self._client.script(self._script, names, args)
+        return [job_id.decode() for job_id in reply]

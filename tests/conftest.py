@@ -1,0 +1,92 @@
+"""Fixtures for every test: a server, a key prefix, and a check for what was left behind."""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import uuid
+
+import pytest
+import redis
+
+from geventq import clock
+from tests.support.leaks import Snapshot
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.timeouts import (  # noqa: F401 - hooks, found by their names
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+)
+from tests.support.waiting import TurnedClock
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> collections.abc.Iterator[None]:
+    """Fails a test that leaves greenlets of ours, native threads, or open files and sockets.
+
+    7.4: after `close()` nothing of ours is left.  First of all fixtures, so that it looks last.
+    """
+    before = Snapshot()
+    yield
+    before.check()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> collections.abc.Iterator[str]:
+    """The server that tests share: ``$GEVENTQ_REDIS_URL``, else a Valkey of our own, without
+    persistence.  Never flush it; keep to your `prefix`."""
+    if url := os.environ.get("GEVENTQ_REDIS_URL"):
+        yield url
+        return
+    with Server() as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> collections.abc.Iterator[redis.Redis]:
+    """A plain redis-py client, decoding, to look at keys from outside; it blocks its thread."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def prefix(redis_url: str) -> collections.abc.Iterator[str]:
+    """A key prefix of the test's own; its keys are removed at the end."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    yield name
+    with redis.Redis.from_url(redis_url) as client:
+        for keys in _batches(client.scan_iter(match=f"{name}:*", count=1000)):
+            client.unlink(*keys)
+
+
+def _batches(keys: collections.abc.Iterator[bytes]) -> collections.abc.Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    for key in keys:
+        batch.append(key)
+        if len(batch) == 500:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@pytest.fixture
+def own_server() -> collections.abc.Iterator[Server]:
+    """A running server for this test alone: stop, kill, restart, pause it; its data survive."""
+    with Server(persistent=True) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> collections.abc.Iterator[Proxy]:
+    """A TCP proxy in front of the shared server; see `tests.support.proxy`."""
+    with Proxy(redis_url) as running:
+        yield running
+
+
+@pytest.fixture
+def turned_clock() -> collections.abc.Iterator[TurnedClock]:
+    """geventq's clock, in the test's hand."""
+    with clock.turned(TurnedClock()) as source:
+        assert isinstance(source, TurnedClock)
+        yield source

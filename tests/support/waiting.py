@@ -1,0 +1,84 @@
+"""Waiting for what a test expects, and turning the clock instead of waiting."""
+
+from __future__ import annotations
+
+import collections.abc
+import time
+import typing
+
+import gevent
+
+from geventq import clock
+
+__all__ = ["TurnedClock", "eventually", "never"]
+
+T = typing.TypeVar("T")
+
+
+def eventually(
+    condition: collections.abc.Callable[[], T],
+    timeout: float = 5.0,
+    *,
+    every: float = 0.002,
+    what: object = None,
+) -> T:
+    """Give the hub turns until `condition()` is truthy, and return what it returned.
+
+    Raises `AssertionError` after `timeout` seconds of real time (a turned clock does not matter)
+    with `what`, or else the condition's name and last value.
+    """
+    deadline = time.perf_counter() + timeout
+    while not (value := condition()):
+        if time.perf_counter() > deadline:
+            name = what or getattr(condition, "__qualname__", repr(condition))
+            raise AssertionError(f"not within {timeout} s: {name} (last: {value!r})")
+        gevent.sleep(every)
+    return value
+
+
+def never(
+    condition: collections.abc.Callable[[], object], during: float, *, every: float = 0.01
+) -> None:
+    """Assert that `condition()` stays falsy for `during` seconds.
+
+    Only for what can not be shown by an event that comes later; prefer waiting for that event.
+    """
+    deadline = time.perf_counter() + during
+    while time.perf_counter() < deadline:
+        value = condition()
+        assert not value, f"happened, but must not: {value!r}"
+        gevent.sleep(every)
+
+
+class TurnedClock(clock.Source):
+    """A clock that a test moves: it runs on like the real one, plus what `advance` added, and
+    stands still between `stop()` and `go()`.
+
+    Only `geventq.clock` is turned.  Timers of gevent and time-outs of sockets go on in real time.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._stopped: tuple[float, float] | None = None
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass at once, on both clocks."""
+        self._ahead += seconds
+
+    def stop(self) -> None:
+        """Let no time pass, except by `advance`."""
+        self._stopped = (super().monotonic(), super().wall())
+
+    def go(self) -> None:
+        """Run again, from where the clock stood."""
+        if self._stopped is not None:
+            self._ahead -= super().monotonic() - self._stopped[0]
+            self._stopped = None
+
+    def monotonic(self) -> float:
+        now = super().monotonic() if self._stopped is None else self._stopped[0]
+        return now + self._ahead
+
+    def wall(self) -> float:
+        now = super().wall() if self._stopped is None else self._stopped[1]
+        return now + self._ahead
