@@ -18,6 +18,7 @@ import sys
 import typing
 
 import gevent
+from gevent import monkey
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation.token import CancellationToken
@@ -115,20 +116,31 @@ def _libpq() -> typing.Any:
 def _cancel_mysql(connection: typing.Any) -> None:
     if not connection.open:
         return
-    thread_id = connection.thread_id()
+    thread_id = int(connection.thread_id())
     settings: dict[str, typing.Any] = {
         "host": connection.host,
         "port": connection.port,
         "user": connection.user,
         "password": connection.password,
         "unix_socket": connection.unix_socket,
+        "bind_address": connection.bind_address,
+        "server_public_key": connection.server_public_key,
+        "auth_plugin_map": connection._auth_plugin_map,
         "connect_timeout": 1,
     }
-    if getattr(connection, "ssl", False):
+    # Newer versions ask for TLS by themselves where the server has it: then the second does too.
+    if connection.ssl and getattr(connection, "_ssl_required", True):
         settings["ssl"] = connection.ctx
+    if monkey.is_module_patched("socket"):
+        _kill_query(settings, thread_id)
+    else:  # PyMySQL's own sockets would stop the hub
+        gevent.get_hub().threadpool.apply(_kill_query, (settings, thread_id))
+
+
+def _kill_query(settings: dict[str, typing.Any], thread_id: int) -> None:
     second = sys.modules["pymysql.connections"].Connection(**settings)
     try:
         with second.cursor() as cursor:
-            cursor.execute(f"KILL QUERY {int(thread_id)}")
+            cursor.execute(f"KILL QUERY {thread_id}")
     finally:
         second.close()
