@@ -54,9 +54,9 @@ def _serving(
     try:
         deadline = time.monotonic() + 30
         while not os.path.exists(socket):
-            assert server.poll() is None and time.monotonic() < deadline, open(
-                os.path.join(cwd, "log"), errors="replace"
-            ).read()
+            if server.poll() is not None or time.monotonic() > deadline:
+                with open(os.path.join(cwd, "log"), errors="replace") as said:
+                    pytest.fail(f"{command[0]} did not start: {said.read()}")
             time.sleep(0.02)
         yield
     finally:

@@ -127,5 +127,5 @@ def test_a_cancelled_query_ends_in_mariadb(mariadb_socket: str) -> None:  # noqa
 
 def test_another_kind_of_connection_is_refused() -> None:
     """2.11: what is supported is named."""
-    with pytest.raises(TypeError, match="psycopg2 or PyMySQL, not builtins.object"):
+    with pytest.raises(TypeError, match=r"psycopg2 or PyMySQL, not builtins\.object"):
         CancellationToken().cancels(object())
