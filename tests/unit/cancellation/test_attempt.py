@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import typing
 
@@ -12,6 +11,7 @@ from gevent.event import Event
 
 from geventq import Cancellation, JobCancelled, JobKilled, LockLost
 from tests.support.attempts import Run
+from tests.support.native import in_native_thread
 from tests.support.waiting import eventually, never
 
 
@@ -379,12 +379,8 @@ def test_a_lost_lock_ends_the_attempt_whatever_was_asked() -> None:
 def test_a_request_from_another_thread() -> None:
     """api: `cancel_job` may be used from any native thread."""
     run = Run(lambda token: token.wait().reason).start()
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(run.ask("from afar")))
-    thread.start()
-    eventually(lambda: answers)
-    thread.join()
-    assert answers == [True] and run.join().result == "from afar"
+    assert in_native_thread(lambda: run.ask("from afar")) is True
+    assert run.join().result == "from afar"
 
 
 def test_a_late_kill_never_reaches_the_next_attempt_in_the_same_greenlet() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import threading
 import time
 import typing
 import weakref
@@ -15,6 +14,7 @@ import pytest
 
 from geventq import CancellationToken, GeventqError, JobCancelled
 from tests.support.attempts import Run
+from tests.support.native import in_native_thread
 from tests.support.waiting import eventually
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="none")
@@ -60,11 +60,7 @@ def test_a_token_of_ones_own() -> None:
 
 def test_a_token_made_in_another_thread_is_checked_here() -> None:
     """2.4: in other threads a check never yields; here it does."""
-    made: list[CancellationToken] = []
-    thread = threading.Thread(target=lambda: made.append(CancellationToken()))
-    thread.start()
-    thread.join()
-    (token,) = made
+    token = typing.cast(CancellationToken, in_native_thread(CancellationToken))
     turned: list[int] = []
     gevent.spawn(turned.append, 1)
     begun = time.monotonic()
@@ -75,20 +71,17 @@ def test_a_token_made_in_another_thread_is_checked_here() -> None:
 
 def test_a_check_in_another_thread_does_not_yield() -> None:
     """2.4: nor does it make a hub there."""
-    token, hubs = CancellationToken(), []
+    token = CancellationToken()
 
-    def check() -> None:
+    def check() -> object:
         from gevent._hub_local import get_hub_if_exists
 
         until = time.monotonic() + 0.03
         while time.monotonic() < until:
             assert token.check() is None
-        hubs.append(get_hub_if_exists())
+        return get_hub_if_exists()
 
-    thread = threading.Thread(target=check)
-    thread.start()
-    thread.join()
-    assert hubs == [None]
+    assert in_native_thread(check) is None
 
 
 def test_a_check_in_the_hub_does_not_yield() -> None:
