@@ -10,6 +10,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import itertools  # noqa: E402
 import sys  # noqa: E402
 import typing  # noqa: E402
 
@@ -128,23 +129,24 @@ def pymysql_scenario(address: str) -> Ask:
 
 
 def play(ask: Ask) -> int:
-    """Kill callers at moments spread over a call; how many kills landed in one."""
-    ask(0)
-    landed = 0
-    for number in range(1, KILLS + 1):
-        run = Run(lambda token, number=number: ask(number), hard=True)
-        run.start()
-        gevent.sleep((number % 40) * 1e-4)
+    """Kill callers at moments spread over their calls; how many kills there were."""
+    numbers = itertools.count()
+
+    def call_for_ever(token: object) -> None:
+        while True:
+            ask(next(numbers))
+
+    for moment in range(KILLS):
+        run = Run(call_for_ever, hard=True).start()
+        gevent.sleep((moment % 37) * 1e-4)
         run.ask()
-        beside = gevent.spawn(ask, 10_000 + number)
+        beside = gevent.spawn(ask, next(numbers))
         run.join()
-        if isinstance(run.error, JobKilled):
-            landed += 1
-        elif run.error is not None:
-            raise run.error
+        if not isinstance(run.error, JobKilled):
+            raise run.error or AssertionError("a call for ever ended")
         beside.get()
-        ask(20_000 + number)
-    return landed
+        ask(next(numbers))
+    return KILLS
 
 
 def main() -> None:
