@@ -120,7 +120,7 @@ class Attempt:
         token = self.token
         if token is not None and token._extras is not None and token._extras.helpers:
             helpers, token._extras.helpers = token._extras.helpers, []
-            calls.put_down(helpers, token._guard_if_any(), self._helper_stuck)
+            calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
 
     def _stop_limit(self) -> None:
         self._limit.stop()
@@ -138,13 +138,13 @@ class Attempt:
     def request(self, said: Cancellation, *, hard: bool | None, kill_after: float | None) -> bool:
         """Ask the job to stop; whether this request took effect (2.2).
 
-        `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds.  May be
-        called from any native thread.
+        `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds;
+        `kill_after` without `hard` means hard.  May be called from any native thread.
         """
         return in_thread_of(self._hub, lambda: self._request(said, hard, kill_after), gone=False)
 
     def _request(self, said: Cancellation, hard: bool | None, kill_after: float | None) -> bool:
-        is_hard = self._hard if hard is None else hard
+        is_hard = (self._hard or kill_after is not None) if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
         if self.token is None and not is_hard and said.kind != "lock_lost":
@@ -156,7 +156,7 @@ class Attempt:
         if said.hard != is_hard:
             said = _with_hardness(said, is_hard)
         took = self._merge(said)
-        if is_hard:
+        if is_hard or (self.was_lock_lost and self.request_in_force().hard):
             took = self._hasten(grace) or took
         if took:
             self._observer.requested(self)
@@ -207,8 +207,7 @@ class Attempt:
 
     def stack(self) -> str:
         """Where the job's greenlet sits, as `traceback` prints it."""
-        frame = None if self.greenlet is None else self.greenlet.gr_frame
-        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+        return _stack_of(self.greenlet)
 
     # -- for the ladder, the shields, the callbacks and the tree ------------------------------
 
@@ -258,21 +257,24 @@ class Attempt:
             self._observer.thrown(self)
 
     def became_stuck(self, greenlet: typing.Any = None) -> None:
-        """The ladder's end, or a call of `token.run` that swallows its kill.  Told once."""
-        if self.is_stuck or self.ended:
-            return
-        self.is_stuck = True
-        frame = greenlet.gr_frame if greenlet is not None else None
-        shown = "".join(traceback.format_stack(frame)) if frame is not None else self.stack()
-        self._observer.stuck(self, shown)
+        """The ladder's end, or a call of `token.run` or a helper that swallows its kill.
 
-    def _helper_stuck(self, greenlet: typing.Any) -> None:
-        """A helper that swallows its kill keeps the attempt's end waiting: say where it sits."""
-        if not self.is_stuck:
+        Told once, in a greenlet: printing a stack reads source files, which the hub must not
+        do (2.9).
+        """
+        where = self.greenlet if greenlet is None else greenlet
+        tree.apart(self._report_stuck, where, name="geventq-stuck")
+
+    def _report_stuck(self, greenlet: typing.Any) -> None:
+        shown = _stack_of(greenlet)
+        if shown and not self.is_stuck:  # else it has ended in this very turn
             self.is_stuck = True
-            frame = greenlet.gr_frame
-            shown = "".join(traceback.format_stack(frame)) if frame is not None else ""
             self._observer.stuck(self, shown)
+
+
+def _stack_of(greenlet: typing.Any) -> str:
+    frame = None if greenlet is None else greenlet.gr_frame
+    return "" if frame is None else "".join(traceback.format_stack(frame))
 
 
 def _with_hardness(said: Cancellation, hard: bool) -> Cancellation:

@@ -17,7 +17,7 @@ from greenlet import GreenletExit
 from geventq import clock
 from geventq.cancellation import tree
 from geventq.cancellation.ladder import INTERVAL, RETHROWS
-from geventq.errors import JobCancelled
+from geventq.errors import JobCancelled, JobKilled
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation.shield import Guard
@@ -112,7 +112,18 @@ def _wait(child: typing.Any, token: CancellationToken | None) -> None:
 
 
 def _end(token: CancellationToken, child: typing.Any) -> None:
-    put_down([child], token._guard_if_any(), token._stuck_call)
+    """Kill the call and wait for it, whatever is thrown meanwhile: with a hard request the
+    job's own kill arrives in the same turn.  It is raised when the call has ended."""
+    thrown: BaseException | None = None
+    while True:
+        try:
+            put_down([child], token._guard_if_any(), token._stuck_call)
+            break
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            if thrown is None or isinstance(error, JobKilled):
+                thrown = error
+    if thrown is not None:
+        raise thrown
 
 
 def put_down(

@@ -27,7 +27,7 @@ from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.pacer import NOWHERE, Pacer, pacer_of
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.shield import Guard, Shield
-from geventq.cancellation.threads import in_thread_of
+from geventq.cancellation.threads import get_ident, in_thread_of
 from geventq.errors import GeventqError, JobCancelled
 
 if typing.TYPE_CHECKING:
@@ -146,6 +146,17 @@ class CancellationToken(_Base):
         if self._cancellation is not None:
             callback.start()
         return callback
+
+    def cancels(self, connection: typing.Any) -> typing.ContextManager[None]:
+        """Inside the block, a cancellation also stops what `connection` runs in its database.
+
+        For connections of psycopg2 and PyMySQL; `TypeError` for any other.  The query then
+        ends with the driver's own error.  Leaving the block waits for a cancel that is under
+        way, so that it never hits the connection's next query.
+        """
+        from geventq.cancellation import databases
+
+        return databases.cancels(self, connection)
 
     def link(self, timeout: float | None = None) -> CancellationToken:
         """A child token: cancelled with this one, or by its own deadline of `timeout` seconds.
@@ -334,12 +345,13 @@ class CancellationToken(_Base):
 class _Deadline:
     """The time limit of a link.  Its timer holds it, it holds the token weakly."""
 
-    __slots__ = ("_seconds", "_timer", "_token")
+    __slots__ = ("_hub", "_seconds", "_timer", "_token")
 
     def __init__(self, token: CancellationToken, seconds: float) -> None:
         hub = gevent.get_hub()
         self._seconds = seconds
-        self._token = weakref.ref(token, lambda _: in_thread_of(hub, self.stop, gone=None))
+        self._hub = hub
+        self._token = weakref.ref(token, self._dropped)
         self._timer = hub.loop.timer(seconds)
         self._timer.start(self._passed)
 
@@ -349,6 +361,13 @@ class _Deadline:
         token = self._token()
         if token is not None:
             token._accept(Cancellation.timed_out(self._seconds))
+
+    def _dropped(self, _: object) -> None:
+        """Nobody holds the token any more; told wherever the collector runs."""
+        if self._hub.thread_ident == get_ident():
+            self.stop()
+        elif self._hub.loop is not None:
+            self._hub.loop.run_callback_threadsafe(self.stop)
 
     def stop(self) -> None:
         self._timer.stop()

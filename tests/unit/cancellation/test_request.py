@@ -1,0 +1,120 @@
+"""What a request says and how two merge (cancellation.md 2.2, 2.3, 2.6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from geventq import Cancellation, LockLost
+
+
+@pytest.mark.parametrize("reason", [None, "", 0, False, [], {}])
+def test_a_cancellation_is_truthy_whatever_the_reason(reason: object) -> None:
+    """2.3: a reason of `None` is a reason."""
+    assert Cancellation(reason)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (Cancellation(), "Job cancelled"),
+        (Cancellation(""), "Job cancelled"),
+        (Cancellation("too dear"), "Job cancelled: too dear"),
+        (Cancellation({"code": 7}), 'Job cancelled: {"code": 7}'),
+        (Cancellation("déjà vu"), "Job cancelled: déjà vu"),
+        (Cancellation(0), "Job cancelled: 0"),
+        (Cancellation(LockLost("17"), "lock_lost"), 'Job cancelled: {"lockLost": "17"}'),
+        (Cancellation.timed_out(0.5), "Job timed out after 0.5 s"),
+        (Cancellation.timed_out(30.0), "Job timed out after 30 s"),
+    ],
+)
+def test_the_failed_reason(said: Cancellation, text: str) -> None:
+    """2.6: the text a cancelled job fails with."""
+    assert said.failed_reason() == text
+
+
+def test_a_sentence_names_the_reason() -> None:
+    assert "too dear" in str(Cancellation("too dear"))
+    assert "17" in str(Cancellation(LockLost("17"), "lock_lost"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Cancellation({"a": [1, None]}, "remote", True, False, 5.5, "ops"),
+        Cancellation(LockLost("17"), "lock_lost"),
+        Cancellation.timed_out(3),
+    ],
+)
+def test_json_and_back(said: Cancellation) -> None:
+    assert Cancellation.from_json(json.loads(json.dumps(said.to_json()))) == said
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"kind": "user"}, [], None, {**Cancellation().to_json(), "hard": 1}]
+    + [{**Cancellation().to_json(), "kind": kind} for kind in ("nobody", 3, None)],
+)
+def test_another_shape_is_refused(record: typing.Any) -> None:
+    with pytest.raises(ValueError, match=r"cancellation|kind"):
+        Cancellation.from_json(record)
+
+
+def test_a_reason_that_is_not_json_is_refused() -> None:
+    with pytest.raises(TypeError, match="reason"):
+        Cancellation(object())
+    with pytest.raises(ValueError, match="reason"):
+        Cancellation(float("nan"))
+    with pytest.raises(ValueError, match="reason"):
+        Cancellation("\ud800")
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Cancellation().reason = "other"  # type: ignore[misc]
+
+
+FIRST = Cancellation("first", "user", requested_at=1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "merged"),
+    [
+        # nothing stronger
+        (FIRST, Cancellation("later", "user"), FIRST),
+        (FIRST, Cancellation("later", "shutdown"), FIRST),
+        # what is stronger is added; of equals the first gives the text
+        (FIRST, Cancellation("later", "remote", hard=True), dataclasses.replace(FIRST, hard=True)),
+        # no retry decides the outcome, and so gives the text
+        (
+            FIRST,
+            Cancellation("later", "user", retry=False, requested_at=2.0),
+            Cancellation("later", "user", retry=False, requested_at=2.0),
+        ),
+        # a user's request outranks a time limit, which outranks a shutdown
+        (
+            Cancellation("bye", "shutdown", hard=True),
+            Cancellation("late", "timeout", requested_at=2.0),
+            Cancellation("late", "timeout", hard=True, requested_at=2.0),
+        ),
+        (
+            Cancellation("late", "timeout"),
+            Cancellation("p", "parent", requested_at=2.0),
+            Cancellation("p", "parent", requested_at=2.0),
+        ),
+        # a lost lock ends the attempt whatever was asked
+        (
+            Cancellation("no", "user", retry=False),
+            Cancellation(LockLost("17"), "lock_lost", requested_at=2.0),
+            Cancellation(LockLost("17"), "lock_lost", retry=False, requested_at=2.0),
+        ),
+    ],
+)
+def test_merging(first: Cancellation, later: Cancellation, merged: Cancellation) -> None:
+    """2.2: a later request adds what is stronger, and only that."""
+    assert first.merged(later) == merged
+    if merged is first:
+        assert first.merged(later) is first

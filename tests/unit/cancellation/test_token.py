@@ -1,0 +1,354 @@
+"""The token: asking, working, links, and fairness of checks (cancellation.md 2.3, 2.4, 2.13)."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import time
+import typing
+import weakref
+
+import gevent
+import gevent.event
+import pytest
+
+from geventq import CancellationToken, GeventqError, JobCancelled
+from tests.support.attempts import Run
+from tests.support.native import in_native_thread
+from tests.support.waiting import eventually
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="none")
+
+
+def test_it_is_an_async_result() -> None:
+    """api: wait, get, ready, rawlink, gevent.wait and iwait as on any AsyncResult."""
+    token, linked = CancellationToken(), []
+    assert isinstance(token, gevent.event.AsyncResult)
+    assert token.wait(timeout=0) is None and not token.ready()
+    with pytest.raises(gevent.Timeout):
+        token.get(timeout=0)
+    token.rawlink(linked.append)
+    task = gevent.spawn(gevent.sleep, 60)
+    gevent.spawn(token.cancel, "enough").join()
+    assert gevent.wait([task, token], count=1) == [token]
+    assert next(gevent.iwait([task, token])) is token
+    task.kill()
+    assert token.get(timeout=0) is token.wait(timeout=0) is token.value is token.check()
+    assert token.get().reason == "enough" and token.get().kind == "user" and linked == [token]
+
+
+def test_a_token_of_ones_own() -> None:
+    """api: `CancellationToken()` works without a job."""
+    token, called = CancellationToken(), []
+    assert token.check() is None and not token.cancelled and token.reason is None
+    token.raise_if_cancelled()
+    token.on_cancel(called.append, 1)
+    assert token.run(divmod, 7, 2) == (3, 1)
+    with token.shield():
+        token.sleep(0)
+    assert token.spawn(lambda: 5).get() == 5
+    assert token.cancel("a") and not token.cancel("b")
+    with pytest.raises(JobCancelled, match="a"):
+        token.raise_if_cancelled()
+    with pytest.raises(JobCancelled):
+        token.sleep(60)
+    with token.shield():
+        token.sleep(0.001)
+        assert token.run(int, "3") == 3
+    eventually(lambda: called == [1])
+
+
+def test_a_token_made_in_another_thread_is_checked_here() -> None:
+    """2.4: in other threads a check never yields; here it does."""
+    token = typing.cast(CancellationToken, in_native_thread(CancellationToken))
+    turned: list[int] = []
+    gevent.spawn(turned.append, 1)
+    begun = time.monotonic()
+    while not turned and time.monotonic() < begun + 1:
+        token.check()
+    assert turned
+
+
+def test_a_check_in_another_thread_does_not_yield() -> None:
+    """2.4: nor does it make a hub there."""
+    token = CancellationToken()
+
+    def check() -> object:
+        from gevent._hub_local import get_hub_if_exists
+
+        until = time.monotonic() + 0.03
+        while time.monotonic() < until:
+            assert token.check() is None
+        return get_hub_if_exists()
+
+    assert in_native_thread(check) is None
+
+
+def test_a_check_in_the_hub_does_not_yield() -> None:
+    """2.4: there it would be an error."""
+    token, checked = CancellationToken(), []
+
+    def check() -> None:
+        until = time.monotonic() + 0.03
+        while time.monotonic() < until:
+            checked.append(token.check())
+
+    gevent.get_hub().loop.run_callback(check)
+    gevent.sleep(0.05)
+    assert checked and not any(checked)
+
+
+def test_a_loop_of_checks_can_be_cancelled() -> None:
+    """2.4: a tight loop gives the hub its turns; a kill reaches it too."""
+
+    def compute(token: typing.Any) -> None:
+        while token.check() is None:
+            pass
+
+    def deaf(token: typing.Any) -> None:
+        while True:
+            token.check()
+
+    for process, hard in ((compute, False), (deaf, True)):
+        run = Run(process, hard=hard).start()
+        gevent.sleep(0.02)
+        begun = time.monotonic()
+        assert run.ask()
+        run.join()
+        assert time.monotonic() - begun < 0.5
+
+
+def test_a_hundred_computing_jobs_share_the_time_and_leave_the_hub_its_turns() -> None:
+    """2.4: the hub gets a turn every 10 ms, and no job gets many times the others' share."""
+    token, stop = CancellationToken(), []
+    shares = [0] * 100
+
+    def compute(number: int) -> None:
+        while not stop:
+            shares[number] += 1
+            token.check()
+
+    gaps: list[float] = []
+
+    def tick() -> None:
+        before = time.perf_counter()
+        until = before + 2.0
+        while before < until:
+            gevent.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - before)
+            before = now
+        stop.append(True)
+
+    jobs = [gevent.spawn(compute, number) for number in range(100)]
+    gevent.spawn(tick).join()
+    gevent.joinall(jobs)
+    gaps.sort()
+    assert gaps[len(gaps) * 9 // 10] < 0.012  # the machine is shared: not the maximum
+    assert min(shares) > 0 and max(shares) < 6 * (sum(shares) / 100)
+
+
+def test_run_ends_the_call_before_it_raises() -> None:
+    """2.13: the child is killed and joined before `JobCancelled`."""
+    order = []
+
+    def call() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            gevent.sleep(0.03)
+            order.append("cleaned up")
+
+    def process(token: typing.Any) -> None:
+        try:
+            token.run(call)
+        except JobCancelled:
+            order.append("raised")
+            raise
+
+    run = Run(process).start()
+    run.ask()
+    assert isinstance(run.join().error, JobCancelled) and order == ["cleaned up", "raised"]
+
+
+def test_a_result_of_the_same_turn_wins() -> None:
+    """2.13: the call ends and the request comes in one turn: the result counts."""
+    go = gevent.event.Event()
+
+    def process(token: typing.Any) -> object:
+        return token.run(lambda: go.wait() and "result")
+
+    run = Run(process).start()
+    gevent.sleep(0)
+    go.set()
+    run.ask()
+    assert run.join().result == "result"
+
+
+def test_run_hands_on_errors_and_its_timeout() -> None:
+    """api: what the call raises is raised; its own `timeout` is `gevent.Timeout`."""
+    token, ended = CancellationToken(), []
+
+    def call() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        token.run(lambda: 1 / 0)
+    with pytest.raises(SystemExit):
+        token.run(exit, 3)
+    with pytest.raises(gevent.Timeout):
+        token.run(call, timeout=0.01)
+    assert ended == [True]
+    with pytest.raises(ValueError, match="timeout"):
+        token.run(call, timeout=-1)
+
+
+def test_run_and_spawn_see_a_copy_of_the_callers_context() -> None:
+    """2.13: gevent itself gives an empty one."""
+    token = CancellationToken()
+    VARIABLE.set("the caller's")
+
+    def look() -> str:
+        seen = VARIABLE.get()
+        VARIABLE.set("changed")
+        return seen
+
+    assert token.run(look) == token.spawn(look).get() == VARIABLE.get() == "the caller's"
+    VARIABLE.set("none")
+
+
+@pytest.mark.slow
+def test_a_call_that_swallows_the_kill_is_stuck() -> None:
+    """2.13: as in 2.10; and `JobCancelled` is not raised before it has ended."""
+    release = gevent.event.Event()
+
+    def swallow() -> None:
+        while not release.is_set():
+            try:
+                release.wait()
+            except gevent.GreenletExit:
+                continue
+
+    run = Run(lambda token: token.run(swallow)).start()
+    run.ask()
+    eventually(lambda: "stuck" in run.told, 8)
+    assert "swallow" in run.stack and not run.greenlet.ready()
+    release.set()
+    assert isinstance(run.join().error, JobCancelled)
+
+
+def test_a_kill_inside_run_ends_the_call_without_cutting_its_cleanup() -> None:
+    """2.12, 2.13: the job's kill and the tree's are one for the call."""
+    order = []
+
+    def call() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            gevent.sleep(0.05)
+            order.append("cleaned up")
+
+    run = Run(lambda token: token.run(call), hard=True).start()
+    gevent.sleep(0)
+    run.ask()
+    run.join()
+    assert order == ["cleaned up"] and isinstance(run.error, JobCancelled)
+
+
+def test_helpers_end_with_the_processor() -> None:
+    """2.13: killed and joined before the outcome is sent."""
+    order = []
+
+    def helper() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            gevent.sleep(0.02)
+            order.append("helper")
+
+    def process(token: typing.Any) -> str:
+        token.spawn(helper)
+        gevent.sleep(0.01)
+        return "result"
+
+    run = Run(process).start().join()
+    assert run.result == "result" and order == ["helper"]
+    with pytest.raises(GeventqError, match="ended"):
+        run.token.spawn(helper)
+
+
+def test_a_helper_in_a_shield_is_waited_for() -> None:
+    """2.9, 2.13: its kill is thrown as it leaves the shield."""
+    order = []
+
+    def helper(token: typing.Any) -> None:
+        with token.shield():
+            gevent.sleep(0.05)
+            order.append("committed")
+        order.append("never")
+
+    def process(token: typing.Any) -> None:
+        token.spawn(helper, token)
+        gevent.sleep(0.01)
+
+    Run(process).start().join()
+    assert order == ["committed"]
+
+
+def test_a_link_is_cancelled_with_its_parent_and_not_the_other_way() -> None:
+    """api: a child token."""
+    parent = CancellationToken()
+    child, other = parent.link(), parent.link()
+    grandchild = child.link()
+    assert child.cancel("child only") and grandchild.cancelled
+    assert not parent.cancelled and not other.cancelled
+    parent.cancel("all")
+    assert other.reason == "all" and child.reason == "child only"
+    assert parent.link().reason == "all"
+
+
+def test_a_link_has_its_own_deadline() -> None:
+    """api: kind `timeout`; the parent goes on."""
+    parent = CancellationToken()
+    child = parent.link(timeout=0.02)
+    with pytest.raises(JobCancelled, match=r"timed out after 0\.02 s"):
+        child.sleep(60)
+    assert child.check() and child.get().kind == "timeout" and not parent.cancelled
+
+
+def test_a_parent_holds_its_links_weakly() -> None:
+    """2.13: a dropped link leaves neither the object nor its timer."""
+    parent = CancellationToken()
+    loop = gevent.get_hub().loop
+    before = loop.activecnt
+    child = weakref.ref(parent.link(timeout=3600))
+    gc.collect()
+    assert child() is None and loop.activecnt == before
+
+
+def test_the_token_does_not_keep_its_attempt() -> None:
+    """targets.md: no garbage for the collector per job."""
+    run = Run(lambda token: None).start().join()
+    gc.collect()
+    attempt, token = weakref.ref(run.attempt), run.token
+    run.attempt = None  # type: ignore[assignment]
+    run.greenlet.spawn_tree_locals = {}
+    assert attempt() is None and not token.cancel()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_times_are_checked(seconds: float) -> None:
+    token = CancellationToken()
+    for call in (token.sleep, token.link, lambda seconds: token.run(int, timeout=seconds)):
+        with pytest.raises(ValueError, match="seconds"):
+            call(seconds)
+        with pytest.raises(TypeError, match="seconds"):
+            call(True)
+    with pytest.raises(TypeError, match="callable"):
+        token.on_cancel(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="reason"):
+        token.cancel(object())
+    assert not token.cancelled
