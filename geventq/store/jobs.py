@@ -342,7 +342,7 @@ class QueueStore:
     def _call_while_full(self, name: str, keys: list[str], args: list[Argument]) -> int:
         moved = 0
         while True:
-            count = self._client.script(load(name), keys, args)
+            count = typing.cast(int, self._client.script(load(name), keys, args))
             moved += count
             if count < _AT_ONCE:
                 return moved

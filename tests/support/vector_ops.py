@@ -95,7 +95,8 @@ class Context:
     @property
     def q(self) -> NodeQueue:
         found = re.search(r"c\.q = await c\.queue\('(\w+)'", self.vector.setup)
-        return NodeQueue(self, found[1] if found else "q")
+        prefix = re.search(r"prefix: '([^']+)'", self.vector.setup)
+        return NodeQueue(self, found[1] if found else "q", prefix[1] if prefix else "bull")
 
     @property
     def k(self) -> NodeQueue:
@@ -131,8 +132,8 @@ class Context:
     # -- what an operation calls -----------------------------------------------------------------
 
     def queue(self, name: str = "q", options: dict[str, typing.Any] | None = None) -> NodeQueue:
-        queue = NodeQueue(self, name)
         options = options or {}
+        queue = NodeQueue(self, name, options.get("prefix", "bull"))
         if not options.get("skipMetasUpdate"):
             events = options.get("streams", {}).get("events", {})
             queue.opened(events.get("maxLen"))
@@ -185,15 +186,15 @@ class _Producer:
 class NodeQueue:
     """A Node `Queue` over ours."""
 
-    def __init__(self, context: Context, name: str) -> None:
+    def __init__(self, context: Context, name: str, prefix: str = "bull") -> None:
         self._context = context
-        self.ours = Queue(name, context.url)
+        self.ours = Queue(name, context.url, prefix)
         context.closers.append(self.ours.close)
 
     def opened(self, max_length: int | None) -> None:
         if max_length is not None:
-            self.ours.close()
-            self.ours = Queue(self.ours.name, self._context.url, max_events=max_length)
+            ours = self.ours
+            self.ours = Queue(ours.name, self._context.url, ours.prefix, max_events=max_length)
             self._context.closers.append(self.ours.close)
         self.ours.wait_until_ready()
 
@@ -245,7 +246,7 @@ class NodeQueue:
         self.ours.promote_jobs()
 
     def retryJobs(self, opts: dict[str, typing.Any] | None = None) -> None:  # noqa: N802
-        given = dict(opts or {})
+        given = {name: value for name, value in (opts or {}).items() if name != "count"}
         if "timestamp" in given:
             given["until"] = given.pop("timestamp") / 1000
         self.ours.retry_jobs(**given)
