@@ -58,10 +58,11 @@ class StoredOptions:
     """Options of one job, checked, in the form in which they are stored.
 
     `text` is the JSON of the hash field ``opts``; the other fields are what the add script
-    needs to know besides (times in milliseconds).
+    needs to know besides (times in milliseconds), and `rare` is most of that in one text, empty
+    where all of it is as usual.
     """
 
-    __slots__ = ("delay", "job_id", "lifo", "priority", "size_limit", "text", "timestamp")
+    __slots__ = ("delay", "job_id", "lifo", "priority", "rare", "size_limit", "text", "timestamp")
 
     def __init__(self, wire: dict[str, typing.Any]) -> None:
         self.job_id: str = wire.get("jobId", "")
@@ -71,6 +72,10 @@ class StoredOptions:
         self.timestamp: int | None = wire.get("timestamp")
         self.size_limit: int | None = wire.get("sizeLimit")
         self.text = encode("options", wire)
+        self.rare = ""
+        if self.delay or self.priority or self.lifo or self.timestamp is not None:
+            moment = "" if self.timestamp is None else self.timestamp
+            self.rare = f"{moment};{self.delay};{self.priority};{'1' if self.lifo else ''}"
 
 
 _WIRE_NAMES: typing.Final = {

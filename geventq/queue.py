@@ -6,6 +6,7 @@ business; redis is imported when the first call is made.
 
 from __future__ import annotations
 
+import os
 import typing
 import weakref
 
@@ -19,6 +20,7 @@ from geventq.checks import (
     check_prefix,
     check_queue_name,
     check_seconds,
+    show,
 )
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
@@ -31,6 +33,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Queue"]
 
+A = typing.TypeVar("A")
 T = typing.TypeVar("T")
 
 _MOST: typing.Final = 50_000  # jobs in one add_bulk
@@ -91,43 +94,46 @@ class Queue:
         when Redis cannot be reached; its text says so if the job may have been stored all the
         same.  Yields to the hub.
         """
-        job = self._checked(JobSpec(name, data, options))
-        return self._sent(lambda: self._gathering().add(job))
+        return self._sent(self._gathering().add, self._checked(name, data, options))
 
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
         """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
-        checked = [self._checked(spec) for spec in specs]
-        if len(checked) > _MOST:
-            raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(checked)}")
-        return self._sent(lambda: self._store.add(checked)) if checked else []
+        given = list(specs)
+        if len(given) > _MOST:
+            raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(given)}")
+        for spec in given:
+            if not isinstance(spec, JobSpec):
+                raise TypeError(f"specs: a JobSpec is needed, got {show(spec)}")
+        checked = [self._checked(spec.name, spec.data, spec.options) for spec in given]
+        return self._sent(self._store.add, checked) if checked else []
 
-    def _checked(self, spec: JobSpec) -> NewJob:
-        if not isinstance(spec, JobSpec):
-            raise TypeError(f"specs: JobSpec is needed, got {type(spec).__name__}")
-        name = check_name("name", spec.name)
-        options = job_options(spec.options, self._defaults)
-        data = b"{}" if spec.data is LEFT_OUT else encode("data", spec.data)
-        if options.size_limit is not None and len(data) > options.size_limit:
+    def _checked(
+        self, name: str, data: typing.Any, given: typing.Mapping[str, typing.Any] | None
+    ) -> NewJob:
+        check_name("name", name)
+        options = job_options(given, self._defaults)
+        text = b"{}" if data is LEFT_OUT else encode("data", data)
+        if options.size_limit is not None and len(text) > options.size_limit:
             raise ValueError(
-                f"data: at most size_limit={options.size_limit} bytes of JSON, got {len(data)}"
+                f"data: at most size_limit={options.size_limit} bytes of JSON, got {len(text)}"
             )
-        return name, data, options
+        return name, text, options
 
     def _gathering(self) -> Gathering:
         """The adds under way in this hub."""
         hub = get_hub()
         gathering = self._gatherings.get(hub)
-        if gathering is None:
+        if gathering is None or gathering.pid != os.getpid():
             from geventq.store.gather import Gathering
 
             gathering = self._gatherings[hub] = Gathering(self._store)
         return gathering
 
-    def _sent(self, send: typing.Callable[[], T]) -> T:
+    def _sent(self, send: typing.Callable[[A], T], jobs: A) -> T:
         if not self._said_max_events:
             self.wait_until_ready()
         try:
-            return send()
+            return send(jobs)
         except RedisUnavailableError as error:
             if not error.answer_lost:
                 raise

@@ -1,16 +1,20 @@
 """`add` calls that meet travel together.
 
-A lone add is sent directly, by its own greenlet.  While one is under way on this hub, others
-gather and are sent by a courier (greenlet ``geventq-add-<queue>``) in one script call, so that a
-caller that is killed harms nobody else.  The courier ends when there is nothing left to send.
+A lone add is sent directly, by its own greenlet.  While calls are under way on this hub, others
+gather in batches, which couriers (greenlets ``geventq-add-<queue>``) send, so that a caller that
+is killed harms nobody else.  Two couriers share what waits: while the server works on one call,
+the callers of the other go on and the next batch gathers.  A courier ends when nothing waits.
 """
 
 from __future__ import annotations
 
+import os
 import typing
 
 import gevent
 from gevent.event import AsyncResult
+
+from geventq.errors import GeventqError, RedisUnavailableError
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -18,46 +22,120 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Gathering"]
 
-_BATCH: typing.Final = 1000  # jobs a call
+_COURIERS: typing.Final = 2
+_SMALLEST: typing.Final = 8  # adds that a batch takes before another one is begun
+_LARGEST: typing.Final = 1000  # adds in one call
+
+
+class _Batch:
+    """Adds that are sent together.  `jobs` has `None` for a caller that was killed before;
+    `done` gets their list of jobs, or the error."""
+
+    __slots__ = ("done", "jobs", "sent")
+
+    def __init__(self) -> None:
+        self.jobs: list[NewJob | None] = []
+        self.done: AsyncResult[typing.Any] = AsyncResult()
+        self.sent = False
 
 
 class Gathering:
-    """The adds of one queue in one hub."""
+    """The adds of one queue in one hub of one process (`pid`)."""
 
     def __init__(self, store: QueueStore) -> None:
+        self.pid = os.getpid()
         self._store = store
-        self._under_way = 0
-        self._waiting: list[tuple[NewJob, typing.Any]] = []
-        self._courier: gevent.Greenlet[..., None] | None = None
+        self._outstanding = 0  # adds that are not answered yet, sent or not
+        self._batches: list[_Batch] = []  # not sent yet; the last one is open
+        self._couriers = 0
 
     def add(self, job: NewJob) -> Job:
         """Store one job.  Yields."""
-        if not self._under_way and not self._waiting:
-            self._under_way += 1
+        if not self._outstanding and not self._couriers:
+            self._outstanding += 1
             try:
                 return self._store.add([job])[0]
             finally:
-                self._under_way -= 1
-        answer: typing.Any = AsyncResult()
-        self._waiting.append((job, answer))
-        if self._courier is None:
-            self._courier = gevent.Greenlet(self._carry)
-            self._courier.name = f"geventq-add-{self._store.queue_name}"
-            self._courier.spawn_tree_locals = {}  # it belongs to no job
-            self._courier.start()
-        return typing.cast("Job", answer.get())
+                self._outstanding -= 1
+        batch = self._open_batch()
+        at = len(batch.jobs)
+        batch.jobs.append(job)
+        self._outstanding += 1
+        if self._couriers < _COURIERS:
+            self._start_courier()
+        try:
+            answer = batch.done.get()
+        except BaseException:  # killed, or out of time
+            if not batch.sent:
+                batch.jobs[at] = None
+            raise
+        if isinstance(answer, BaseException):
+            raise _own_copy(answer)
+        return typing.cast("Job", answer[at])
+
+    def _open_batch(self) -> _Batch:
+        """Half of what is outstanding is a call's share, so that two calls overlap."""
+        batches = self._batches
+        if not batches or len(batches[-1].jobs) >= self._share():
+            batches.append(_Batch())
+        return batches[-1]
+
+    def _share(self) -> int:
+        return min(max(_SMALLEST, (self._outstanding + 1) // 2), _LARGEST)
+
+    def _start_courier(self) -> None:
+        self._couriers += 1
+        courier: gevent.Greenlet[..., None] = gevent.Greenlet(self._carry)
+        courier.name = f"geventq-add-{self._store.queue_name}"
+        courier.spawn_tree_locals = {}  # it belongs to no job
+        courier.start()
 
     def _carry(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                try:
-                    jobs = self._store.add([job for job, _ in batch])
-                except Exception as error:  # noqa: BLE001 (raised again in each caller)
-                    for _, answer in batch:
-                        answer.set_exception(error)
-                else:
-                    for (_, answer), job in zip(batch, jobs, strict=True):
-                        answer.set(job)
+            while self._batches:
+                self._send(self._next_batches())
+                gevent.sleep(0)  # those who were answered may have the next job ready
         finally:
-            self._courier = None
+            self._couriers -= 1
+
+    def _next_batches(self) -> list[_Batch]:
+        share, waiting = self._share(), self._batches
+        count, size = 1, len(waiting[0].jobs)
+        while count < len(waiting) and size + len(waiting[count].jobs) <= share:
+            size += len(waiting[count].jobs)
+            count += 1
+        taken, self._batches = waiting[:count], waiting[count:]
+        return taken
+
+    def _send(self, batches: list[_Batch]) -> None:
+        for batch in batches:
+            batch.sent = True
+        given = [job for batch in batches for job in batch.jobs if job is not None]
+        answer: list[Job] | BaseException
+        try:
+            answer = self._store.add(given) if given else []
+        except Exception as error:  # noqa: BLE001 (raised in each caller)
+            answer = error
+        at = 0
+        for batch in batches:
+            self._outstanding -= len(batch.jobs)
+            if isinstance(answer, BaseException):
+                batch.done.set(answer)
+            elif None in batch.jobs:
+                stored = iter(answer[at:])
+                batch.done.set([None if job is None else next(stored) for job in batch.jobs])
+                at += len(batch.jobs) - batch.jobs.count(None)
+            else:
+                batch.done.set(answer[at : at + len(batch.jobs)])
+                at += len(batch.jobs)
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """An error of each caller's own: one that is raised in many greenlets mixes their traces."""
+    if type(error) not in (GeventqError, RedisUnavailableError):
+        return error
+    copy = type(error)(*error.args)
+    copy.__cause__ = error
+    if isinstance(copy, RedisUnavailableError) and isinstance(error, RedisUnavailableError):
+        copy.answer_lost = error.answer_lost
+    return copy

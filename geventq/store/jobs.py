@@ -67,9 +67,7 @@ class QueueStore:
         now_ms = clock.wall_ms()
         args: list[Argument] = [keys.base, now_ms]
         for name, data, options in jobs:
-            args += (options.job_id, name, data, options.text)
-            args += (now_ms if options.timestamp is None else options.timestamp, options.delay)
-            args += (options.priority, "1" if options.lifo else "")
+            args += (options.job_id, name, data, options.text, options.rare)
         again = all(options.job_id for _, _, options in jobs)
         ids = self._client.script(load("add"), names, args, again=again, timeout=_BULK_SECONDS)
         now = b"%d" % now_ms
