@@ -10,6 +10,7 @@ import typing
 
 __all__ = ["decode", "encode"]
 
+
 def _refuse_type(value: object) -> typing.NoReturn:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 

@@ -64,7 +64,7 @@ class Gathering:
         if self._couriers < _COURIERS:
             self._start_courier()
         try:
-            answer = batch.done.get()
+            answer: typing.Any = batch.done.get()
         except BaseException:  # killed, or out of time
             if not batch.sent:
                 batch.jobs[at] = None

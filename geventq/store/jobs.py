@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import typing
+import weakref
 
 import gevent
 
@@ -19,6 +21,9 @@ from geventq.options import StoredOptions
 from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
+
+if typing.TYPE_CHECKING:
+    from geventq.store.ends import Ends
 
 __all__ = ["STATES", "NewJob", "QueueStore"]
 
@@ -49,6 +54,7 @@ class QueueStore:
     def __init__(self, client: Client, keys: QueueKeys) -> None:
         self._client = client
         self.keys = keys
+        self._ends: weakref.WeakKeyDictionary[object, Ends] = weakref.WeakKeyDictionary()
 
     @property
     def queue_name(self) -> str:
@@ -253,15 +259,15 @@ class QueueStore:
         _raise_for(self._client.script(load("change_priority"), names, args, again=True), job_id)
 
     def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
-        """The job's result; raises `GeventqError` with its failed reason.
+        """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`."""
+        from geventq.store.ends import Ends
 
-        Reads the stream from the job's own beginning, so that the end of one that is not kept is
-        found too.
-        """
-        from geventq.store.waiting import wait_until_finished
-
+        hub = gevent.get_hub()
+        ends = self._ends.get(hub)
+        if ends is None or ends.pid != os.getpid():
+            ends = self._ends[hub] = Ends(self._client, self.keys)
         with gevent.Timeout(timeout):
-            return wait_until_finished(self._client, self, job_id)
+            return ends.wait(job_id)
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         names = [self.keys.lock(job_id), self.keys.stalled]
