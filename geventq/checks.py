@@ -48,7 +48,10 @@ _UNFIT_IN_CLIENT_NAME: typing.Final = re.compile(r"[^!-~]")
 
 def show(value: object) -> str:
     """`value` for an error message: its repr, cut to a readable length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 (theirs; the message is about the value)
+        text = f"<{type(value).__name__} without a repr: {type(error).__name__}>"
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -66,7 +69,7 @@ def check_seconds(field: str, value: object, *, above_zero: bool = False) -> flo
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(field, "seconds as a number or a timedelta are needed", value)
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise _wrong_value(field, "a finite number of seconds is needed", value)
     if value < 0:
         raise _wrong_value(field, "seconds must not be negative", value)

@@ -130,6 +130,9 @@ class QueueEvents:
         if self._link is None or self._link.closed:
             name = keys.client_name(":qe")
             self._link = Link.open(Endpoint.of(self._connection), name=name)
+            if self._stop.is_set():  # `close` came while it was being opened
+                self._link.close()
+                return []
         if self._last_id == "$":  # a fixed id, so that nothing is missed between two reads
             newest = checked(
                 self._link.call(pack(("XREVRANGE", keys.events, "+", "-", "COUNT", 1)), 1, _GRACE)

@@ -306,7 +306,8 @@ class Job:
 
     def clear_logs(self, keep: int = 0) -> None:
         """Delete the log but for its last `keep` rows."""
-        self._store.clear_logs(self.id, check_integer("keep", keep, 0))
+        check_integer("keep", keep, 0)
+        self._store.clear_logs(self.id, keep)
 
     def discard(self) -> None:
         """If the running attempt fails, fail the job for good.  Does not yield."""

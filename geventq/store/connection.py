@@ -128,8 +128,17 @@ class Client:
         hub = get_hub()
         pool = self._pools.get(hub)
         if pool is None:
+            self._forget_ended_threads()
             pool = self._pools[hub] = deque()
         return pool
+
+    def _forget_ended_threads(self) -> None:
+        """The links of a hub refer to it, so it would stay for ever after its thread's end."""
+        for hub, pool in list(self._pools.items()):
+            if pool and pool[0].abandoned:
+                del self._pools[hub]
+                while pool:
+                    pool.pop().close()
 
     @staticmethod
     def _idle_link(pool: deque[Link]) -> Link | None:

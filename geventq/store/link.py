@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 import typing
 
 import gevent.socket
 import gevent.ssl
 import hiredis
 import redis
+from gevent._hub_local import get_hub_if_exists
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -233,11 +235,28 @@ class Link:
             return True
         return True  # end of file, or bytes that nobody asked for
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the native thread whose hub this link belongs to has ended."""
+        sock = self._sock
+        return sock is not None and not _lives(sock.hub)
+
     def close(self) -> None:
-        """Close the socket.  Idempotent, never raises, never yields."""
+        """Close the socket, from whatever thread.  Idempotent, never raises, never yields."""
         sock, self._sock = self._sock, None
-        if sock is not None:
+        if sock is None:
+            return
+        hub = sock.hub
+        if hub is get_hub_if_exists():
             sock.close()
+        elif _lives(hub):  # its loop must not be touched by another thread
+            hub.loop.run_callback_threadsafe(sock.close)
+        else:  # no loop waits on it any more
+            sock._sock.close()
+
+
+def _lives(hub: typing.Any) -> bool:
+    return hub.loop is not None and hub.thread_ident in sys._current_frames()
 
 
 def lost_answer(text: str, sent: bool) -> RedisUnavailableError:
