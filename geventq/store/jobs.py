@@ -210,11 +210,8 @@ class QueueStore:
         return [row.decode("utf-8", "replace") for row in rows]
 
     def clear_logs(self, job_id: str, keep: int) -> None:
-        key = self.keys.job(job_id) + ":logs"
-        if keep:
-            self._client.execute("LTRIM", key, -keep, -1, again=True)
-        else:
-            self._client.execute("DEL", key, again=True)
+        names = [self.keys.job(job_id), self.keys.job(job_id) + ":logs"]
+        _raise_for(self._client.script(load("clear_logs"), names, [keep], again=True), job_id)
 
     def retry(self, job_id: str, state: str, reset_made: bool, reset_started: bool) -> None:
         keys = self.keys

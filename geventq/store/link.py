@@ -238,12 +238,13 @@ class Link:
     @property
     def abandoned(self) -> bool:
         """Whether the native thread whose hub this link belongs to has ended."""
-        sock = self._sock
+        sock: typing.Any = self._sock
         return sock is not None and not _lives(sock.hub)
 
     def close(self) -> None:
         """Close the socket, from whatever thread.  Idempotent, never raises, never yields."""
-        sock, self._sock = self._sock, None
+        sock: typing.Any = self._sock
+        self._sock = None
         if sock is None:
             return
         hub = sock.hub

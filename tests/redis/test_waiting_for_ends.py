@@ -140,10 +140,11 @@ def test_an_end_during_an_outage_is_seen(prefix: str, own_server: Server) -> Non
         job = queue.add("n")
         greenlet = waiting(job)
         proxy.refuse()
-        with Worker("q", lambda job: "done", own_server.url, prefix):
-            with Queue("q", own_server.url, prefix) as direct:
-                eventually(lambda: direct.get_job_state(job.id) == "completed")
-                direct.trim_events(0)
+        with (
+            Worker("q", lambda job: "done", own_server.url, prefix),
+            Queue("q", own_server.url, prefix) as direct,
+        ):
+            eventually(lambda: direct.get_job_state(job.id) == "completed")
         with own_server.client() as raw:
             raw.xtrim(f"{prefix}:q:events", maxlen=0, approximate=False)
         proxy.accept()

@@ -44,7 +44,7 @@ def test_it_is_compact_and_not_escaped(value: object, text: str) -> None:
     ],
 )
 def test_what_json_cannot_say_is_refused_by_name(value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match="^data: not JSON"):
+    with pytest.raises(error, match=r"^data: not JSON"):
         encode("data", value)
     assert encode("data", {"after": 1}) == b'{"after":1}'  # nothing is left of a refused one
 

@@ -1,0 +1,184 @@
+"""`QueueEvents`: everything that happens, in order, through outages, until it is closed."""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import typing
+
+import gevent
+import gevent.event
+import pytest
+import redis
+
+from geventq import Queue, QueueEvents, QueueEventsProducer, Worker
+from geventq.events import QueueEvent
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
+    with Queue("q", redis_url, prefix) as queue:
+        yield queue
+
+
+def listening(events: QueueEvents) -> tuple[list[QueueEvent], gevent.Greenlet[..., None]]:
+    """What the iteration gives, and the greenlet that iterates; it has begun to read."""
+    seen: list[QueueEvent] = []
+
+    def read() -> None:
+        for event in events:
+            seen.append(event)
+
+    greenlet = gevent.spawn(read)
+    assert events.ready.wait(10)
+    return seen, greenlet
+
+
+def test_the_life_of_a_job(queue: Queue, redis_url: str, prefix: str) -> None:
+    with QueueEvents("q", redis_url, prefix) as events:
+        seen, _ = listening(events)
+        with Worker("q", lambda job: job.update_progress({"p": 1}) or [1], redis_url, prefix):
+            job = queue.add("n")
+            eventually(lambda: seen and seen[-1].name == "drained")
+        names = [event.name for event in seen]
+        assert names == ["added", "waiting", "active", "progress", "completed", "drained"]
+        assert [event.job_id for event in seen] == [job.id] * 5 + [None]
+        assert seen[3].data == {"data": {"p": 1}}
+        assert seen[4].data == {"returnvalue": [1], "prev": "active"}
+        assert [event.id for event in seen] == sorted({event.id for event in seen})
+
+
+def test_it_begins_now_or_where_it_is_told(queue: Queue, redis_url: str, prefix: str) -> None:
+    queue.add("before")
+    with (
+        QueueEvents("q", redis_url, prefix) as now,
+        QueueEvents("q", redis_url, prefix, "0") as all,
+    ):
+        from_now, _ = listening(now)
+        from_the_start, _ = listening(all)
+        job = queue.add("after")
+        eventually(lambda: len(from_now) == 2 and len(from_the_start) == 4)
+        assert {event.job_id for event in from_now} == {job.id}
+        rest = QueueEvents("q", redis_url, prefix, from_the_start[1].id)
+        after, _ = listening(rest)
+        eventually(lambda: len(after) == 2)
+        rest.close()
+        assert [event.id for event in after] == [event.id for event in from_now]
+
+
+def test_listeners_are_called_in_order_and_may_fail(
+    queue: Queue, redis_url: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with QueueEvents("q", redis_url, prefix) as events:
+        seen: list[typing.Any] = []
+
+        @lambda listener: events.on("added", listener)
+        def broken(event: QueueEvent) -> None:
+            seen.append("broken")
+            raise ValueError("a listener's own trouble")
+
+        events.on("added", lambda event: seen.append(event.data["name"]))
+        assert events.ready.wait(10)
+        with caplog.at_level(logging.ERROR, "geventq"):
+            queue.add("one")
+            queue.add("two")
+            eventually(lambda: len(seen) == 4)
+        assert seen == ["broken", "one", "broken", "two"]
+        assert "a listener's own trouble" in caplog.text
+
+
+def test_close_ends_the_iteration_at_once(queue: Queue, redis_url: str, prefix: str) -> None:
+    events = QueueEvents("q", redis_url, prefix)
+    _, greenlet = listening(events)
+    events.close()
+    greenlet.join(2)
+    assert greenlet.ready()
+    events.close()
+
+
+def test_close_inside_the_iteration(queue: Queue, redis_url: str, prefix: str) -> None:
+    events = QueueEvents("q", redis_url, prefix, "0")
+    queue.add("n")
+    seen = []
+    for event in events:
+        seen.append(event.name)
+        events.close()
+    assert seen == ["added"]
+
+
+def test_close_inside_a_listener(queue: Queue, redis_url: str, prefix: str) -> None:
+    events = QueueEvents("q", redis_url, prefix)
+    done = gevent.event.Event()
+
+    def stop(event: QueueEvent) -> None:
+        events.close()
+        done.set()
+
+    events.on("added", stop)
+    assert events.ready.wait(10)
+    queue.add("n")
+    assert done.wait(10)
+    events._greenlet.join(5)
+    assert events._greenlet.ready()
+
+
+def test_an_outage_is_lived_through_and_nothing_is_missed(
+    queue: Queue, redis_url: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(redis_url) as proxy, QueueEvents("q", proxy.url, prefix) as events:
+        seen, _ = listening(events)
+        with caplog.at_level(logging.WARNING, "geventq"), proxy.refusing():
+            during = queue.add("during")
+            eventually(lambda: "reading the events" in caplog.text)
+            gevent.sleep(0.3)  # several tries, told once
+            assert caplog.text.count("failed, trying again") == 1
+        after = queue.add("after")
+        eventually(lambda: len(seen) == 4)
+        assert [event.job_id for event in seen] == [during.id] * 2 + [after.id] * 2
+
+
+def test_what_others_wrote_does_not_end_the_reading(
+    queue: Queue, redis_client: redis.Redis, redis_url: str, prefix: str
+) -> None:
+    """A Node reader ends for good at the first of these (wire-format 12)."""
+    with QueueEvents("q", redis_url, prefix) as events:
+        seen, _ = listening(events)
+        key = f"{prefix}:q:events"
+        redis_client.xadd(key, {"event": "completed", "jobId": "1", "returnvalue": "{"})
+        redis_client.xadd(key, {"event": "progress", "jobId": "1", "data": "NaN"})
+        redis_client.xadd(key, {"noevent": "x"})
+        redis_client.xadd(key, {"event": b"\xff", "jobId": b"\xfe"})
+        eventually(lambda: len(seen) == 4)
+        assert seen[0].data == {"returnvalue": "{"}
+        assert (seen[2].name, seen[2].data) == ("", {"noevent": "x"})
+
+
+def test_its_connection_has_the_name_that_others_look_for(
+    redis_client: redis.Redis, redis_url: str, prefix: str
+) -> None:
+    with QueueEvents("q", redis_url, prefix) as events:
+        listening(events)
+        clients = typing.cast(list[dict[str, str]], redis_client.client_list())
+        assert f"{prefix}:cQ==:qe" in {client["name"] for client in clients}
+
+
+def test_own_events_are_published(redis_url: str, prefix: str) -> None:
+    producer = QueueEventsProducer("q", redis_url, prefix)
+    with QueueEvents("q", redis_url, prefix) as events:
+        seen, _ = listening(events)
+        entry_id = producer.publish("mine", {"jobId": "7", "n": 5, "text": "é"})
+        eventually(lambda: seen)
+        assert seen == [QueueEvent("mine", "7", {"n": "5", "text": "é"}, entry_id)]
+    with pytest.raises(ValueError, match="'event'"):
+        producer.publish("mine", {"event": "x"})
+    with pytest.raises(ValueError, match="name"):
+        producer.publish("", {})
+    producer.close()
+
+
+@pytest.mark.parametrize(("name", "last"), [("a:b", "$"), ("", "$"), ("q", "")])
+def test_bad_arguments_are_refused(name: str, last: str) -> None:
+    with pytest.raises(ValueError):
+        QueueEvents(name, last_event_id=last)
