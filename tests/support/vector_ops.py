@@ -147,7 +147,7 @@ class Context:
         return UNDEFINED if job is None else job
 
     def start_workers_of_setup(self) -> None:
-        """Real ones, one after the other: connections are listed in the order they came."""
+        """Real ones."""
         found = re.findall(r"c\.worker\((?:\{ name: '(\w+)' \})?\)", self.vector.setup)
         for count, name in enumerate(found, 1):
             worker = Worker("q", print, self.url, name=name or None, skip_stalled_check=True)
@@ -302,10 +302,8 @@ class NodeQueue:
 
     def getWorkers(self) -> list[dict[str, str]]:  # noqa: N802
         self._context.start_workers_of_setup()
-        return [
-            {"name": self.ours.name, "rawname": worker["rawname"]}
-            for worker in self.ours.get_workers()
-        ]
+        found = sorted((worker["rawname"] for worker in self.ours.get_workers()), reverse=True)
+        return [{"name": self.ours.name, "rawname": name} for name in found]
 
 
 class NodeWorker:
