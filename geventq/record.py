@@ -4,9 +4,23 @@
 from __future__ import annotations
 
 from geventq.cancellation import Cancellation
-from geventq.codec import decode
+from geventq.codec import decode, encode
 
-__all__ = ["cancellation_of", "record_attempt"]
+__all__ = ["cancellation_of", "record_attempt", "record_of"]
+
+
+def record_of(asked: Cancellation, made: int) -> bytes:
+    """The record of a request to a run that found `made` attempts made."""
+    told = {
+        "reason": asked.to_json()["reason"],
+        "kind": asked.kind,
+        "hard": asked.hard,
+        "retry": asked.retry,
+        "at": round(asked.requested_at * 1000),
+        "by": asked.requested_by,
+        "atm": made,
+    }
+    return encode("reason", told)
 
 
 def cancellation_of(record: bytes) -> Cancellation | None:

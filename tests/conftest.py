@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections.abc
 import os
+import typing
 import uuid
 
 import pytest
 import redis
 
-from geventq import clock
+from geventq import Queue, Worker, clock
 from tests.support.leaks import Snapshot
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -18,6 +19,8 @@ from tests.support.timeouts import (  # noqa: F401 - hooks, found by their names
     pytest_timeout_set_timer,
 )
 from tests.support.waiting import TurnedClock
+
+Make = collections.abc.Callable[..., Worker]
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,29 @@ def _batches(keys: collections.abc.Iterator[bytes]) -> collections.abc.Iterator[
             batch = []
     if batch:
         yield batch
+
+
+@pytest.fixture
+def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
+    """The queue ``q`` under the test's own prefix."""
+    with Queue("q", redis_url, prefix) as queue:
+        yield queue
+
+
+@pytest.fixture
+def make(redis_url: str, prefix: str) -> collections.abc.Iterator[Make]:
+    """Makes and starts workers of that queue: ``make(process, **options)``; closed at the end."""
+    workers: list[Worker] = []
+
+    def make(process: typing.Any, **options: typing.Any) -> Worker:
+        worker = Worker("q", process, redis_url, prefix, **options)
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield make
+    for worker in workers:
+        worker.close(0)
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ __all__ = ["Attempt", "AttemptObserver"]
 
 
 class AttemptObserver(typing.Protocol):
-    """Who is told.  Called in the hub or in the attempt's own greenlet: never blocks or logs."""
+    """Who is told.  Called in the hub or in the attempt's own greenlet, so that it must never block
+    or log; but `stuck` is called in a greenlet named ``geventq-stuck``, and may."""
 
     def requested(self, attempt: Attempt) -> None:
         """A request took effect."""
@@ -53,7 +54,6 @@ class Attempt:
         "_limit",
         "_observer",
         "ended",
-        "execution",
         "greenlet",
         "is_stuck",
         "job_id",
@@ -76,7 +76,6 @@ class Attempt:
         self.job_id = job_id
         self.strongest: Cancellation | None = None
         self.greenlet: typing.Any = None  # set from begin() on
-        self.execution: typing.Any = None  # the engine's own record of this run
         self.ended = False
         self.is_stuck = False
         self.was_thrown = False
@@ -154,7 +153,7 @@ class Attempt:
             self.was_lock_lost = True
             grace = 0.0
         if said.hard != is_hard:
-            said = _with_hardness(said, is_hard)
+            said = dataclasses.replace(said, hard=is_hard)
         took = self._merge(said)
         if is_hard or (self.was_lock_lost and self.request_in_force().hard):
             took = self._hasten(grace) or took
@@ -275,7 +274,3 @@ class Attempt:
 def _stack_of(greenlet: typing.Any) -> str:
     frame = None if greenlet is None else greenlet.gr_frame
     return "" if frame is None else "".join(traceback.format_stack(frame))
-
-
-def _with_hardness(said: Cancellation, hard: bool) -> Cancellation:
-    return dataclasses.replace(said, hard=hard)

@@ -6,7 +6,6 @@ Texts go in encoded, times in milliseconds.  Every method yields to the hub and 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import typing
@@ -18,6 +17,7 @@ from geventq import clock
 from geventq.errors import GeventqError, LockLostError
 from geventq.job import Job
 from geventq.options import StoredOptions
+from geventq.record import record_of
 from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
@@ -283,20 +283,10 @@ class QueueStore:
         asked = execution.attempt.strongest
         if asked is None or asked.kind in ("shutdown", "lock_lost"):
             return
-        record = {
-            "reason": asked.to_json()["reason"],
-            "kind": asked.kind,
-            "hard": asked.hard,
-            "retry": asked.retry,
-            "at": round(asked.requested_at * 1000),
-            "by": asked.requested_by,
-            "atm": execution.made,
-        }
-        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         job_id = execution.job_id
         names = [self.keys.job(job_id), self.keys.lock(job_id)]
         deferred = "" if asked.retry else asked.failed_reason()
-        args = [execution.lock_token, text, deferred]
+        args: list[Argument] = [execution.lock_token, record_of(asked, execution.made), deferred]
         self._client.script(load("record_request"), names, args, again=True)
 
     # -- the queue -----------------------------------------------------------------------------

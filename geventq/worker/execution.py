@@ -43,7 +43,6 @@ class Execution:
         "lock_token",
         "made",
         "max_started",
-        "outcome",
         "policy",
         "renewed_at",
         "settling",
@@ -71,7 +70,6 @@ class Execution:
         self.started = job.attempts_started
         self.stalls = job.stalled_counter
         self.max_started: int | None = None
-        self.outcome: typing.Any = None
         self.clears_record = False  # the outcome clears a recorded request (4.4)
         self.settling = False  # the processor has ended; the outcome is on its way
         self.worker: typing.Any = None

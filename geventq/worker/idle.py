@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import typing
 
-import gevent
 import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.outage import Outage
 from geventq.store.connection import pack
 from geventq.store.link import Link
 from geventq.store.scripts import load
+from geventq.worker.loop import Loop
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client
@@ -28,7 +27,7 @@ _GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take
 _SHORTEST: typing.Final = 0.002
 
 
-class IdleWait:
+class IdleWait(Loop):
     """Waits while the queue is dry, then calls `want`.  Owned, started and joined by the worker.
 
     `begin` lets it wait (again); it calls `want` when a marker was popped, a delayed job is due,
@@ -45,23 +44,16 @@ class IdleWait:
         want: typing.Callable[[], None],
         error: typing.Callable[[BaseException], None],
     ) -> None:
+        super().__init__("idle", "waiting for jobs", keys.name)
         self._client = client
         self._keys = keys
         self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._drain_delay = drain_delay
         self._want = want
         self._error = error
-        self._stop = gevent.event.Event()
         self._begin = gevent.event.Event()
         self._due_ms = 0
         self._link: Link | None = None
-        self._outage = Outage("waiting for jobs", keys.name, self._stop)
-        self.greenlet = gevent.Greenlet(self._loop)
-        self.greenlet.name = f"geventq-idle-{keys.name}"
-
-    def start(self) -> None:
-        """Connect and be ready to wait."""
-        self.greenlet.start()
 
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
@@ -75,7 +67,7 @@ class IdleWait:
         link = self._link
         if link is not None:
             link.close()
-        self.greenlet.join()
+        super().stop()
 
     def _loop(self) -> None:
         try:

@@ -277,8 +277,3 @@ def printable(error: BaseException) -> str:
 def printable_text(text: str) -> str:
     """`text` as it can be sent: lone surrogates are shown as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def unrun(asked: Cancellation) -> JobCancelled:
-    """What stands for the processor's end when it was cancelled before its first turn (2.8)."""
-    return JobCancelled(asked)

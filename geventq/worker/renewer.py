@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import typing
 
-import gevent
-import gevent.event
-
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.outage import Outage
 from geventq.store.scripts import load
+from geventq.worker.loop import Loop
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client
@@ -42,7 +39,7 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class Renewer:
+class Renewer(Loop):
     """Renews the locks of ``host.held``; owned and joined by the worker."""
 
     def __init__(
@@ -55,6 +52,7 @@ class Renewer:
         renew_time: float,
         renews: bool,
     ) -> None:
+        super().__init__("renewer", "renewing the locks", keys.name)
         self._host = host
         self._client = client
         self._keys = keys
@@ -62,20 +60,7 @@ class Renewer:
         self._life = lock_duration * _SAFETY
         self._period = renew_time / 2
         self._renews = renews
-        self._stop = gevent.event.Event()
-        self._outage = Outage("renewing the locks", keys.name, self._stop)
         self._script = load("renew")
-        self.greenlet = gevent.Greenlet(self._loop)
-        self.greenlet.name = f"geventq-renewer-{keys.name}"
-
-    def start(self) -> None:
-        """Start renewing."""
-        self.greenlet.start()
-
-    def stop(self) -> None:
-        """End the greenlet and join it.  Yields."""
-        self._stop.set()
-        self.greenlet.join()
 
     def _loop(self) -> None:
         pause = self._period

@@ -6,13 +6,10 @@ from __future__ import annotations
 
 import typing
 
-import gevent
-import gevent.event
-
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.outage import Outage
 from geventq.store.scripts import load
+from geventq.worker.loop import Loop
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client
@@ -31,31 +28,19 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class StalledChecker:
+class StalledChecker(Loop):
     """Checks at start and then every `interval` seconds."""
 
     def __init__(
         self, host: Host, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
     ) -> None:
+        super().__init__("stalled", "the stalled check", keys.name)
         self._host = host
         self._client = client
         self._keys = keys
         self._interval = interval
         self._max_stalled = max_stalled
-        self._stop = gevent.event.Event()
-        self._outage = Outage("the stalled check", keys.name, self._stop)
         self._script = load("stalled")
-        self.greenlet = gevent.Greenlet(self._loop)
-        self.greenlet.name = f"geventq-stalled-{keys.name}"
-
-    def start(self) -> None:
-        """Start checking."""
-        self.greenlet.start()
-
-    def stop(self) -> None:
-        """End the greenlet and join it.  Yields."""
-        self._stop.set()
-        self.greenlet.join()
 
     def _loop(self) -> None:
         while not self._stop.is_set():

@@ -22,7 +22,7 @@ from gevent import get_hub, getcurrent
 from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
-from geventq.errors import GeventqError, RateLimitError, UnrecoverableError
+from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.job import Job
 from geventq.record import record_attempt
 from geventq.worker import outcome as outcomes
@@ -41,7 +41,6 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
-_LADDER: typing.Final = 4.0  # seconds from the first throw until an attempt is stuck (2.10)
 _SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least, when closing (7.1)
 
 log = logging.getLogger("geventq")
@@ -91,8 +90,8 @@ class Worker:
         self._limited_until = 0.0
         self._hub: typing.Any = None
         self._closing: gevent.Greenlet[..., None] | None = None
-        self._close_deadline: gevent.event.Event = gevent.event.Event()
-        self._close_timeout: float | None = None
+        self._closing_began = gevent.event.Event()
+        self._close_deadline: float | None = None  # on the monotonic clock
         if self.options.autorun:
             self.start()
 
@@ -143,7 +142,7 @@ class Worker:
             self.id = str(uuid.uuid4())
             self._closing = None
         self._hub = get_hub()
-        self._close_deadline.clear()
+        self._closing_began.clear()
         self._make_parts()
         self._listeners.start()
         self._runners.measure()
@@ -233,7 +232,7 @@ class Worker:
 
     def _wait_closed(self) -> None:
         while self._state == "running":
-            self._close_deadline.wait()
+            self._closing_began.wait()
         if self._closing is not None:
             self._closing.join()
 
@@ -274,8 +273,8 @@ class Worker:
     def _begin_close(self, timeout: float | None, reason: str) -> gevent.Greenlet[..., None] | None:
         if timeout is not None:
             deadline = clock.monotonic() + timeout
-            if self._close_timeout is None or deadline < self._close_timeout:
-                self._close_timeout = deadline
+            if self._close_deadline is None or deadline < self._close_deadline:
+                self._close_deadline = deadline
         if self._state == "running":
             self._state = "closing"
             self._listeners.emit("closing")
@@ -283,14 +282,14 @@ class Worker:
             self._closing.name = f"geventq-close-{self.queue_name}"
             self._closing.spawn_tree_locals = {}
             self._closing.start()
-        self._close_deadline.set()
+        self._closing_began.set()
         self._settled.set()
         return self._closing
 
     def _close(self, reason: str) -> None:
         """In a greenlet of its own, so that it goes on whoever asked for it is killed."""
         self._idle.stop()
-        if not self._drained(lambda: self._close_timeout):
+        if not self._drained(lambda: self._close_deadline):
             self._shut_down(reason)
         undelivered = self._deliver_rest()
         self._runners.end()
@@ -307,7 +306,7 @@ class Worker:
         self._state = "closed"
         self._listeners.emit("closed")
         self._listeners.stop()
-        self._close_timeout = None
+        self._close_deadline = None
 
     def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
         """Wait until no processor runs, or the deadline (which may come nearer) has passed."""
@@ -469,7 +468,6 @@ class Worker:
         job._owner = execution
         execution.worker = self
         execution.max_started = self.options.max_started_attempts
-        attempt.execution = execution
         self.held[lock_token] = execution
         if b"gqc" in fields:
             self._heed_record(execution, fields, first_run)
@@ -514,7 +512,7 @@ class Worker:
             self._listeners.call("active", execution.job)
         if attempt.strongest is not None:  # cancelled before its first turn (2.8)
             attempt.end()
-            error = outcomes.unrun(attempt.strongest)
+            error = JobCancelled(attempt.strongest)
         else:
             timeout = execution.policy.timeout or self.options.job_timeout
             attempt.begin(getcurrent(), timeout)
@@ -644,7 +642,7 @@ class Worker:
         """Tell an error that concerns no single job's outcome."""
         self._listeners.emit("error", error)
 
-    # -- what the attempts call (in the hub: no logging, no Redis) -----------------------------
+    # -- what the attempts call (in the hub, so no logging and no Redis; not so `stuck`) -------
 
     def requested(self, attempt: Attempt) -> None:
         """A request took effect: the job itself answers it."""
@@ -654,14 +652,11 @@ class Worker:
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """The ladder's end: stop renewing, open a replacement slot, tell (2.10)."""
-        execution = attempt.execution
+        running = self._running.values()
+        execution = next((held for held in running if held.attempt is attempt), None)
+        if execution is None:
+            return
         self._stuck += 1
-        reporter = gevent.Greenlet(self._report_stuck, execution, stack)
-        reporter.name = f"geventq-stuck-{self.queue_name}"
-        reporter.spawn_tree_locals = {}
-        reporter.start()
-
-    def _report_stuck(self, execution: Execution, stack: str) -> None:
         log.error(
             "job %s of queue %s is stuck: it is alive although it was killed\n%s",
             execution.job_id,

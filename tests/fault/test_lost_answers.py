@@ -29,12 +29,6 @@ class Seen:
 
 
 @pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
-
-
-@pytest.fixture
 def seen() -> Seen:
     return Seen()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import logging
 import typing
 
@@ -15,12 +14,6 @@ from geventq import Queue, QueueEvents, QueueEventsProducer, Worker
 from geventq.events import QueueEvent
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
 
 
 def listening(events: QueueEvents) -> tuple[list[QueueEvent], gevent.Greenlet[..., None]]:

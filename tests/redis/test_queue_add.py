@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import time
 import typing
 
@@ -14,12 +13,6 @@ import redis
 from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
 
 
 def keys(raw: redis.Redis, prefix: str) -> set[str]:

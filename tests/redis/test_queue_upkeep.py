@@ -15,12 +15,6 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
-
-
-@pytest.fixture
 def finish(redis_url: str, prefix: str, queue: Queue) -> collections.abc.Callable[[], None]:
     """Runs what waits: jobs named `bad` fail for good, the others complete."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import typing
 
 import gevent
@@ -10,32 +9,10 @@ import pytest
 import redis
 
 from geventq import GeventqError, Job, Queue, UnrecoverableError, Worker
+from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.waiting import eventually
-
-Start = collections.abc.Callable[..., Worker]
-
-
-@pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
-
-
-@pytest.fixture
-def start(redis_url: str, prefix: str) -> collections.abc.Iterator[Start]:
-    workers: list[Worker] = []
-
-    def start(process: typing.Any, **options: typing.Any) -> Worker:
-        worker = Worker("q", process, redis_url, prefix, **options)
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.close(0)
 
 
 def fail(job: Job) -> None:
@@ -49,51 +26,51 @@ def waiting(job: Job) -> gevent.Greenlet[..., typing.Any]:
     return greenlet
 
 
-def test_the_result_of_a_job_that_ends_later(queue: Queue, start: Start) -> None:
+def test_the_result_of_a_job_that_ends_later(queue: Queue, make: Make) -> None:
     greenlet = waiting(queue.add("n", {"a": 1}))
-    start(lambda job: {"got": job.data})
+    make(lambda job: {"got": job.data})
     assert greenlet.get(timeout=10) == {"got": {"a": 1}}
 
 
-def test_the_result_of_a_job_that_ended_before(queue: Queue, start: Start) -> None:
+def test_the_result_of_a_job_that_ended_before(queue: Queue, make: Make) -> None:
     job = queue.add("n")
-    start(lambda job: [1, "é", None])
+    make(lambda job: [1, "é", None])
     eventually(job.is_completed)
     assert job.wait_until_finished(5) == [1, "é", None]
 
 
-def test_a_final_failure_is_raised_with_its_reason(queue: Queue, start: Start) -> None:
+def test_a_final_failure_is_raised_with_its_reason(queue: Queue, make: Make) -> None:
     job = queue.add("n", attempts=3)
-    start(fail)
+    make(fail)
     for _ in range(2):  # while it comes, and when it has been there for long
         with pytest.raises(GeventqError, match="no such user"):
             job.wait_until_finished(10)
 
 
-def test_a_failed_attempt_is_not_the_end(queue: Queue, start: Start) -> None:
+def test_a_failed_attempt_is_not_the_end(queue: Queue, make: Make) -> None:
     def flaky(job: Job) -> str:
         if not job.attempts_made:
             raise ValueError("once")
         return "second time"
 
     greenlet = waiting(queue.add("n", attempts=2))
-    start(flaky)
+    make(flaky)
     assert greenlet.get(timeout=10) == "second time"
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_a_job_that_is_not_kept(queue: Queue, start: Start, early: bool) -> None:
+def test_a_job_that_is_not_kept(queue: Queue, make: Make, early: bool) -> None:
     """Its hash is gone: the event is all that is left."""
     job = queue.add("n", remove_on_complete=True)
     greenlet = waiting(job) if early else None
-    start(lambda job: "gone")
+    make(lambda job: "gone")
     eventually(lambda: queue.get_job(job.id) is None)
     assert (greenlet.get(timeout=10) if greenlet else job.wait_until_finished(5)) == "gone"
 
 
-def test_an_earlier_job_with_the_same_id_does_not_answer(queue: Queue, start: Start) -> None:
+def test_an_earlier_job_with_the_same_id_does_not_answer(queue: Queue, make: Make) -> None:
     """The first run of `report` ended and was removed; the second was removed unrun."""
-    worker = start(lambda job: "first")
+    worker = make(lambda job: "first")
     first = queue.add("n", job_id="report", remove_on_complete=True)
     assert first.wait_until_finished(5) == "first"
     worker.close()
@@ -117,7 +94,7 @@ def test_the_time_out_is_a_gevent_timeout(queue: Queue) -> None:
 
 
 def test_many_who_wait_share_one_connection(
-    queue: Queue, start: Start, redis_client: redis.Redis
+    queue: Queue, make: Make, redis_client: redis.Redis
 ) -> None:
     jobs = [queue.add("n", number) for number in range(30)]
     greenlets = [gevent.spawn(job.wait_until_finished, 10) for job in jobs]
@@ -129,7 +106,7 @@ def test_many_who_wait_share_one_connection(
         return sum(client["cmd"] == "xread" for client in clients)
 
     eventually(lambda: readers() == 1)
-    start(lambda job: job.data, concurrency=10)
+    make(lambda job: job.data, concurrency=10)
     assert [greenlet.get(timeout=10) for greenlet in greenlets] == list(range(30))
     eventually(lambda: readers() == 0)
 

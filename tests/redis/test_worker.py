@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import json
 import typing
 
@@ -22,30 +21,8 @@ from geventq import (
     UnrecoverableError,
     Worker,
 )
+from tests.conftest import Make
 from tests.support.waiting import eventually
-
-Make = collections.abc.Callable[..., Worker]
-
-
-@pytest.fixture
-def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
-    with Queue("q", redis_url, prefix) as queue:
-        yield queue
-
-
-@pytest.fixture
-def make(redis_url: str, prefix: str) -> collections.abc.Iterator[Make]:
-    workers: list[Worker] = []
-
-    def make(process: typing.Any, **options: typing.Any) -> Worker:
-        worker = Worker("q", process, redis_url, prefix, **options)
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield make
-    for worker in workers:
-        worker.close(0)
 
 
 def ended(queue: Queue, job: Job, state: str) -> Job:

@@ -39,7 +39,7 @@ local FIRST, STRIDE = 8, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
 
 local codes = {}
-local finished, delayed_some, promoted = false, false, false
+local finished, delayed_some, promoted, moved_to_wait = false, false, false, false
 local max_events
 local gone = {} -- keys of jobs that are not kept
 local filed = {
@@ -88,6 +88,11 @@ local function file(state, job_id, ended_ms, policy)
   group.members[#group.members + 1] = job_id
 end
 
+-- Whether a write that may meet a key of a foreign type has met one.
+local function failed(wrote)
+  return type(wrote) == 'table' and wrote.err ~= nil
+end
+
 -- Complete (wire-format 9.5) or finally fail (9.6) a job that has left active.
 local function finish(state, job_id, ended_ms, value, made, more)
   local job_key = keys.base .. job_id
@@ -103,7 +108,7 @@ local function finish(state, job_id, ended_ms, value, made, more)
       wrote = redis.pcall('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack,
         'finishedOn', ended_ms, 'atm', made)
     end
-    if type(wrote) == 'table' and wrote.err then
+    if failed(wrote) then
       return -20
     end
     if more.clear then
@@ -134,7 +139,7 @@ local function write_attempt(job_key, value, made, more)
   elseif not more.move then
     wrote = redis.pcall('HSET', job_key, 'atm', made)
   end
-  if type(wrote) == 'table' and wrote.err then
+  if failed(wrote) then
     return false
   end
   if more.clear then
@@ -163,6 +168,7 @@ local function requeue(kind, job_id, value, made, more)
     redis.call((kind ~= 'r' or more.lifo) and 'RPUSH' or 'LPUSH', keys.wait, job_id)
     wake(keys.marker, blocked)
   end
+  moved_to_wait = moved_to_wait or kind == 'w'
   if kind == 'b' and redis.call('HINCRBY', job_key, 'ats', -1) <= 0 then
     redis.call('HDEL', job_key, 'ats')
   end
@@ -282,12 +288,11 @@ if room >= 0 then
   end
   blocked = blocked or meta[1] ~= false
   promote_due(keys, now_ms, blocked)
-  local asked = room
   if room > 0 and not blocked then
     jobs, broken = take_jobs(keys, room, now_ms,
       { ARGV[4], ARGV[5] ~= '' and tonumber(ARGV[5]) or nil, ARGV[6] }, ARGV[7])
   end
-  if #jobs < asked or asked == 0 then
+  if #jobs < room or room == 0 then
     local head = redis.call('ZRANGE', keys.delayed, 0, 0, 'WITHSCORES')
     if head[2] then
       next_ms = math.floor(tonumber(head[2]) / DELAY_STEP)
@@ -302,10 +307,7 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
-for n = 1, count do
-  local kind = ARGV[FIRST + (n - 1) * STRIDE]
-  if kind == 'w' then
-    limited_ms = math.max(limited_ms, redis.call('PTTL', KEYS[12]))
-  end
+if moved_to_wait then
+  limited_ms = math.max(0, redis.call('PTTL', KEYS[12]))
 end
 return { codes, jobs, broken, limited_ms, next_ms }
