@@ -60,7 +60,7 @@ class Policies:
                 if not isinstance(parsed, dict):
                     raise ValueError("not an object")
                 policy = RunPolicy(parsed, self._keep_completed, self._keep_failed)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"opts: cannot be used: {error}: {opts[:200]!r}") from None
             if len(self._known) >= _CACHED:
                 self._known.clear()

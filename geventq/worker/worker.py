@@ -143,7 +143,11 @@ class Worker:
             self._closing = None
         self._hub = get_hub()
         self._closing_began.clear()
-        self._make_parts()
+        try:
+            self._make_parts()
+        except BaseException:  # an address that cannot be used: nothing was started
+            self._state = "new"
+            raise
         self._listeners.start()
         self._runners.measure()
         self._intake.start()
@@ -434,7 +438,6 @@ class Worker:
             pairs = iter(flat)
             fields = dict(zip(pairs, pairs, strict=True))
             first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
-            fields[b"ats"] = b"%d" % (int(fields.get(b"ats", 0)) + 1)
             fields[b"processedOn"] = b"%d" % now_ms
             execution = self._execution(job_id, lock_token, fields, sent_at, first_run)
             if execution is not None:
@@ -452,6 +455,7 @@ class Worker:
     ) -> Execution | None:
         """The execution of a taken job, or `None` if it was settled without running."""
         job = Job.from_hash(self._store, job_id, fields)
+        fields[b"ats"] = b"%d" % (job.attempts_started + 1)  # as the take has written it
         defect = job.defect()
         try:
             policy = self._policies.of(fields.get(b"opts", b""))

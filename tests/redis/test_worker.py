@@ -279,3 +279,25 @@ def test_a_processor_that_cannot_take_a_job_is_refused(process: typing.Any) -> N
     """2.1: counted once, when the worker is made."""
     with pytest.raises(TypeError, match="process"):
         Worker("q", process)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("ats", "many"), ("atm", "x"), ("opts", '{"attempts":1e999}')]
+)
+def test_a_hash_with_foreign_values_stops_nobody_else(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, field: str, value: str
+) -> None:
+    """Bad input: such a job runs or fails, and what was taken with it runs at once."""
+    broken, sound = queue.add_bulk([JobSpec("n"), JobSpec("n")])
+    redis_client.hset(f"{prefix}:q:{broken.id}", field, value)
+    make(lambda job: None, concurrency=10)
+    ended(queue, sound, "completed")
+    eventually(lambda: queue.get_job_state(broken.id) in ("completed", "failed"))
+
+
+def test_a_start_that_failed_may_be_followed_by_a_close() -> None:
+    worker = Worker("q", lambda job: None, "nonsense://host")
+    with pytest.raises(ValueError, match="connection"):
+        worker.start()
+    assert not worker.is_running
+    worker.close()
