@@ -14,6 +14,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -47,13 +48,14 @@ def _run(command: list[str], owner: str, cwd: str) -> None:
 
 @contextlib.contextmanager
 def _serving(
-    command: list[str], owner: str, cwd: str, socket: str
+    command: list[str], owner: str, cwd: str, ready: collections.abc.Callable[[], bool]
 ) -> collections.abc.Iterator[None]:
+    """Runs a server, from when it is `ready`: its socket is there before it takes anybody."""
     with open(os.path.join(cwd, "log"), "wb") as log:
         server = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, **_as_user(owner))
     try:
         deadline = time.monotonic() + 30
-        while not os.path.exists(socket):
+        while not ready():
             if server.poll() is not None or time.monotonic() > deadline:
                 with open(os.path.join(cwd, "log"), errors="replace") as said:
                     pytest.fail(f"{command[0]} did not start: {said.read()}")
@@ -79,7 +81,7 @@ def _missing(what: str, package: str, *, needed: bool) -> None:
 def postgresql_dsn() -> collections.abc.Iterator[str]:
     """The DSN of a PostgreSQL server of this session's own."""
     binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin")) + [
-        os.path.dirname(found) for found in [shutil.which("initdb")] if found
+        os.path.dirname(os.path.realpath(found)) for found in [shutil.which("initdb")] if found
     ]
     if not binaries:
         _missing("PostgreSQL", "postgresql", needed=True)
@@ -92,7 +94,8 @@ def postgresql_dsn() -> collections.abc.Iterator[str]:
             path,
         )
         command = [f"{home}/postgres", "-D", data, "-k", path, "-h", "", "-F"]
-        with _serving(command, "postgres", path, os.path.join(path, ".s.PGSQL.5432")):
+        asked = [f"{home}/pg_isready", "-q", "-h", path]
+        with _serving(command, "postgres", path, lambda: subprocess.call(asked) == 0):
             yield f"host={path} user=gq dbname=postgres"
 
 
@@ -103,7 +106,7 @@ def mariadb_socket() -> collections.abc.Iterator[str]:
     if server is None or install is None:
         _missing("MariaDB", "mariadb-server", needed=False)
     with _directory("mysql") as path:
-        data, socket = os.path.join(path, "data"), os.path.join(path, "socket")
+        data, address = os.path.join(path, "data"), os.path.join(path, "socket")
         _run(
             [
                 str(install),
@@ -119,9 +122,20 @@ def mariadb_socket() -> collections.abc.Iterator[str]:
             str(server),
             "--no-defaults",
             f"--datadir={data}",
-            f"--socket={socket}",
+            f"--socket={address}",
             "--skip-networking",
             f"--pid-file={path}/pid",
         ]
-        with _serving(command, "mysql", path, socket):
-            yield socket
+        with _serving(command, "mysql", path, lambda: _takes_connections(address)):
+            yield address
+
+
+def _takes_connections(path: str) -> bool:
+    """Whether MariaDB greets a client; it aborts a connection that says nothing back."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        try:
+            client.connect(path)
+            return bool(client.recv(1))
+        except OSError:
+            return False
