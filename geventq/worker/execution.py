@@ -3,7 +3,8 @@
 An `Execution` belongs to one attempt, from the take until its outcome is settled.  A `Runner` is
 a greenlet that runs execution after execution: starting a fresh one costs ten times the rest of a
 no-op job (targets.md, facts).  It is used again only where no user can tell (cancellation.md
-2.16): nothing was thrown at it, nothing is linked to it, and nobody holds a reference to it.
+2.16): nothing was thrown at it, nothing is linked to it, nobody holds a reference to it, not a
+weak one either, and it carries no attributes but its own.
 Only the processor runs where a kill can reach; everything else happens before `Attempt.begin`
 and after `Attempt.end`.  This module does not know Redis.
 """
@@ -14,6 +15,7 @@ import contextvars
 import sys
 import time
 import typing
+from weakref import getweakrefcount
 
 import gevent
 
@@ -112,7 +114,7 @@ class Runner(_Greenlet):
 
     def __init__(self, runners: Runners) -> None:
         super().__init__()
-        self.name = f"geventq-run-{runners.name}"
+        self.name = runners.runner_name
         self.runners = runners
         self.execution: Execution | None = None
         self.fresh = True
@@ -131,6 +133,7 @@ class Runner(_Greenlet):
                 elif not self.fresh:
                     return  # woken by what an earlier job left behind, or told to end
                 self.fresh = False
+                self.gr_context = None  # what the job's contextvars hold ends with the job
                 runners.idle.append(self)
                 try:
                     park()
@@ -149,15 +152,16 @@ class Runners:
 
     def __init__(self, host: Host, name: str, context: contextvars.Context) -> None:
         self.host = host
-        self.name = name
+        self.runner_name = f"geventq-run-{name}"
         self.context = context
         self.idle: list[Runner] = []
         self.ended = False
         self.alive: set[Runner] = set()
-        self._baseline = 0
+        self._references = self._attributes = 0
 
     def measure(self) -> None:
-        """Learn how many references an idle runner has that no job has touched.  Yields."""
+        """Learn how many references and attributes an idle runner has that no job has touched.
+        Yields."""
         runner = self._new()
         runner.start()
         while not self.idle:
@@ -165,7 +169,8 @@ class Runners:
         del runner
         idle = self.idle
         runner = idle.pop()
-        self._baseline = sys.getrefcount(runner)
+        self._references = sys.getrefcount(runner)
+        self._attributes = len(runner.__dict__)
         idle.append(runner)
 
     def _new(self) -> Runner:
@@ -198,7 +203,13 @@ class Runners:
             runner = idle.pop()
             if runner.dead:
                 continue
-            if sys.getrefcount(runner) == self._baseline and not runner.has_links():
+            if (
+                sys.getrefcount(runner) == self._references
+                and not getweakrefcount(runner)
+                and not runner.has_links()
+                and len(runner.__dict__) == self._attributes
+                and runner.name is self.runner_name
+            ):
                 return runner
             self._end(runner)
         return None
