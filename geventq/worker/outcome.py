@@ -194,7 +194,7 @@ def failure(
             delay = backoff.next_delay(
                 execution.job.wire_options, made, error, execution.job, strategies
             )
-        except Exception as broken:  # noqa: BLE001 (the user's strategy)
+        except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken
     more: dict[str, typing.Any] = {"stack": _stack(execution, error)}
