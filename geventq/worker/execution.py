@@ -84,8 +84,8 @@ class Execution:
         self.worker.progressed(job, value)
 
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
-        """The lock lives `seconds` from `sent_at`: as if it had been renewed then or earlier."""
-        self.renewed_at = sent_at + seconds - self.worker.options.lock_duration
+        """The lock lives `seconds` from `sent_at`."""
+        self.worker.lock_extended(self, sent_at, seconds)
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""

@@ -634,6 +634,10 @@ class Worker:
             said = asked or Cancellation(LockLost(execution.job_id), "lock_lost")
             self._listeners.emit("lock_lost", execution.job, said)
 
+    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """A job that runs here extended its lock."""
+        self._renewer.extended(execution, sent_at, seconds)
+
     def progressed(self, job: Job, value: object) -> None:
         """A job that runs here updated its progress."""
         self._listeners.emit("progress", job, value)
