@@ -25,7 +25,7 @@ from geventq import (
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
-from tests.support.told import Told
+from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
 RENEW: typing.Final = load("renew").sha.encode()
@@ -82,15 +82,16 @@ def test_all_due_locks_are_renewed_in_one_call_stamped_with_the_time_it_was_sent
     with Worker("q", process, proxy.url, prefix, concurrency=5, lock_duration=2.0) as worker:
         jobs = queue.add_bulk([JobSpec("n") for _ in range(5)])
         eventually(lambda: len(worker.active_jobs) == 5)
-        taken = {token: one.renewed_at for token, one in worker.held.items()}
+        held = engine_of(worker).held
+        taken = {token: one.renewed_at for token, one in held.items()}
         request = trap.wait()
         arrived = clock.monotonic()
         assert all(f"\r\n{job.id}\r\n".encode() in request for job in jobs)
         gevent.sleep(0.02)
-        assert {token: one.renewed_at for token, one in worker.held.items()} == taken
+        assert {token: one.renewed_at for token, one in held.items()} == taken
         trap.release()
-        eventually(lambda: {one.renewed_at for one in worker.held.values()} != set(taken.values()))
-        (stamp,) = {one.renewed_at for one in worker.held.values()}
+        eventually(lambda: {one.renewed_at for one in held.values()} != set(taken.values()))
+        (stamp,) = {one.renewed_at for one in held.values()}
         assert max(taken.values()) < stamp <= arrived
         worker.close(0)
 

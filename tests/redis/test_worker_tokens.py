@@ -15,7 +15,7 @@ import gevent.queue
 import pytest
 
 from geventq import CancellationToken, Job, JobKilled, JobSpec, Queue, Worker
-from geventq.worker.worker import Attempt
+from geventq.cancellation import Attempt
 from tests.conftest import Make
 from tests.support.told import Told, stream_of
 from tests.support.waiting import eventually
@@ -129,7 +129,7 @@ def test_without_one_no_token_is_made(
             super().__init__(*args, **options)
             attempts.append(self)
 
-    monkeypatch.setattr("geventq.worker.worker.Attempt", Noted)
+    monkeypatch.setattr("geventq.worker.admission.Attempt", Noted)
     seen: Seen = []
     told = Told(make(dict(_without_token(seen))[kind]))
     queue.add("n")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import typing
 
 from geventq import Cancellation, Job, Worker
+from geventq.worker.engine import Engine
 from geventq.worker.listeners import EVENTS
 from tests.support.waiting import eventually
 
-__all__ = ["OUTCOMES", "Told", "stream_of"]
+__all__ = ["OUTCOMES", "Told", "engine_of", "stream_of"]
 
 #: The events that tell of an attempt's end.
 OUTCOMES: typing.Final = (*("completed", "failed", "retrying", "cancelled", "lock_lost", "stuck"),)
@@ -48,3 +49,10 @@ def stream_of(redis_client: typing.Any, prefix: str, job: Job) -> list[dict[str,
     """The fields of the stream's entries about `job`, in order."""
     entries = redis_client.xrange(f"{prefix}:q:events")
     return [fields for _, fields in entries if fields.get("jobId") == job.id]
+
+
+def engine_of(worker: Worker) -> Engine:
+    """The running engine of a worker: what it holds cannot be seen from outside."""
+    engine = worker._engine
+    assert engine is not None
+    return engine
