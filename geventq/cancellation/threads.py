@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import typing
 
+import gevent.event
 from gevent import get_hub, monkey
 
-__all__ = ["get_ident", "in_thread_of", "interrupt_main"]
+__all__ = ["get_ident", "in_thread_of", "interrupt_main", "wait_for"]
 
 T = typing.TypeVar("T")
 
@@ -54,3 +55,23 @@ def interrupt_main(error: KeyboardInterrupt) -> None:
     not yield."""
     hub: typing.Any = get_hub()
     hub.loop.run_callback(hub.parent.throw, error)
+
+
+def wait_for(hub: typing.Any, event: gevent.event.Event) -> None:
+    """Wait until `event`, which is set in the thread of `hub`, is set, or that loop has ended.
+
+    In that thread itself it yields to the hub; any other native thread blocks: an event of
+    gevent's keeps no foreign hub alive that waits for it.
+    """
+    if hub.thread_ident == get_ident():
+        event.wait()
+        return
+    done = _allocate_lock()
+    done.acquire()
+
+    def link() -> bool:
+        event.rawlink(lambda _: done.release())
+        return True
+
+    if in_thread_of(hub, link, gone=False):
+        done.acquire()
