@@ -154,6 +154,40 @@ def test_a_lost_lock_kills_at_once_in_hard_mode_and_spares_the_others(
     assert queue.get_job_state(one.id) == "active"
 
 
+@pytest.mark.parametrize("arity", [1, 2])
+def test_a_lost_lock_asks_only_in_soft_mode(
+    queue: Queue, make: Make, locks: Locks, arity: int
+) -> None:
+    """3.2: the processor goes on to its own end, nothing is thrown; 3.4: nobody is told that."""
+    go = gevent.event.Event()
+    ended: list[Cancellation | None] = []
+
+    def deaf(job: Job) -> str:
+        go.wait()
+        ended.append(None)
+        return "done"
+
+    def hears(job: Job, token: CancellationToken) -> str:
+        token.wait()
+        go.wait()
+        ended.append(token.check())
+        return "done"
+
+    process = deaf if arity == 1 else hears
+    worker = make(process, lock_duration=0.4, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    locks.give_away(job.id)
+    told.wait("lock_lost")
+    gevent.sleep(0.02)  # turns enough for a throw that should not come
+    assert ended == []
+    go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert [said and said.kind for said in ended] == [None if arity == 1 else "lock_lost"]
+    assert told.of(job) == ["lock_lost"]
+
+
 @pytest.mark.parametrize("how", ["silent", "refusing"])
 def test_without_an_answer_the_lock_is_lost_before_it_can_have_expired(
     queue: Queue, proxy: Proxy, prefix: str, locks: Locks, how: str
