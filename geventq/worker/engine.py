@@ -360,7 +360,7 @@ class Engine:
         """The lock is not ours any more: stop at once, write nothing (3.2)."""
         self.held.pop(execution.lock_token, None)
         asked = self._loss_of(execution)
-        execution.attempt.request(asked, hard=None, kill_after=0.0)
+        execution.attempt.request(asked, hard=asked.hard, kill_after=None)
         self._tell_lost(execution, asked)
 
     def _loss_of(self, execution: Execution) -> Cancellation:

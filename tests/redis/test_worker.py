@@ -174,6 +174,35 @@ def test_a_lost_lock_cancels_the_attempt_and_nothing_is_written(
     assert queue.get_job_state(job.id) == "active"
 
 
+def test_a_lost_lock_asks_softly_in_soft_mode(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.2: only hard mode kills; the processor runs on, and what it returns is not written."""
+    go = gevent.event.Event()
+    seen: list[object] = []
+
+    def deaf(job: Job, token: CancellationToken) -> str:
+        token.wait()
+        seen.append(go.wait())
+        return "a result"
+
+    worker = make(deaf, lock_duration=0.4, skip_stalled_check=True)
+    told: list[str] = []
+    for event in ("lock_lost", "completed", "cancelled", "failed"):
+        worker.on(event, lambda job, *rest, event=event: told.append(event))
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    redis_client.set(f"{prefix}:q:{job.id}:lock", "another")
+    eventually(lambda: told == ["lock_lost"])
+    gevent.sleep(0.05)  # a kill would come at the next turn
+    assert worker.active_jobs
+    go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert seen == [True]
+    assert told == ["lock_lost"]
+    assert queue.get_job_state(job.id) == "active"
+
+
 def test_closing_gives_the_job_back_as_if_it_had_not_been_taken(queue: Queue, make: Make) -> None:
     """7.1: wait's front, `atm` unchanged, `ats` taken back."""
     worker = make(lambda job, token: token.sleep(60))
