@@ -324,6 +324,20 @@ def test_a_hash_with_foreign_values_stops_nobody_else(
     eventually(lambda: queue.get_job_state(broken.id) in ("completed", "failed"))
 
 
+@pytest.mark.parametrize("opts", ["[", "[]", "NaN", '{"attempts":"three"}', b"\xff"])
+def test_options_that_cannot_be_read_fail_the_job_without_running(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, opts: str | bytes
+) -> None:
+    ran: list[str] = []
+    job = queue.add("n")
+    redis_client.hset(f"{prefix}:q:{job.id}", "opts", opts)
+    make(lambda job: ran.append(job.id))
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
+    assert ran == []
+    failed_reason = redis_client.hget(f"{prefix}:q:{job.id}", "failedReason")
+    assert failed_reason.startswith("opts: cannot be used")
+
+
 def test_a_start_that_failed_may_be_followed_by_a_close() -> None:
     worker = Worker("q", lambda job: None, "nonsense://host")
     with pytest.raises(ValueError, match="connection"):
