@@ -22,7 +22,7 @@ from geventq import (
     Worker,
 )
 from tests.conftest import Make
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, never
 
 
 def ended(queue: Queue, job: Job, state: str) -> Job:
@@ -322,6 +322,20 @@ def test_a_hash_with_foreign_values_stops_nobody_else(
     make(lambda job: None, concurrency=10)
     ended(queue, sound, "completed")
     eventually(lambda: queue.get_job_state(broken.id) in ("completed", "failed"))
+
+
+def test_drained_is_told_once_each_time_the_jobs_run_out(queue: Queue, make: Make) -> None:
+    told: list[str] = []
+    worker = make(lambda job: None, drain_delay=0.02)
+    worker.on("completed", lambda job, result: told.append("completed"))
+    worker.on("drained", lambda: told.append("drained"))
+    for _ in range(2):
+        told.clear()
+        queue.add("n")
+        eventually(lambda: "completed" in told)
+        first = told.index("completed")
+        eventually(lambda: "drained" in told[first:])
+        never(lambda: told[first:].count("drained") > 1, 0.1)  # five waits in vain
 
 
 @pytest.mark.parametrize("opts", ["[", "[]", "NaN", '{"attempts":"three"}', b"\xff"])
