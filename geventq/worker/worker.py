@@ -272,6 +272,8 @@ class Worker:
         engine = self._engine
         if engine is None:
             return 0
+        if engine.hub.thread_ident == get_ident():
+            return engine.cancel(job_id, asked, hard, kill_after)
         return in_thread_of(
             engine.hub, lambda: engine.cancel(job_id, asked, hard, kill_after), gone=0
         )
