@@ -97,9 +97,24 @@ def decide(
 ) -> Outcome:
     """The outcome of an attempt that returned `result` or raised `error`.
 
-    May call the user's back-off strategy; what that raises becomes a final failure whose
-    trace shows both.  Never yields by itself.
+    May call the user's back-off strategy, and the methods of what he returned or raised: what
+    those raise becomes a final failure whose trace shows both.  Never raises, and never yields
+    by itself.
     """
+    try:
+        return _decide(execution, result, error, ended_ms, strategies)
+    except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
+        broken.__context__ = error
+        return failure(execution, broken, ended_ms, strategies, final=True)
+
+
+def _decide(
+    execution: Execution,
+    result: object,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+) -> Outcome:
     attempt = execution.attempt
     asked = attempt.strongest
     if asked is not None or isinstance(error, JobCancelled):
@@ -298,7 +313,7 @@ def printable(error: BaseException) -> str:
     """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 (a user's __str__)
+    except BaseException as broken:  # noqa: BLE001 (a user's __str__)
         text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
     return printable_text(text) or type(error).__name__
 

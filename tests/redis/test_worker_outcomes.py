@@ -4,6 +4,7 @@ programs.  A request is made while the processor waits, then the processor ends 
 from __future__ import annotations
 
 import collections.abc
+import datetime
 import typing
 
 import gevent
@@ -334,3 +335,66 @@ def test_what_hits_the_greenlet_after_the_processor_changes_nothing(
         eventually(lambda job=job: told.of(job) == ["completed"])  # type: ignore[misc]
     assert cleaned == ["up", "up"]
     assert worker.active_jobs == []
+
+
+class Lazy(dict[str, object]):
+    """A result whose reading fails, as a lazy query's can."""
+
+    def items(self) -> typing.NoReturn:  # type: ignore[override]
+        raise LookupError("the session is closed")
+
+
+class Wordless(Exception):
+    """An error whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+def raise_it(error: BaseException) -> typing.NoReturn:
+    raise error
+
+
+def late(seconds: object) -> DelayedError:
+    error = DelayedError(1)
+    error.seconds = typing.cast(float, seconds)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("process", "text"),
+    [
+        pytest.param(lambda job: Lazy(a=1), "the session is closed", id="result"),
+        pytest.param(lambda job: {"a": [float("nan")]}, "not JSON", id="NaN"),
+        pytest.param(lambda job: raise_it(Wordless()), "Wordless", id="text"),
+        pytest.param(lambda job: raise_it(DelayedError("soon")), "seconds", id="delay as text"),  # type: ignore[arg-type]
+        pytest.param(lambda job: raise_it(DelayedError(-1)), "seconds", id="delay below 0"),
+        pytest.param(
+            lambda job: raise_it(RateLimitError(float("inf"))), "seconds", id="endless limit"
+        ),
+        pytest.param(lambda job: raise_it(late("soon")), "TypeError", id="delay changed later"),
+    ],
+)
+def test_what_cannot_be_used_fails_its_job_and_nothing_else(
+    queue: Queue, make: Make, process: typing.Any, text: str
+) -> None:
+    """Bad input from a processor: told in the job; the slot is free and the lock is gone."""
+    worker = make(process)
+    told = Told(worker)
+    for _ in range(2):
+        job = queue.add("n", attempts=1)
+        eventually(lambda job=job: told.of(job) == ["failed"])  # type: ignore[misc]
+        read = queue.get_job(job.id)
+        assert read is not None
+        assert text in (read.failed_reason or "") + read.stacktrace[-1]
+    assert worker.active_jobs == []
+
+
+def test_a_move_takes_a_timedelta(queue: Queue, make: Make) -> None:
+    """api: all times are seconds or a `timedelta`."""
+    make(lambda job: raise_it(DelayedError(datetime.timedelta(minutes=1))))
+    job = queue.add("n")
+    eventually(lambda: queue.get_job_state(job.id) == "delayed")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.delay == 60.0
