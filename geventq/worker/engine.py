@@ -148,11 +148,12 @@ class Engine:
         gevent.joinall(list(self._reports))
         self._client.close()
 
-    def ended(self) -> None:
-        """The close is over, but for what the listeners still have to hear."""
+    def ended(self, notice: typing.Callable[[object], None]) -> Listeners | None:
+        """The close is over, but for what the listeners still have to hear: `notice` is called
+        in the hub when they have, if there is anything.  Does not yield."""
         self.face.ended(self)
         self.tell("closed")
-        self._listeners.stop()
+        return self._listeners if self._listeners.stop(notice) else None
 
     @property
     def is_open(self) -> bool:
