@@ -125,13 +125,17 @@ class Listeners:
             if self._abandoned:
                 self._waiting.clear()
             if self._waiting:
-                event, args = self._waiting.popleft()
-                self.call(event, *args)
+                self._call_next()
             elif self._ended:
                 return
             else:
                 self._wake.clear()
                 self._wake.wait()
+
+    def _call_next(self) -> None:
+        # Not in the loop, whose variables would keep the last job while there is no next one.
+        event, args = self._waiting.popleft()
+        self.call(event, *args)
 
     def call(self, event: str, *args: object) -> None:
         """Call the listeners of `event` now, in the current greenlet."""

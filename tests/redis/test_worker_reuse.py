@@ -125,6 +125,41 @@ def test_what_a_contextvar_held_dies_with_its_job(queue: Queue, make: Make) -> N
     eventually(is_gone, every=0.02)
 
 
+class Result(dict[str, int]):
+    """JSON, and weakly referable."""
+
+
+@pytest.mark.parametrize("end", ["returns", "fails", "is cancelled"])
+def test_an_idle_worker_keeps_nothing_of_its_last_job(queue: Queue, make: Make, end: str) -> None:
+    """2.16: its result, its error and its token die when all have heard of them."""
+    held: list[weakref.ref[typing.Any]] = []
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> object:
+        held.append(weakref.ref(token))
+        if end == "is cancelled":
+            token.cancel("enough")
+            token.raise_if_cancelled()
+        if end == "fails":
+            error = ValueError("bad")
+            held.append(weakref.ref(error))
+            raise error
+        result = Result(a=1)
+        held.append(weakref.ref(result))
+        return result
+
+    worker = make(process)
+    for event in ("completed", "failed"):
+        worker.on(event, lambda job, what: heard.append(job.id))
+    queue.add("n")
+    eventually(lambda: heard)
+    gc.disable()  # reference counts alone: nothing waits for the collector
+    try:
+        eventually(lambda: [one() for one in held] == [None] * len(held), 1.0)
+    finally:
+        gc.enable()
+
+
 def test_locals_of_a_greenlet_are_new(queue: Queue, make: Make) -> None:
     """2.16: `gevent.local`, and `threading.local` where it is patched, start empty."""
     spaces: list[typing.Any] = [gevent.local.local()]
