@@ -452,6 +452,21 @@ def test_a_limit_counts_anew_for_each_attempt_from_its_first_turn(
     assert (entry["event"], entry["kind"], entry["stage"]) == ("cancelled", "timeout", "thrown")
 
 
+def test_a_limit_kills_in_a_hard_worker(queue: Queue, make: Make) -> None:
+    """2.15: also where there is a token, after the worker's grace."""
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        heard.append(token.wait().kind)  # type: ignore[union-attr]
+        gevent.sleep(60)
+
+    told = Told(make(process, cancel_mode="hard", kill_after=0.03))
+    job = queue.add("n", timeout=0.02)
+    error = told.wait("failed")[1]
+    assert (type(error), error.cancellation.hard, heard) == (JobKilled, True, ["timeout"])
+    assert told.of(job) == ["cancelled", "failed"]
+
+
 def test_a_limit_asks_where_there_is_a_token(queue: Queue, make: Make) -> None:
     """2.15: soft in a soft worker: the processor hears it, and its result counts."""
 
