@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextvars
 import logging
 import platform
-import signal
-import threading
 import typing
 import uuid
 
@@ -24,6 +22,7 @@ from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.job import Job
+from geventq.postgresql import warn_if_queries_block
 from geventq.record import record_attempt
 from geventq.worker import outcome as outcomes
 from geventq.worker.execution import Execution, Runners
@@ -31,6 +30,7 @@ from geventq.worker.listeners import Listeners
 from geventq.worker.policy import Policies
 from geventq.worker.processor import Processor, load_processor, takes_token
 from geventq.worker.settings import WorkerOptions
+from geventq.worker.signals import heeded
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Client
@@ -137,6 +137,7 @@ class Worker:
             return
         if self._closing is not None:
             self._closing.join()
+        warn_if_queries_block()
         self._state = "running"
         if self._closing is not None:
             self.id = str(uuid.uuid4())
@@ -218,21 +219,14 @@ class Worker:
     def run(self) -> None:
         """Start, and block until closed.  In the main thread the first SIGTERM or SIGINT closes
         with `close_timeout`, a second one with 0 (cancellation.md 7.2).  Yields."""
-        handlers = []
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                handlers.append(gevent.signal_handler(number, self._signalled))
-        try:
+        with heeded(self._signalled):
             self.start()
             self._wait_closed()
-        finally:
-            for handler in handlers:
-                handler.cancel()
 
-    def _signalled(self) -> None:
-        """In a greenlet that gevent spawns for the signal."""
-        timeout = 0.0 if self._state == "closing" else self.options.close_timeout
-        self._begin_close(timeout, "signal")
+    def _signalled(self, times: int) -> None:
+        """A signal, the `times`-th: in a greenlet that gevent spawns for it."""
+        timeout = self.options.close_timeout if times == 1 else 0.0
+        self._begin_close(timeout, "worker is closing")
 
     def _wait_closed(self) -> None:
         while self._state == "running":
