@@ -52,11 +52,11 @@ class Attempt:
         "_kill_after",
         "_ladder",
         "_limit",
-        "_observer",
         "ended",
         "greenlet",
         "is_stuck",
         "job_id",
+        "observer",
         "requested_monotonic",
         "strongest",
         "token",
@@ -83,12 +83,18 @@ class Attempt:
         self.requested_monotonic = 0.0
         self._hard = hard
         self._kill_after = kill_after
-        self._observer = observer
+        self.observer = observer
         self._hub = gevent.get_hub()
         self._ladder: Ladder | None = None
         self._limit: typing.Any = None
         self._family: weakref.WeakSet[typing.Any] | None = None
         self.token = CancellationToken(attempt=self) if with_token else None
+
+    @staticmethod
+    def of(greenlet: typing.Any) -> Attempt | None:
+        """The attempt that `greenlet` belongs to: its own, or that of whoever spawned it."""
+        attempt: Attempt | None = tree.marked(greenlet)
+        return attempt
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -158,7 +164,7 @@ class Attempt:
         if is_hard or (self.was_lock_lost and self.request_in_force().hard):
             took = self._hasten(grace) or took
         if took:
-            self._observer.requested(self)
+            self.observer.requested(self)
         return took
 
     def precede(self, said: Cancellation) -> None:
@@ -253,7 +259,7 @@ class Attempt:
         """The ladder throws."""
         self.was_thrown = True
         if first:
-            self._observer.thrown(self)
+            self.observer.thrown(self)
 
     def became_stuck(self, greenlet: typing.Any = None) -> None:
         """The ladder's end, or a call of `token.run` or a helper that swallows its kill.
@@ -268,7 +274,7 @@ class Attempt:
         shown = _stack_of(greenlet)
         if shown and not self.is_stuck:  # else it has ended in this very turn
             self.is_stuck = True
-            self._observer.stuck(self, shown)
+            self.observer.stuck(self, shown)
 
 
 def _stack_of(greenlet: typing.Any) -> str:

@@ -34,30 +34,35 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class Came:
+    """How many of the signals came in one block."""
+
+    came = 0
+
+
 @contextlib.contextmanager
-def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[None]:
+def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
     """In this block ``call(n)`` is called at the n-th SIGTERM or SIGINT, in a greenlet.
 
     Outside the main thread, where the system lets nobody install handlers, it does nothing.
     """
     global _users
+    signals = Came()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
     if not _users:
         _before.update((number, signal.getsignal(number)) for number in _NUMBERS)
     _users += 1
-    came = 0
 
     def caught() -> None:
-        nonlocal came
-        came += 1
-        call(came)
+        signals.came += 1
+        call(signals.came)
 
     pid = os.getpid()
     watchers = [gevent.signal_handler(number, caught) for number in _NUMBERS]
     try:
-        yield
+        yield signals
     finally:
         for watcher in watchers:
             watcher.cancel()
