@@ -218,14 +218,20 @@ class Parent:
                 child.forget()
                 self._ended(slot, child, os.waitstatus_to_exitcode(status))
 
+    def _has_worked(self) -> bool:
+        """Whether any worker has started, ever."""
+        return self._someone_worked or any(child.was_ready for child in self._children.values())
+
     def _ended(self, slot: int, child: _Child, code: int) -> None:
         if self._asked:
             if code:
                 say_error(f"worker process {child.pid} {_how(code)} while closing")
                 self._status = self._status or 1
             return
-        if code == _USAGE or (code == _UNREACHABLE and not self._someone_worked):
-            self._status = code  # it has said why; another one would only say it again
+        # Where nobody ever worked another one would only say the same again; later it may be a
+        # passing outage, or a file in the midst of a deployment.
+        if code in (_USAGE, _UNREACHABLE) and not self._has_worked():
+            self._status = code
             self._close()
             return
         lived = time.monotonic() - child.born

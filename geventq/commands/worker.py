@@ -143,9 +143,13 @@ def _import_failure(module: str, error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and frame.filename != __file__
+        if not frame.filename.startswith("<frozen") and frame.filename != __file__
     ]
-    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
+    # The user's own line says more than one deep in a library.
+    here = [frame for frame in frames if frame.filename.startswith(os.getcwd() + os.sep)]
+    for frame in (here or frames)[-1:]:
+        return f"{text} ({frame.filename}, line {frame.lineno})"
+    return text
 
 
 class _Report:
