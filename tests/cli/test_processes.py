@@ -104,13 +104,15 @@ def test_a_signal_to_the_whole_group_counts_once(programs: Programs, queue: Queu
     """A terminal's Ctrl-C and systemd's KillMode=control-group reach parent and children: that
     is one wish to close, not two."""
     program = start(programs)
-    go = busy(programs, queue, program, 2)
+    queue.add("polite")
+    queue.add("polite")
+    program.until_event("active", 2)
     os.killpg(program.pid, signal.SIGINT)
     program.until_event("closing", 2)
-    never(lambda: program.events("cancelled"), 0.2)
-    go()
+    never(lambda: program.events("cancelled"), 0.2)  # a polite job would end at once
+    os.killpg(program.pid, signal.SIGINT)
     assert program.ends() == 0
-    assert len(program.events("completed")) == 2
+    assert len(program.events("cancelled")) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -166,15 +168,17 @@ def test_a_parent_that_is_killed_takes_its_workers_along(programs: Programs, que
     assert len(program.events("completed")) == 2
 
 
-def test_a_worker_whose_sibling_was_replaced_notices_the_parents_end(
-    programs: Programs, queue: Queue
-) -> None:
-    """No child holds the parent's ends of the pipes: not those of older siblings either."""
+def test_every_worker_notices_the_parents_end_by_itself(programs: Programs, queue: Queue) -> None:
+    """No child holds the parent's ends of the pipes, not those of older siblings either: else
+    the older would notice when the younger has closed.  One of them has been replaced."""
     program = start(programs, count=3)
     os.kill(max(workers(program)), signal.SIGKILL)
     program.until_event("ready", 4)
+    go = busy(programs, queue, program, 3)
     program.signal(signal.SIGKILL)
     program.ends()
+    eventually(lambda: len(program.events("closing")) == 3, timeout=10)
+    go()
     until_all_ended(workers(program))
 
 
