@@ -8,6 +8,8 @@ Errors go to stderr without a traceback and without a password; what the command
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import typing
 
@@ -21,7 +23,6 @@ __all__ = ["main"]
 REFUSED: typing.Final = 1
 USAGE: typing.Final = 2
 UNREACHABLE: typing.Final = 3
-INTERRUPTED: typing.Final = 130  # as shells say it: 128 + SIGINT
 
 
 def main(arguments: typing.Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
     if given.run is None:
         parser.print_usage(sys.stderr)
         return USAGE
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     try:
         return int(given.run(given))
     except RedisUnavailableError as error:
@@ -42,8 +45,11 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
         return _failed(error, USAGE)
     except (GeventqError, OSError) as error:
         return _failed(error, REFUSED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+
+def _interrupted(number: int, frame: object) -> typing.NoReturn:
+    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
+    raise SystemExit(128 + number)
 
 
 def _failed(error: Exception, status: int) -> int:
@@ -100,4 +106,6 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(given: argparse.Namespace) -> int:
     from geventq.demo import run
 
-    return run(settings.url(given))
+    url = os.environ["GEVENTQ_REDIS_URL"] = settings.url(given)
+    worker.check_reachable(url)
+    return run(url, settings.prefix(given), only_json=given.json)
