@@ -12,6 +12,8 @@ from geventq import Queue
 from tests.support.programs import Program, Programs
 from tests.support.waiting import eventually, never
 
+pytestmark = pytest.mark.slow  # all together
+
 SHORT = ("--lock-duration", "1", "--stalled-interval", "0.2")
 
 
