@@ -21,7 +21,7 @@ from geventq import clock
 from geventq.cancellation import calls, tree
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
-from geventq.cancellation.threads import in_thread_of
+from geventq.cancellation.threads import get_ident, in_thread_of
 from geventq.cancellation.token import CancellationToken
 
 __all__ = ["Attempt", "AttemptObserver"]
@@ -146,23 +146,32 @@ class Attempt:
         `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds;
         `kill_after` without `hard` means hard.  May be called from any native thread.
         """
-        return in_thread_of(self._hub, lambda: self._request(said, hard, kill_after), gone=False)
-
-    def _request(self, said: Cancellation, hard: bool | None, kill_after: float | None) -> bool:
+        if self._hub.thread_ident != get_ident():
+            return in_thread_of(
+                self._hub, lambda: self.request(said, hard=hard, kill_after=kill_after), gone=False
+            )
         is_hard = (self._hard or kill_after is not None) if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
-        if self.token is None and not is_hard and said.kind != "lock_lost":
-            return False  # a processor without a token cannot be asked softly
-        grace = self._kill_after if kill_after is None else kill_after
         if said.kind == "lock_lost":
             self.was_lock_lost = True
-            grace = 0.0
+            kill_after = 0.0
+        elif self.token is None and not is_hard:
+            return False  # a processor without a token cannot be asked softly
         if said.hard != is_hard:
             said = dataclasses.replace(said, hard=is_hard)
-        took = self._merge(said)
-        if is_hard or (self.was_lock_lost and self.request_in_force().hard):
-            took = self._hasten(grace) or took
+        before = self.strongest
+        if before is None:
+            took = True
+            self.strongest = said
+            self.requested_monotonic = clock.monotonic()
+            if self.token is not None:
+                self.token._accept(said)
+        else:
+            self.strongest = said = before.merged(said)
+            took = said is not before
+        if is_hard or (self.was_lock_lost and said.hard):
+            took = self._hasten(self._kill_after if kill_after is None else kill_after) or took
         if took:
             self.observer.requested(self)
         return took
@@ -171,18 +180,6 @@ class Attempt:
         """A request that was recorded before this run began: it will not run (2.8)."""
         self.strongest = said
         self.requested_monotonic = clock.monotonic()
-
-    def _merge(self, said: Cancellation) -> bool:
-        before = self.strongest
-        if before is None:
-            self.strongest = said
-            self.requested_monotonic = clock.monotonic()
-            if self.token is not None:
-                self.token._accept(said)
-            return True
-        merged = before.merged(said)
-        self.strongest = merged
-        return merged is not before
 
     def _hasten(self, grace: float) -> bool:
         """Kill after `grace` seconds, or earlier if that was asked before."""

@@ -47,10 +47,16 @@ class Admission:
         self._host = host
 
     def execution(
-        self, taken: Taken, made: type[Made], sent_at: float, *, recovered: bool = False
+        self,
+        taken: Taken,
+        kind: type[Made],
+        sent_at: float,
+        *,
+        now: bytes | None = None,
+        recovered: bool = False,
     ) -> Made:
         """The execution of a job that was taken by a call sent at `sent_at` (monotonic), or
-        `recovered` after the answer to that call was lost.
+        `recovered` after the answer to that call was lost.  `now` is the wire's clock.
 
         Its `unrunnable` says why it has to fail without running; a request that was recorded for
         this run is in its attempt, as if it had been made before the first turn (2.8).
@@ -58,13 +64,15 @@ class Admission:
         job_id, lock_token, flat = taken
         pairs = iter(flat)
         fields = dict(zip(pairs, pairs, strict=True))
-        job = Job.from_hash(self._store, job_id, fields)
+        job = Job(self._store, job_id, fields)
+        made, started, stalls = job.counters()
         if recovered:  # what the hash was before the take can be told by what a run leaves
             first_run = b"failedReason" not in fields
         else:
             first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
-            fields[b"processedOn"] = b"%d" % clock.wall_ms()  # both as the take has written them
-            fields[b"ats"] = b"%d" % (job.attempts_started + 1)
+            started += 1
+            fields[b"processedOn"] = now or _now()  # both as the take has written them
+            fields[b"ats"] = b"%d" % started
         defect = job.defect()
         try:
             policy = self._policies.of(fields.get(b"opts", b""))
@@ -77,15 +85,16 @@ class Admission:
             kill_after=self._kill_after,
             observer=self._host,
         )
-        execution = made(job, lock_token, attempt, policy, sent_at, self._host, self._max_started)
+        most = self._max_started
+        counters = made, started, stalls
+        execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._host, most)
         job._owner = execution
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)
-        unrunnable = defect or job.deferred_failure
-        most = self._max_started
-        if unrunnable is None and most is not None and execution.started > most:
-            unrunnable = "job started more than allowable limit"
-        execution.unrunnable = unrunnable
+        if defect is not None or b"defa" in fields:
+            execution.unrunnable = defect or job.deferred_failure
+        elif most is not None and started > most:
+            execution.unrunnable = "job started more than allowable limit"
         return execution
 
     def executions(
@@ -98,13 +107,20 @@ class Admission:
     ) -> list[Execution]:
         """The executions of many.  A defect of ours in one job is told with its id and holds up
         nobody else; that job's lock lapses, and the stalled check brings it back."""
-        made = []
+        executions = []
+        now = _now()
         for taken in jobs:
             try:
-                made.append(self.execution(taken, Execution, sent_at, recovered=recovered))
+                executions.append(
+                    self.execution(taken, Execution, sent_at, now=now, recovered=recovered)
+                )
             except Exception as error:  # noqa: BLE001 (told)
                 failed(taken[0], error)
-        return made
+        return executions
+
+
+def _now() -> bytes:
+    return b"%d" % clock.wall_ms()
 
 
 def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:

@@ -88,6 +88,7 @@ class Engine:
         self._stuck = 0
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
         self._limited_until = 0.0
+        self._is_dry = False  # told of since the last job
         self._process = process
         self._with_token = with_token
         self._listeners = listeners
@@ -196,6 +197,7 @@ class Engine:
     def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
         """Start what was taken; what cannot run is settled without running."""
         known = self.held
+        self._is_dry = False
         if recovered:  # the same job may be found twice
             jobs = [taken for taken in jobs if taken[1] not in known]
         executions = self._admission.executions(
@@ -240,7 +242,9 @@ class Engine:
 
     def dry(self, next_ms: int, limited_ms: int) -> None:
         """Nothing left to take for now."""
-        self.tell("drained")
+        if not self._is_dry:
+            self._is_dry = True
+            self.tell("drained")
         self.idle.begin(next_ms)
 
     # -- running -----------------------------------------------------------------------------
@@ -360,7 +364,7 @@ class Engine:
         """The lock is not ours any more: stop at once, write nothing (3.2)."""
         self.held.pop(execution.lock_token, None)
         asked = self._loss_of(execution)
-        execution.attempt.request(asked, hard=None, kill_after=0.0)
+        execution.attempt.request(asked, hard=asked.hard, kill_after=None)
         self._tell_lost(execution, asked)
 
     def _loss_of(self, execution: Execution) -> Cancellation:

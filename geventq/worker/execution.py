@@ -60,6 +60,7 @@ class Execution:
         lock_token: str,
         attempt: Attempt,
         policy: RunPolicy,
+        counters: tuple[int, int, int],
         renewed_at: float,
         host: typing.Any,
         max_started: int | None,
@@ -70,9 +71,7 @@ class Execution:
         self.attempt = attempt
         self.policy = policy
         self.renewed_at = renewed_at
-        self.made = job.attempts_made
-        self.started = job.attempts_started
-        self.stalls = job.stalled_counter
+        self.made, self.started, self.stalls = counters
         self.max_started = max_started
         self.host = host  # who is told, and whose options hold
         self.unrunnable: str | None = None  # why the job fails without running

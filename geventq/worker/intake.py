@@ -85,6 +85,7 @@ class Intake:
         self.asked = 0  # jobs asked for by calls under way
         self.sending = 0  # outcomes in calls under way
         self.hungry = False  # there may be jobs to take
+        self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
         self.greenlets: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
@@ -116,6 +117,7 @@ class Intake:
 
     def want(self) -> None:
         """There may be jobs: take them.  Does not yield."""
+        self._wanted += 1
         self.hungry = True
         self.wake()
 
@@ -166,7 +168,7 @@ class Intake:
         self._next_lock += max(0, room)
         self.asked += max(0, room)
         self.sending += len(batch)
-        sent_at = clock.monotonic()
+        sent_at, wanted = clock.monotonic(), self._wanted
         try:
             reply = self._exchange.settle(batch, room, self._lock_base, first)
         except BaseException as error:
@@ -181,9 +183,20 @@ class Intake:
         finally:
             self.asked -= max(0, room)
             self.sending -= len(batch)
-        self._handle(batch, room, reply, sent_at)
+        self._handle(batch, reply, sent_at)
+        if room > 0:
+            self._note_supply(reply, room, wanted)
 
-    def _handle(self, batch: list[Settled], room: int, reply: Reply, sent_at: float) -> None:
+    def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
+        """Whether to look for more.  An answer that tells of too few jobs says nothing about those
+        that were announced while it was under way: the idle wait has taken their marker."""
+        if len(reply.jobs) + len(reply.broken) >= room:
+            self.hungry = True
+        elif wanted == self._wanted:
+            self.hungry = False
+            self._host.dry(reply.next_ms, reply.limited_ms)
+
+    def _handle(self, batch: list[Settled], reply: Reply, sent_at: float) -> None:
         host = self._host
         if reply.jobs:
             host.taken(reply.jobs, sent_at)
@@ -194,10 +207,6 @@ class Intake:
                 host.refused(execution, outcome, code)
         for job_id, why in reply.broken:
             host.broken(job_id, why)
-        if room > 0:
-            self.hungry = len(reply.jobs) + len(reply.broken) >= room
-            if not self.hungry:
-                host.dry(reply.next_ms, reply.limited_ms)
 
     # -- takes whose answer was lost -------------------------------------------------------
 

@@ -12,11 +12,11 @@ import uuid
 
 import gevent
 import gevent.event
-from gevent import get_hub, getcurrent
+from gevent import getcurrent
 
 from geventq import clock
 from geventq.cancellation import Cancellation
-from geventq.cancellation.threads import in_thread_of
+from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
 from geventq.postgresql import warn_if_queries_block
 from geventq.worker.listeners import Listeners
@@ -195,9 +195,9 @@ class Worker:
 
     @staticmethod
     def _wait_closed(engine: Engine) -> None:
-        engine.closing.done.wait()
-        if get_hub() is engine.hub and engine.closing.greenlet is not None:
-            engine.closing.greenlet.join()
+        wait_for(engine.hub, engine.closing.done)
+        if engine.hub.thread_ident == get_ident() and engine.closing.greenlet is not None:
+            engine.closing.greenlet.join()  # its last steps, so that nothing is left
 
     # -- pause -------------------------------------------------------------------------------
 
@@ -267,6 +267,8 @@ class Worker:
         engine = self._engine
         if engine is None:
             return 0
+        if engine.hub.thread_ident == get_ident():
+            return engine.cancel(job_id, asked, hard, kill_after)
         return in_thread_of(
             engine.hub, lambda: engine.cancel(job_id, asked, hard, kill_after), gone=0
         )
