@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import collections.abc
 import json
+import signal
 import socket
 
 import pytest
 
-from geventq import Queue
+from geventq import Queue, cli
 from geventq.commands import jobs
 from geventq.commands.console import without_passwords
 from geventq.queue import _STATES
 from tests.support.programs import Programs
+
+Here = collections.abc.Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> collections.abc.Iterator[Here]:
+    """Runs a command in this process, where a process of its own would prove nothing more."""
+    for name in ("GEVENTQ_REDIS_URL", "GEVENTQ_PREFIX"):
+        monkeypatch.setenv(name, programs.environment[name])
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(arguments)
+        except SystemExit as error:  # argparse
+            status = int(error.code or 0)
+        return (status, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_an_added_job_is_listed_with_its_id_name_and_state(
@@ -133,10 +158,10 @@ def test_the_states_that_the_command_knows_are_those_of_the_queue() -> None:
     ],
 )
 def test_a_wrong_command_line_is_usage(
-    programs: Programs, queue: Queue, arguments: list[str], said: str
+    here: Here, queue: Queue, arguments: list[str], said: str
 ) -> None:
     """Exit status 2, the reason on standard error, nothing written, no password shown."""
-    status, out, err = programs.run(*arguments)
+    status, out, err = here(*arguments)
     assert (status, out) == (2, "")
     assert said in err
     assert "secret" not in err

@@ -64,7 +64,13 @@ def _patched(programs: Programs, **options: typing.Any) -> Program:
     return _script(programs, PATCH + SCRIPT + RUN, **options)
 
 
-@pytest.fixture(params=[_command, _unpatched, _patched], ids=["command", "unpatched", "patched"])
+@pytest.fixture(
+    params=[
+        pytest.param(_command, id="command"),
+        pytest.param(_unpatched, id="unpatched", marks=pytest.mark.slow),  # all together
+        pytest.param(_patched, id="patched", marks=pytest.mark.slow),
+    ]
+)
 def start(programs: Programs, request: pytest.FixtureRequest) -> Start:
     """Starts a worker of one of the three kinds and waits until it is ready."""
 
