@@ -5,6 +5,8 @@ Owns standard output.  No greenlets run here.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -39,16 +41,32 @@ def say_error(text: str) -> None:
     print(f"geventq: {without_passwords(text)}", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _locked(descriptor: int | None) -> typing.Iterator[None]:
+    if descriptor is None:
+        yield
+        return
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)  # a lock of this process; not inherited by a fork
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
 class Console:
     """Standard output of one command.
 
     With `only_json` everything else that writes to standard output (a processor's `print`, a
     program that it starts) goes to standard error instead, if `claims` says that users' code
-    will run.
+    will run.  `taking_turns` is a file that processes which share the output lock while they
+    write: a pipe may mix what is longer than 4 kB.
     """
 
-    def __init__(self, only_json: bool, *, claims: bool = False) -> None:
+    def __init__(
+        self, only_json: bool, *, claims: bool = False, taking_turns: int | None = None
+    ) -> None:
         self.only_json = only_json
+        self._turn = taking_turns
         self._stream: typing.TextIO | None = sys.stdout
         if only_json and claims:
             sys.stdout.flush()
@@ -70,7 +88,8 @@ class Console:
         if self._stream is None:
             return
         try:
-            print(text, file=self._stream, flush=True)
+            with _locked(self._turn):
+                print(text, file=self._stream, flush=True)
         except BrokenPipeError:  # as with `geventq jobs q | head`: nobody reads any more
             self._stream = None
             if sys.stdout is not sys.stderr:

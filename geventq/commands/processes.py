@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 import typing
 
@@ -84,11 +85,12 @@ class _Child:
 
 
 class Lifeline:
-    """A child's ends of its two pipes."""
+    """A child's ends of its two pipes, and the file that it locks while it writes."""
 
-    def __init__(self, orders: int, readiness: int) -> None:
+    def __init__(self, orders: int, readiness: int, turns: typing.IO[bytes]) -> None:
         self._orders = orders
         self._readiness = readiness
+        self.turns = turns
         self._greenlets: list[typing.Any] = []
 
     def hold(self, worker: Worker) -> None:
@@ -133,6 +135,7 @@ class Parent:
         self._empty_slots: dict[int, float] = dict.fromkeys(range(count), 0.0)  # -> filled when
         self._children: dict[int, _Child] = {}  # by slot
         self._deaths = [0] * count
+        self._turns = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
         self._asked = 0  # how often to close
         self._status = 0
         self._someone_worked = False
@@ -200,7 +203,7 @@ class Parent:
         os.close(readiness_out)
         for sibling in self._children.values():
             sibling.forget()  # else it would not see the parent's end while we live
-        return Lifeline(orders_out, readiness_in)
+        return Lifeline(orders_out, readiness_in, self._turns)
 
     # -- ending ----------------------------------------------------------------------------
 

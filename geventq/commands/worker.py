@@ -42,14 +42,16 @@ class _Plan(typing.NamedTuple):
 def run(given: argparse.Namespace) -> int:
     """Run a worker until it is told to close, or the parent of several."""
     plan = _plan(given)
-    lifeline = None
+    lifeline = turns = None
     if plan.processes > 1:
         came_back = Parent(plan.processes).run()
         if isinstance(came_back, int):
             return came_back
         lifeline = came_back
+        turns = lifeline.turns.fileno()
     leave_on_signals()
-    return _work(plan, Console(given.json, claims=True), lifeline, quiet=given.quiet)
+    console = Console(given.json, claims=True, taking_turns=turns)
+    return _work(plan, console, lifeline, quiet=given.quiet)
 
 
 def _plan(given: argparse.Namespace) -> _Plan:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import typing
 
 import pytest
 
-from geventq import Queue
-from tests.support.programs import Program, Programs
+from geventq import JobSpec, Queue
+from tests.support.programs import ROOT, Program, Programs
 from tests.support.waiting import eventually, never
 
 pytestmark = pytest.mark.slow  # all together
@@ -63,6 +66,51 @@ def test_each_process_runs_jobs(programs: Programs, queue: Queue) -> None:
     assert {one["result"] for one in done} == workers(program)
     assert len(workers(program)) == 3
     assert program.pid not in workers(program)
+
+
+def test_their_lines_do_not_mix(programs: Programs, queue: Queue) -> None:
+    """A pipe takes no more than 4 kB as a whole; each line is JSON all the same."""
+    programs.write("wordy.py", "def process(job):\n    return 'x' * 30_000\n")
+    queue.add_bulk([JobSpec("wordy")] * 300)
+    command = ["-m", "geventq", "worker", "wordy:process", "-q", "q", "--json", "--processes", "3"]
+    with subprocess.Popen(
+        [sys.executable, *command, "-c", "10"],
+        cwd=programs.directory,
+        env=programs.environment,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            done: set[int] = set()
+            completed = 0
+            while completed < 300:
+                said = json.loads(process.stdout.readline())
+                if said["event"] == "completed":
+                    completed += 1
+                    done.add(said["pid"])
+                    assert len(said["result"]) == 30_000
+            assert len(done) > 1
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_the_parent_is_a_process_that_can_be_forked() -> None:
+    """What it has read and checked has started no hub and no thread, and imported no redis."""
+    program = """
+import sys, threading
+from geventq import cli
+from geventq.commands import worker
+given = cli._parser().parse_args(["worker", "m:f", "-q", "q", "--processes", "2"])
+worker._plan(given)
+from gevent._hub_local import get_hub_if_exists
+print(get_hub_if_exists(), threading.active_count(), "redis" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "None 1 False\n", done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

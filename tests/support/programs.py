@@ -15,7 +15,7 @@ import typing
 
 from tests.support.waiting import eventually
 
-__all__ = ["Program", "Programs"]
+__all__ = ["ROOT", "Program", "Programs"]
 
 ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
 
