@@ -227,7 +227,7 @@ class Parent:
 
     def _ended(self, slot: int, child: _Child, code: int) -> None:
         if self._asked:
-            if code:
+            if code and code != self._status:  # else it fails like the one that was told of
                 say_error(f"worker process {child.pid} {_how(code)} while closing")
                 self._status = self._status or 1
             return

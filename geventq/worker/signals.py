@@ -48,7 +48,7 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
     """
     global _users
     signals = Came()
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield signals
         return
     if not _users:
@@ -68,6 +68,16 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
             watcher.cancel()
         if os.getpid() == pid:
             _leave()
+
+
+def _in_main_thread() -> bool:
+    """Whether this is the main thread, for the system and for the user: in a monkey-patched
+    process his threads are greenlets of it, and his greenlets are dummies of threads."""
+    thread = threading.current_thread()
+    is_his = thread is not threading.main_thread() and not isinstance(
+        thread, threading._DummyThread
+    )
+    return bool(gevent.get_hub().main_hub) and not is_his
 
 
 def _leave() -> None:

@@ -190,11 +190,13 @@ Worker.start = signalled
     assert program.events("after")
 
 
-def test_a_users_own_handlers_work_again_after_run(programs: Programs) -> None:
-    """7.2: also where two workers ran, and the first of them ended earlier."""
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_a_users_own_handlers_work_again_after_run(programs: Programs, patch: str) -> None:
+    """7.2: also where two workers ran, in greenlets, and the first of them ended earlier."""
     program = _script(
         programs,
-        SCRIPT
+        patch
+        + SCRIPT
         + """
 def mine(*_):
     say("mine")
@@ -238,6 +240,24 @@ start(lambda: make(**options).run(), ())
 sleep = monkey.get_original("time", "sleep")
 while True:
     sleep(0.05)
+""",
+    )
+    program.until_event("ready")
+    program.signal(signal.SIGTERM)
+    assert program.ends() == -signal.SIGTERM
+    assert not program.events("closing")
+
+
+def test_a_patched_thread_is_not_the_main_thread(programs: Programs) -> None:
+    """7.2: although it is a greenlet in it."""
+    program = _script(
+        programs,
+        PATCH
+        + SCRIPT
+        + """
+thread = threading.Thread(target=lambda: make(**options).run())
+thread.start()
+thread.join()
 """,
     )
     program.until_event("ready")
