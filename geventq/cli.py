@@ -66,7 +66,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
-    common.add_argument("--redis", metavar="URL", help="where Redis is (embedded:)")
+    common.add_argument(
+        "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
+    )
     common.add_argument("--prefix", help="the first part of every key (bull)")
     common.add_argument("--json", action="store_true", help="print JSON only")
     parser = _Parser(prog="geventq", description="Run background jobs, and stop them.")
@@ -83,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command("demo", "watch jobs run and be cancelled", _demo)
     runs = command("worker", "run the jobs of a queue", worker.run)
+    runs.epilog = (
+        "An option that is not given here is taken from the environment ($GEVENTQ_CONCURRENCY for "
+        "--concurrency), else from the file. SIGTERM or Ctrl-C lets running jobs end; a second one "
+        "puts them back into the queue at once."
+    )
     runs.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION", help="what runs a job")
     runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
     runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")

@@ -102,7 +102,7 @@ def _strategies(text: str) -> dict[str, str]:
 
 
 _S: typing.Final = "SECONDS"
-_KEEP: typing.Final = 'true, false, a count, or {"age": s, "count": n} as JSON'
+_KEEP: typing.Final = 'true (remove), false, how many to keep, or {"age": s, "count": n}'
 
 WORKER: typing.Final = (
     Setting("queue", _text, "the queue", short="-q"),
@@ -122,8 +122,8 @@ WORKER: typing.Final = (
     Setting("skip_stalled_check", _flag, "do not look for stalled jobs"),
     Setting("max_started_attempts", _whole, "starts of a job at most (no limit)", "N"),
     Setting("drain_delay", _seconds, "of one wait for jobs (5)", _S),
-    Setting("remove_on_complete", read_json, f"completed jobs: {_KEEP}", "KEEP"),
-    Setting("remove_on_fail", read_json, f"failed jobs: {_KEEP}", "KEEP"),
+    Setting("remove_on_complete", read_json, f"of completed jobs: {_KEEP}", "KEEP"),
+    Setting("remove_on_fail", read_json, f"of failed jobs: {_KEEP}", "KEEP"),
     Setting(
         "backoff_strategies",
         _strategies,

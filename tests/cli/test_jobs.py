@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections.abc
 import json
+import re
+import shlex
 import signal
 import socket
 
@@ -13,7 +15,7 @@ from geventq import Queue, cli
 from geventq.commands import jobs
 from geventq.commands.console import without_passwords
 from geventq.queue import _STATES
-from tests.support.programs import Programs
+from tests.support.programs import ROOT, Programs
 
 Here = collections.abc.Callable[..., tuple[int, str, str]]
 
@@ -189,6 +191,19 @@ def test_what_redis_refuses_is_status_1(programs: Programs, queue: Queue, prefix
     status, out, err = programs.run("jobs", "q", "--state", "waiting")
     assert (status, out) == (1, "")
     assert "WRONGTYPE" in err
+
+
+@pytest.mark.parametrize("name", ["README.md", "conf/geventq.toml", "conf/geventq.service"])
+def test_the_command_lines_in_the_documents_are_right(name: str) -> None:
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = re.findall(
+        r"^(?:# {3}| {4})geventq (\w.*)$|bin/geventq (.*)$", text, re.M
+    )
+    shown = [first or second for first, second in lines]
+    assert shown
+    for line in shown:
+        given = cli._parser().parse_args(shlex.split(line.replace("[", "").replace("]", "")))
+        assert given.run is not None
 
 
 def test_help_names_every_command(programs: Programs) -> None:
