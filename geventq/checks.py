@@ -27,6 +27,7 @@ __all__ = [
     "check_queue_name",
     "check_ratio",
     "check_seconds",
+    "check_text",
     "milliseconds",
     "show",
 ]
@@ -119,15 +120,20 @@ def check_flag(field: str, value: object) -> bool:
     return value
 
 
-def check_name(field: str, value: object) -> str:
-    """Text that is not empty and can be encoded in UTF-8."""
+def check_text(field: str, value: object) -> str:
+    """Text that can be encoded in UTF-8."""
     if not isinstance(value, str):
         raise _wrong_type(field, "text is needed", value)
-    if not value:
-        raise _wrong_value(field, "must not be empty", value)
     if not value.isascii() and _SURROGATE.search(value):
         raise _wrong_value(field, "must not hold a lone surrogate", value)
     return value
+
+
+def check_name(field: str, value: object) -> str:
+    """Text that is not empty and can be encoded in UTF-8."""
+    if value == "":
+        raise _wrong_value(field, "must not be empty", value)
+    return check_text(field, value)
 
 
 def check_queue_name(value: object, field: str = "queue name") -> str:

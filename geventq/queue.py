@@ -37,6 +37,7 @@ A = typing.TypeVar("A")
 T = typing.TypeVar("T")
 
 _MOST: typing.Final = 50_000  # jobs in one add_bulk
+_ONE: typing.Final = "store"
 
 
 class Queue:
@@ -64,19 +65,22 @@ class Queue:
             self._max_events = check_integer("max_events", max_events, 0)
         self._said_max_events = max_events is None
         self._connection = connection
-        self._opened: QueueStore | None = None
+        # One at most, under `_ONE`: of native threads that come together one sets the default.
+        self._opened: dict[str, QueueStore] = {}
         self._gatherings: weakref.WeakKeyDictionary[object, Gathering] = weakref.WeakKeyDictionary()
 
     @property
     def _store(self) -> QueueStore:
-        if self._opened is None:
+        store = self._opened.get(_ONE)
+        if store is None:
             from geventq.store.connection import Client, Endpoint
             from geventq.store.jobs import QueueStore
             from geventq.store.keys import QueueKeys
 
             client = Client(Endpoint.of(self._connection))
-            self._opened = QueueStore(client, QueueKeys(self.prefix, self.name))
-        return self._opened
+            made = QueueStore(client, QueueKeys(self.prefix, self.name))
+            store = self._opened.setdefault(_ONE, made)
+        return store
 
     def wait_until_ready(self) -> None:
         """Connect, and write what the queue itself keeps in Redis, if it is not there yet.
@@ -272,11 +276,12 @@ class Queue:
         return self._store.is_maxed()
 
     def close(self) -> None:
-        """Close the connections.  Idempotent."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        """Close the connections; a call that comes later opens new ones.  Those who wait for the
+        end of a job get a `GeventqError`.  Idempotent.  Yields to the hub."""
+        store = self._opened.pop(_ONE, None)
+        if store is not None:
             self._gatherings.clear()
+            store.close()
 
     def __enter__(self) -> Queue:
         return self

@@ -348,7 +348,9 @@ class QueueStore:
             self._client.execute("HSET", self.keys.meta, field, length, again=True)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; those who wait for ends of jobs get a `GeventqError`."""
+        for ends in list(self._ends.values()):
+            ends.close()
         self._client.close()
 
 
