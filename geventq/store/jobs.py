@@ -313,7 +313,7 @@ class QueueStore:
         keys = self.keys
         commands = [("HGET", keys.meta, "concurrency"), ("LLEN", keys.active)]
         most, active = self._client.pipeline(commands, again=True)
-        return most is not None and active >= int(most)
+        return most is not None and most.isdigit() and active >= int(most)
 
     def retry_jobs(self, state: str, until_ms: int) -> int:
         """Run finished jobs again that ended until a moment; how many."""

@@ -6,9 +6,10 @@
 --        result as JSON, `failed` and tells the reason, `open`, or `missing`
 -- Events none
 -- key count: 4
+--- include: job
 
 local state, told = 'open', ''
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if not is_job(KEYS[1]) then
   state = 'missing'
 elseif redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   state, told = 'completed', redis.call('HGET', KEYS[1], 'returnvalue') or 'null'
