@@ -184,7 +184,9 @@ def job_options(
     An option that is `None` is one left out.  Raises `ValueError` or `TypeError` naming the
     option, the rule and the value.
     """
-    merged = {**(defaults or {}), **check_option_names("options", given or {})}
+    merged = dict(defaults or {})
+    if given is not None:
+        merged.update(check_option_names("options", given))
     if not merged:
         return NO_OPTIONS
     wire: dict[str, typing.Any] = {"attempts": 0}
