@@ -17,7 +17,7 @@ import redis
 
 from geventq import Job, JobSpec, Queue, QueueEventsProducer, UnrecoverableError, Worker, clock
 from geventq.cancellation import Attempt
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, LockLostError
 from geventq.options import from_wire
 from geventq.store.connection import Client, Endpoint
 from geventq.store.jobs import QueueStore
@@ -30,7 +30,7 @@ from tests.support.javascript import UNDEFINED
 from tests.support.vectors import Vector
 from tests.support.waiting import eventually
 
-__all__ = ["Context", "Refused", "StandingClock"]
+__all__ = ["Context", "Refused", "StandingClock", "code_of", "in_json"]
 
 LOCK_MS: typing.Final = 30_000  # what the vectors were made with
 
@@ -65,9 +65,13 @@ class Refused(Exception):
 
 def options_of(node: dict[str, typing.Any] | None) -> dict[str, typing.Any]:
     """Node's job options as ours."""
-    options = from_wire({**(node or {}), "kl": (node or {}).get("keepLogs")})
-    options.pop("keepLogs", None)
-    if "attempts" not in (node or {}):
+    node = node or {}
+    traced = node.get("telemetry") or {}
+    short = {"keepLogs": "kl", "metadata": "tm", "omitContext": "omc"}
+    renamed = {short.get(name, name): value for name, value in {**node, **traced}.items()}
+    renamed.pop("telemetry", None)
+    options = from_wire(renamed)
+    if "attempts" not in node:
         del options["attempts"]
     return options
 
@@ -96,7 +100,10 @@ class Context:
     def q(self) -> NodeQueue:
         found = re.search(r"c\.q = await c\.queue\('(\w+)'", self.vector.setup)
         prefix = re.search(r"prefix: '([^']+)'", self.vector.setup)
-        return NodeQueue(self, found[1] if found else "q", prefix[1] if prefix else "bull")
+        queue = NodeQueue(self, found[1] if found else "q", prefix[1] if prefix else "bull")
+        if re.search(r"c\.q = await c\.queue\([^)]*telemetry: TEL", self.vector.setup):
+            queue.default_options = {"telemetry": {"metadata": "trace-md"}}
+        return queue
 
     @property
     def k(self) -> NodeQueue:
@@ -188,6 +195,7 @@ class NodeQueue:
 
     def __init__(self, context: Context, name: str, prefix: str = "bull") -> None:
         self._context = context
+        self.default_options: dict[str, typing.Any] = {}
         self.ours = Queue(name, context.url, prefix)
         context.closers.append(self.ours.close)
 
@@ -207,7 +215,7 @@ class NodeQueue:
     def addBulk(self, jobs: list[dict[str, typing.Any]]) -> list[Job]:  # noqa: N802
         specs = []
         for job in jobs:
-            options = options_of(job.get("opts"))
+            options = {**self.default_options, **options_of(job.get("opts"))}
             data = job.get("data", UNDEFINED)
             specs.append(
                 JobSpec(job["name"], options=options)
@@ -488,6 +496,13 @@ class NodeJob:
 
     def getState(self) -> str:  # noqa: N802
         return self._ours.get_state()
+
+
+def code_of(error: GeventqError) -> tuple[int, ...]:
+    """The codes of wire-format section 10 that our API tells as this error."""
+    if isinstance(error, LockLostError):
+        return (-2, -6)
+    return (-1,) if "does not exist" in str(error) else (-3,)
 
 
 def in_json(value: typing.Any) -> typing.Any:

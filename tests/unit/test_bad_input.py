@@ -78,7 +78,7 @@ TAKEN: typing.Final[dict[str, set[str]]] = {
     "remove_on_fail": POLICY,
     "size_limit": WHOLE,
     "stack_trace_limit": WHOLE,
-    "telemetry": set(),
+    "telemetry": {"dict"},
     "timeout": {"fraction"},
     "timestamp": SECONDS,
 }
@@ -143,12 +143,14 @@ def test_every_option_with_every_kind_of_wrong_value(queue: Queue, option: str) 
         ("remove_on_complete", "age", SECONDS),
         ("remove_on_complete", "count", WHOLE),
         ("remove_on_fail", "limit", set[str]()),
+        ("telemetry", "metadata", {"text", "empty"}),
+        ("telemetry", "omit_context", FLAG),
     ],
 )
 def test_every_member_of_an_option_with_every_kind_of_wrong_value(
     queue: Queue, option: str, member: str, taken: set[str]
 ) -> None:
-    sound = {"type": "fixed", "delay": 1} if option == "backoff" else {"age": 5}
+    sound = {"type": "fixed", "delay": 1} if option == "backoff" else {}
     assert not wrong(
         option, taken, lambda value: queue.add("n", **{option: {**sound, member: value}})
     )
