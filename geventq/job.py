@@ -29,7 +29,18 @@ from geventq.options import MAX_PRIORITY, from_wire
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
 
-__all__ = ["Job", "JobOwner", "JobStore", "Outcome"]
+__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Outcome"]
+
+STATES: typing.Final = {
+    "active": "active",
+    "waiting": "wait",
+    "completed": "completed",
+    "delayed": "delayed",
+    "failed": "failed",
+    "prioritized": "prioritized",
+    "waiting-children": "waiting_children",
+}
+"""State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 Fields = dict[bytes, bytes]
 Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]

@@ -28,7 +28,7 @@ from geventq.checks import (
 )
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
-from geventq.job import Job
+from geventq.job import STATES, Job
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 
 if typing.TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Queue:
         due.  Yields to the hub.
         """
         if states is None:
-            wanted = sorted(_STATES)
+            wanted = sorted(STATES)
         else:
             wanted = [states] if isinstance(states, str) else check_list("states", states)
         for state in wanted:
@@ -305,13 +305,7 @@ class Queue:
         self.close()
 
 
-_STATES: typing.Final = (
-    *("active", "waiting", "completed", "delayed", "failed", "prioritized"),
-    "waiting-children",
-)
-
-
 def _known_state(state: str) -> str:
-    if state not in _STATES:
-        raise ValueError(f"state: one of {', '.join(_STATES)} is needed, got {state!r}")
+    if not isinstance(state, str) or state not in STATES:
+        raise ValueError(f"state: one of {', '.join(STATES)} is needed, got {show(state)}")
     return state

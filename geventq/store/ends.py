@@ -32,7 +32,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Ends"]
 
 _BLOCK: typing.Final = 5.0  # seconds
-_PAGE: typing.Final = 1000
+_PAGE: typing.Final = 1000  # jobs, or entries, that one call looks at
 
 End = tuple[str, bytes]  # completed and the result, failed and the reason, or removed
 
@@ -75,7 +75,7 @@ class Ends:
         waiter = _Waiter()
         self._waiting.setdefault(job_id, []).append(waiter)
         try:
-            end, newest = self._look(job_id)
+            newest, (end,) = self._look([job_id])
             if end is None:
                 if self._reader is None:
                     self._reader = _Reader(self, self._client, self._keys, newest)
@@ -103,14 +103,20 @@ class Ends:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def _look(self, job_id: str) -> tuple[End | None, bytes]:
-        """How the job ended, `None` while it has not, and the newest entry at that moment."""
+    def _look(self, job_ids: list[str]) -> tuple[bytes, list[End | None]]:
+        """The newest entry, and how each job had ended by then, `None` for one that had not."""
         keys = self._keys
-        names = [keys.job(job_id), keys.completed, keys.failed, keys.events]
-        state, told, newest = self._client.script(load("get_end"), names, [job_id], again=True)
-        if state == b"missing":
-            return self._look_back(job_id), newest
-        return (None if state == b"open" else (state.decode(), told)), newest
+        names = [keys.completed, keys.failed, keys.events]
+        newest, *states = self._client.script(
+            load("get_end"), names, [keys.base, *job_ids], again=True
+        )
+        ends: list[End | None] = []
+        for job_id, (state, told) in zip(job_ids, states, strict=True):
+            if state == b"missing":
+                ends.append(self._look_back(job_id))
+            else:
+                ends.append(None if state == b"open" else (state.decode(), told))
+        return newest, ends
 
     def _look_back(self, job_id: str) -> End:
         """The end of a job that is gone, from the entries that are kept.  The search stops at
@@ -146,10 +152,12 @@ class Ends:
 
     def look_again(self) -> None:
         """Something may have been missed."""
-        for job_id in list(self._waiting):
-            end, _ = self._look(job_id)
-            for waiter in self._waiting.get(job_id, ()) if end is not None else ():
-                waiter.answer.set(end)
+        waiting = list(self._waiting)
+        for first in range(0, len(waiting), _PAGE):
+            job_ids = waiting[first : first + _PAGE]
+            for job_id, end in zip(job_ids, self._look(job_ids)[1], strict=True):
+                for waiter in self._waiting.get(job_id, ()) if end is not None else ():
+                    waiter.answer.set(end)
 
 
 class _Reader:

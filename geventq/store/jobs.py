@@ -15,7 +15,7 @@ import gevent
 
 from geventq import clock
 from geventq.errors import GeventqError, LockLostError
-from geventq.job import Job
+from geventq.job import STATES, Job
 from geventq.options import StoredOptions
 from geventq.record import record_of
 from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
@@ -25,20 +25,9 @@ from geventq.store.scripts import load
 if typing.TYPE_CHECKING:
     from geventq.store.ends import Ends
 
-__all__ = ["STATES", "NewJob", "QueueStore"]
+__all__ = ["NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
-
-STATES: typing.Final = {
-    "active": "active",
-    "waiting": "wait",
-    "completed": "completed",
-    "delayed": "delayed",
-    "failed": "failed",
-    "prioritized": "prioritized",
-    "waiting-children": "waiting_children",
-}
-"""State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 _BULK_SECONDS: typing.Final = 60.0
 _LISTS: typing.Final = ("active", "waiting")

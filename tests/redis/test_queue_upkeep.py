@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections.abc
 import json
 import logging
-import time
 
 import pytest
 import redis
 
 from geventq import GeventqError, Job, JobSpec, LockLostError, Queue, UnrecoverableError, Worker
 from tests.conftest import Make
-from tests.support.waiting import eventually
+from tests.support.waiting import TurnedClock, eventually
 
 
 @pytest.fixture
@@ -71,12 +70,12 @@ def test_counts_and_states(queue: Queue, finish: collections.abc.Callable[[], No
 
 
 def test_ranges_begin_with_what_is_next_and_finished_ones_with_the_newest(
-    queue: Queue, finish: collections.abc.Callable[[], None]
+    queue: Queue, finish: collections.abc.Callable[[], None], turned_clock: TurnedClock
 ) -> None:
     for _ in range(3):
         queue.add("n")
         finish()
-        time.sleep(0.002)  # ends in milliseconds of their own: the order is theirs
+        turned_clock.advance(0.002)  # ends in milliseconds of their own: the order is theirs
     queue.add_bulk([JobSpec("n"), JobSpec("n"), JobSpec("n", options={"lifo": True})])
     queue.add_bulk([JobSpec("n", options={"delay": seconds}) for seconds in (30, 10, 20)])
     queue.add_bulk([JobSpec("n", options={"priority": priority}) for priority in (2, 1, 2)])

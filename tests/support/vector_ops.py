@@ -19,9 +19,10 @@ from geventq import Job, JobSpec, Queue, QueueEventsProducer, UnrecoverableError
 from geventq.cancellation import Attempt
 from geventq.codec import encode
 from geventq.errors import GeventqError, LockLostError
+from geventq.job import STATES
 from geventq.options import StoredOptions, from_wire
 from geventq.store.connection import Client, Endpoint
-from geventq.store.jobs import STATES, NewJob, QueueStore
+from geventq.store.jobs import NewJob, QueueStore
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 from geventq.worker import outcome as outcomes

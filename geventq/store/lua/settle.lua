@@ -17,7 +17,7 @@
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), lifo,
 --                    clear (the recorded request), exhausted, event (fields of an extra event),
 --                    atm0 and stc0 (as at the take: the outcome is sent again)
--- Reply  {codes (0, or wire-format 10; -20: the hash is no hash),
+-- Reply  {codes (0; 1: a first sending had done it; wire-format 10; -20: the hash is no hash),
 --         jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms to wait for the rate limit, ms of the next delayed job or 0}
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
