@@ -14,7 +14,7 @@ import pytest
 from geventq import Queue, cli
 from geventq.commands import jobs
 from geventq.commands.console import without_passwords
-from geventq.queue import _STATES
+from geventq.job import STATES
 from tests.support.programs import ROOT, Programs
 
 Here = collections.abc.Callable[..., tuple[int, str, str]]
@@ -131,7 +131,7 @@ def test_a_job_cannot_write_to_the_terminal(programs: Programs, queue: Queue) ->
 
 
 def test_the_states_that_the_command_knows_are_those_of_the_queue() -> None:
-    assert set(jobs.STATES) == set(_STATES)
+    assert set(jobs.STATES) == set(STATES)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,7 @@ def test_what_redis_refuses_is_status_1(programs: Programs, queue: Queue, prefix
 @pytest.mark.parametrize("name", ["README.md", "conf/geventq.toml", "conf/geventq.service"])
 def test_the_command_lines_in_the_documents_are_right(name: str) -> None:
     text = (ROOT / name).read_text().replace("\\\n", " ")
-    lines = re.findall(
-        r"^(?:# {3}| {4})geventq (\w.*)$|bin/geventq (.*)$", text, re.M
-    )
+    lines = re.findall(r"^(?:# {3}| {4})geventq (\w.*)$|bin/geventq (.*)$", text, re.M)
     shown = [first or second for first, second in lines]
     assert shown
     for line in shown:
