@@ -7,6 +7,7 @@ without its password.  Opens nothing; `embedded:` is only joined when the first 
 from __future__ import annotations
 
 import os
+import re
 import typing
 import urllib.parse
 
@@ -29,6 +30,8 @@ _LATER: typing.Final = ("redis+sentinel", "redis+cluster")
 
 def redact(url: str) -> str:
     """`url` without its password and without anything that may hold one in its query."""
+    if "://" not in url and "@" in url:  # user:password@host, without a scheme
+        return "***@" + url.rpartition("@")[2]
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname or ""
@@ -37,7 +40,7 @@ def redact(url: str) -> str:
         return "<unreadable url>"
     if ":" in host:
         host = f"[{host}]"
-    return urllib.parse.urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
 class Endpoint:
@@ -155,6 +158,8 @@ def _check_database_path(url: str) -> None:
 
 
 def _without_secrets(error: Exception, url: str) -> str:
-    text = str(error)
-    password = urllib.parse.urlsplit(url).password if "@" in url else None
-    return "bad address" if password and password in text else text
+    """The text of `error`, unless it quotes anything that stands before the ``@``: of a malformed
+    address nobody can tell where its password ends ("Port could not be cast ... as 'pass'")."""
+    text, secret = str(error), url.rpartition("@")[0]
+    quoted = re.findall(r"'([^']+)'", text)
+    return "bad address" if any(piece in secret for piece in quoted) else text
