@@ -15,8 +15,12 @@ import typing
 
 __all__ = ["Console", "UsageError", "safe", "say_error", "without_passwords"]
 
-_CREDENTIALS: typing.Final = re.compile(r"(?<=://)[^\s'\"]*@")
+# With a scheme, or with none: then a colon and an at sign are what an address has.
+_CREDENTIALS: typing.Final = re.compile(
+    r"(?<=://)[^\s'\"]*@|(?<![^\s'\"])[^\s'\":/]*:(?!//)[^\s'\"]*@"
+)
 _IN_QUERY: typing.Final = re.compile(r"(?i)([?&][^=&\s'\"]*pass[^=&\s'\"]*=)[^&\s'\"]*")
+_PAGE: typing.Final = 4000
 _LONGEST: typing.Final = 200  # characters of a user's value in a line for people
 
 
@@ -25,7 +29,9 @@ class UsageError(Exception):
 
 
 def without_passwords(text: str) -> str:
-    """`text` with the credentials of every URL in it blotted out."""
+    """`text` with the credentials of every URL in it blotted out, and cut to a page."""
+    if len(text) > _PAGE:
+        text = text[:_PAGE] + "..."
     return _IN_QUERY.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 

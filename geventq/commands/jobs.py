@@ -7,6 +7,7 @@ import json
 import time
 import typing
 
+from geventq.checks import show
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
 
@@ -40,7 +41,7 @@ def add(given: argparse.Namespace) -> int:
         try:
             data = settings.read_json(given.data)
         except UsageError as error:
-            raise UsageError(f"data: {error}, got {given.data!r}") from None
+            raise UsageError(f"data: {error}, got {show(given.data)}") from None
     options = settings.from_command_line(given, settings.ADD)
     with _queue(given) as queue:
         job = queue.add(given.name, data, **options)

@@ -15,6 +15,7 @@ import os
 import tomllib
 import typing
 
+from geventq.checks import show
 from geventq.commands.console import UsageError, without_passwords
 
 __all__ = [
@@ -83,7 +84,7 @@ def whole(source: str, text: str) -> int:
     try:
         return _whole(text)
     except UsageError as error:
-        raise UsageError(f"{source}: {error}, got {text!r}") from None
+        raise UsageError(f"{source}: {error}, got {show(text)}") from None
 
 
 def read_json(text: str) -> typing.Any:
@@ -173,7 +174,7 @@ def _read(setting: Setting, source: str, text: typing.Any) -> typing.Any:
     try:
         return setting.read(text)
     except UsageError as error:
-        raise UsageError(f"{source}: {error}, got {text!r}") from None
+        raise UsageError(f"{source}: {error}, got {show(text)}") from None
 
 
 def from_command_line(
@@ -237,7 +238,9 @@ def from_file(path: str | None) -> tuple[dict[str, typing.Any], dict[str, typing
         _refuse_unknown(path, f"{table}.", tables[table], names)
     for name, value in tables["connection"].items():
         if not isinstance(value, str):
-            raise UsageError(f"--config: {path}: connection.{name}: text is needed, got {value!r}")
+            raise UsageError(
+                f"--config: {path}: connection.{name}: text is needed, got {show(value)}"
+            )
     return tables["connection"], tables["worker"]
 
 
@@ -246,7 +249,7 @@ def _refuse_unknown(
 ) -> None:
     for name, value in found.items():
         if name not in known:
-            shown = "a secret" if "pass" in name.lower() else without_passwords(repr(value))
+            shown = "a secret" if "pass" in name.lower() else without_passwords(show(value))
             raise UsageError(
                 f"--config: {path}: {before}{name}: unknown, got {shown}; "
                 f"known are {', '.join(sorted(known))}"

@@ -156,7 +156,11 @@ def test_the_states_that_the_command_knows_are_those_of_the_queue() -> None:
         (["jobs", "q", "--limit", "0"], "--limit: at least 1 is needed"),
         (["jobs", "q", "--prefix", "a b"], "prefix: must be printable ASCII"),
         (["jobs", "q", "--redis", "http://u:secret@h"], "connection: the URL must be"),
+        (["jobs", "q", "--redis", "u:secret@h"], "connection: the URL must be"),
+        (["jobs", "q", "--redis", "redis://:secret/x@h:1"], "connection: the path must be"),
+        (["jobs", "q", "--redis", "redis://:secret@h:x"], "connection: the URL must be"),
         (["jobs", "q", "redis://u:secret@h/0"], "unrecognized arguments: redis://***@h/0"),
+        (["jobs", "q", "u:secret@h"], "unrecognized arguments: ***@h"),
     ],
 )
 def test_a_wrong_command_line_is_usage(
@@ -236,7 +240,9 @@ def test_a_reader_that_leaves_early_is_no_error(programs: Programs, queue: Queue
         ("at redis://u:p@h:1/0 and", "at redis://***@h:1/0 and"),
         ("rediss://:p/a@ss@h", "rediss://***@h"),
         ("unix:///s?db=1&password=p&x=1", "unix:///s?db=1&password=***&x=1"),
-        ("mail me@example.org", "mail me@example.org"),
+        ("'user:p@h:1'", "'***@h:1'"),
+        (":p@h", "***@h"),
+        ("a: mail me@example.org", "a: mail me@example.org"),
     ],
 )
 def test_passwords_are_blotted_out(text: str, shown: str) -> None:
