@@ -98,11 +98,15 @@ class Attempt:
 
     # -- the run ----------------------------------------------------------------------------
 
-    def begin(self, greenlet: typing.Any, timeout: float | None) -> None:
-        """The processor is about to run in `greenlet`; it may do so for `timeout` seconds."""
+    def enter(self, greenlet: typing.Any) -> None:
+        """Users' code is about to run in `greenlet` for this attempt: a kill reaches it."""
         tree.install()
         self.greenlet = greenlet
         greenlet.spawn_tree_locals = {tree.MARK: self}
+
+    def begin(self, greenlet: typing.Any, timeout: float | None) -> None:
+        """The processor is about to run in `greenlet`; it may do so for `timeout` seconds."""
+        self.enter(greenlet)
         if timeout is not None:
             self._limit = self._hub.loop.timer(timeout)
             self._limit.start(self._time_is_up, timeout)

@@ -256,6 +256,7 @@ class Engine:
         result: object = None
         error: BaseException | None = None
         if self._listeners.wants("active"):
+            attempt.enter(getcurrent())
             self._listeners.call("active", execution.job)
         if attempt.strongest is not None:  # cancelled before its first turn (2.8)
             attempt.end()

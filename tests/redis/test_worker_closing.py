@@ -277,3 +277,26 @@ def test_a_worker_starts_anew_after_its_close(queue: Queue, make: Make) -> None:
     worker.start()
     eventually(lambda: queue.get_job_state(job.id) == "completed")
     assert worker.id != before
+
+
+def test_a_hanging_active_listener_is_killed_like_the_job_it_holds_up(
+    queue: Queue, make: Make
+) -> None:
+    """7.1: it runs in the job's greenlet, so the ladder reaches it; the processor does not run
+    (2.8) and the job goes back."""
+    inside = gevent.event.Event()
+    ran: list[str] = []
+
+    def hangs(job: Job) -> None:
+        inside.set()
+        gevent.event.Event().wait()
+
+    worker = make(lambda job: ran.append(job.id))
+    worker.on("active", hangs)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    with gevent.Timeout(5):
+        worker.close(0)
+    assert (ran, told.of(job)) == ([], ["cancelled"])
+    assert queue.get_job_state(job.id) == "waiting"

@@ -21,6 +21,8 @@ from tests.support.waiting import eventually
 def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder's second is 30 ms, so that stuck comes after 120 ms."""
     monkeypatch.setattr("geventq.cancellation.ladder.INTERVAL", 0.03)
+    monkeypatch.setattr("geventq.cancellation.calls.INTERVAL", 0.03)
+    monkeypatch.setattr("geventq.cancellation.tree.GAP", 0.0)
 
 
 class Immortal:
@@ -258,6 +260,51 @@ def test_helpers_are_joined_before_the_outcome_is_sent(queue: Queue, make: Make,
         assert worker.cancel_job(job.id, hard=True)
     told.wait("completed" if end == "returns" else "failed")
     assert states == ["active"]
+
+
+@pytest.mark.parametrize("kind", ["helper", "call"])
+def test_a_helper_or_call_that_does_not_die_makes_its_job_stuck(
+    queue: Queue, make: Make, short_ladder: None, kind: str
+) -> None:
+    """2.13: as in 2.10: told with the stack of what does not die, another job in its place, and
+    the outcome refused; closing does not wait."""
+    go, inside = gevent.event.Event(), gevent.event.Event()
+
+    def survives() -> None:
+        inside.set()
+        while not go.is_set():
+            try:
+                go.wait()
+            except gevent.GreenletExit:
+                continue
+
+    def process(job: Job, token: CancellationToken) -> str:
+        if job.name == "other":
+            return "other"
+        if kind == "helper":
+            token.spawn(survives)
+            gevent.sleep(0)
+        else:
+            token.run(survives)
+        return "done"
+
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    if kind == "call":
+        assert worker.cancel_job(job.id)
+    stuck, stack = told.wait("stuck")
+    assert stuck.id == job.id
+    assert "in survives" in stack
+    other = queue.add("other")
+    eventually(lambda: told.of(other) == ["completed"])
+    with gevent.Timeout(4):
+        worker.close(0)
+    assert queue.get_job_state(job.id) == "active"
+    go.set()
+    gevent.sleep(0.01)
+    assert told.of(job) == ["stuck"]
 
 
 def test_a_call_in_run_is_killed_and_joined_first(queue: Queue, make: Make) -> None:

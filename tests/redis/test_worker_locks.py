@@ -9,6 +9,7 @@ import typing
 import gevent
 import gevent.event
 import pytest
+from gevent import monkey
 
 from geventq import (
     Cancellation,
@@ -26,8 +27,9 @@ from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.told import Told, engine_of
-from tests.support.waiting import eventually
+from tests.support.waiting import TurnedClock, eventually
 
+native_sleep: typing.Final = monkey.get_original("time", "sleep")
 RENEW: typing.Final = load("renew").sha.encode()
 
 
@@ -216,6 +218,43 @@ def test_without_an_answer_the_lock_is_lost_before_it_can_have_expired(
             eventually(lambda: left)
             assert 0 < left[0] <= 0.16 + 0.05
         worker.close(0)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_a_hub_that_was_blocked_for_a_locks_life_has_lost_it(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """3.3, 6: the renewer finds itself late: it does not ask whether the lock is still there (it
+    may be another's by then), and kills."""
+    seen: list[Cancellation] = []
+
+    def blocks(job: Job) -> None:
+        native_sleep(0.6)  # code that computes without yielding
+        try:
+            gevent.sleep(60)
+        except JobKilled as error:
+            seen.append(error.cancellation)
+            raise
+
+    told = Told(make(blocks, cancel_mode="hard", lock_duration=0.5, skip_stalled_check=True))
+    job = queue.add("n")
+    told.wait("lock_lost")
+    eventually(lambda: seen)
+    assert (seen[0].kind, locks.left(job.id)) == ("lock_lost", 0)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_a_machine_that_was_suspended_has_lost_its_locks(
+    queue: Queue, make: Make, turned_clock: TurnedClock
+) -> None:
+    """3.3: an hour passes at once, on the clock that counts a suspended machine's time."""
+    worker = make(lambda job, token: token.wait(), lock_duration=1.0, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    turned_clock.advance(3600)
+    told.wait("lock_lost")
+    eventually(lambda: not worker.active_jobs)
     assert told.of(job) == ["lock_lost"]
 
 

@@ -12,11 +12,13 @@ import gevent.event
 import pytest
 
 from geventq import (
+    Cancellation,
     CancellationToken,
     DelayedError,
     Job,
     JobCancelled,
     JobKilled,
+    LockLost,
     Queue,
     RateLimitError,
     WaitingError,
@@ -236,6 +238,38 @@ def test_a_job_that_says_of_itself_that_it_is_cancelled(queue: Queue, make: Make
     told.wait("failed")
     assert raised == ["Job cancelled: no need"] * 2
     assert told.of(job) == ["cancelled", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("foreign", "text"),
+    [
+        (Cancellation("deploy", "shutdown"), "Job cancelled: deploy"),
+        (Cancellation(LockLost("7"), "lock_lost"), 'Job cancelled: {"lockLost": "7"}'),
+    ],
+)
+def test_another_jobs_cancellation_is_a_failure_of_this_one(
+    queue: Queue,
+    make: Make,
+    redis_client: typing.Any,
+    prefix: str,
+    foreign: Cancellation,
+    text: str,
+) -> None:
+    """2.6: a processor waits for a greenlet of another job, whose `JobCancelled` comes out: this
+    one was neither shut down nor has it lost its lock, so it fails by its own retry rules."""
+
+    def process(job: Job) -> None:
+        raise JobCancelled(foreign)
+
+    told = Told(make(process))
+    job = queue.add("n", attempts=2)
+    told.wait("failed")
+    assert told.of(job) == ["cancelled", "retrying", "cancelled", "failed"]
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.failed_reason, read.attempts_made) == (text, 2)
+    entry = stream_of(redis_client, prefix, job)[-1]
+    assert (entry["event"], entry["kind"], entry["ms"]) == ("cancelled", foreign.kind, "0")
 
 
 def test_an_escaped_timeout_is_a_failure(queue: Queue, make: Make) -> None:

@@ -262,6 +262,24 @@ def test_a_request_to_an_attempt_that_is_over_does_not_reach_the_next(
     assert turn.returned[1] == "unharmed"
 
 
+def test_a_callback_of_an_earlier_job_is_not_called_for_the_next(queue: Queue, make: Make) -> None:
+    """2.16: job 1 left an `on_cancel` behind; job 2, in the same greenlet, is cancelled."""
+    called: list[str] = []
+
+    def first(token: CancellationToken) -> None:
+        token.on_cancel(called.append, "job 1's")
+
+    def second(token: CancellationToken) -> None:
+        token.on_cancel(called.append, "job 2's")
+        assert token.cancel()
+        eventually(lambda: called)
+
+    turn = InTurn(queue, make, first, second)
+    turn.run()
+    assert turn.greenlets[0] == turn.greenlets[1]
+    assert called == ["job 2's"]
+
+
 def test_a_time_limit_ends_with_its_job(queue: Queue, make: Make) -> None:
     """2.16: the limit of job 1 would fall due in job 2."""
     turn = InTurn(queue, make, lambda token: 1, unharmed, job_timeout=0.04)
