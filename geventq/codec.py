@@ -41,7 +41,10 @@ def _refuse_constant(text: str) -> typing.NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-_decode: typing.Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decoder: typing.Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_scan: typing.Final[typing.Callable[[str, int], tuple[typing.Any, int]]] = typing.cast(
+    typing.Any, _decoder
+).scan_once
 
 
 def encode(field: str, value: object) -> bytes:
@@ -67,6 +70,11 @@ def encode(field: str, value: object) -> bytes:
 def decode(text: bytes) -> typing.Any:
     """The value of JSON `text`.  Raises `ValueError` for anything that Node.js refuses."""
     try:
-        return _decode(text.decode())
+        plain = text.decode()
+        try:
+            value, end = _scan(plain, 0)  # without the two searches for white space around it
+        except StopIteration:
+            return _decoder.decode(plain)
+        return value if end == len(plain) else _decoder.decode(plain)
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -21,7 +21,7 @@ from geventq import clock
 from geventq.cancellation import calls, tree
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
-from geventq.cancellation.threads import in_thread_of
+from geventq.cancellation.threads import get_ident, in_thread_of
 from geventq.cancellation.token import CancellationToken
 
 __all__ = ["Attempt", "AttemptObserver"]
@@ -52,11 +52,11 @@ class Attempt:
         "_kill_after",
         "_ladder",
         "_limit",
-        "_observer",
         "ended",
         "greenlet",
         "is_stuck",
         "job_id",
+        "observer",
         "requested_monotonic",
         "strongest",
         "token",
@@ -83,12 +83,18 @@ class Attempt:
         self.requested_monotonic = 0.0
         self._hard = hard
         self._kill_after = kill_after
-        self._observer = observer
+        self.observer = observer
         self._hub = gevent.get_hub()
         self._ladder: Ladder | None = None
         self._limit: typing.Any = None
         self._family: weakref.WeakSet[typing.Any] | None = None
         self.token = CancellationToken(attempt=self) if with_token else None
+
+    @staticmethod
+    def of(greenlet: typing.Any) -> Attempt | None:
+        """The attempt that `greenlet` belongs to: its own, or that of whoever spawned it."""
+        attempt: Attempt | None = tree.marked(greenlet)
+        return attempt
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -140,43 +146,40 @@ class Attempt:
         `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds;
         `kill_after` without `hard` means hard.  May be called from any native thread.
         """
-        return in_thread_of(self._hub, lambda: self._request(said, hard, kill_after), gone=False)
-
-    def _request(self, said: Cancellation, hard: bool | None, kill_after: float | None) -> bool:
+        if self._hub.thread_ident != get_ident():
+            return in_thread_of(
+                self._hub, lambda: self.request(said, hard=hard, kill_after=kill_after), gone=False
+            )
         is_hard = (self._hard or kill_after is not None) if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
-        if self.token is None and not is_hard and said.kind != "lock_lost":
-            return False  # a processor without a token cannot be asked softly
-        grace = self._kill_after if kill_after is None else kill_after
         if said.kind == "lock_lost":
             self.was_lock_lost = True
-            grace = 0.0
+            kill_after = 0.0
+        elif self.token is None and not is_hard:
+            return False  # a processor without a token cannot be asked softly
         if said.hard != is_hard:
             said = dataclasses.replace(said, hard=is_hard)
-        took = self._merge(said)
-        if is_hard or (self.was_lock_lost and self.request_in_force().hard):
-            took = self._hasten(grace) or took
+        before = self.strongest
+        if before is None:
+            took = True
+            self.strongest = said
+            self.requested_monotonic = clock.monotonic()
+            if self.token is not None:
+                self.token._accept(said)
+        else:
+            self.strongest = said = before.merged(said)
+            took = said is not before
+        if is_hard or (self.was_lock_lost and said.hard):
+            took = self._hasten(self._kill_after if kill_after is None else kill_after) or took
         if took:
-            self._observer.requested(self)
+            self.observer.requested(self)
         return took
 
     def precede(self, said: Cancellation) -> None:
         """A request that was recorded before this run began: it will not run (2.8)."""
         self.strongest = said
         self.requested_monotonic = clock.monotonic()
-
-    def _merge(self, said: Cancellation) -> bool:
-        before = self.strongest
-        if before is None:
-            self.strongest = said
-            self.requested_monotonic = clock.monotonic()
-            if self.token is not None:
-                self.token._accept(said)
-            return True
-        merged = before.merged(said)
-        self.strongest = merged
-        return merged is not before
 
     def _hasten(self, grace: float) -> bool:
         """Kill after `grace` seconds, or earlier if that was asked before."""
@@ -253,7 +256,7 @@ class Attempt:
         """The ladder throws."""
         self.was_thrown = True
         if first:
-            self._observer.thrown(self)
+            self.observer.thrown(self)
 
     def became_stuck(self, greenlet: typing.Any = None) -> None:
         """The ladder's end, or a call of `token.run` or a helper that swallows its kill.
@@ -268,7 +271,7 @@ class Attempt:
         shown = _stack_of(greenlet)
         if shown and not self.is_stuck:  # else it has ended in this very turn
             self.is_stuck = True
-            self._observer.stuck(self, shown)
+            self.observer.stuck(self, shown)
 
 
 def _stack_of(greenlet: typing.Any) -> str:

@@ -57,8 +57,9 @@ class Cancellation:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
-        if self.reason is not None:
-            _check_reason(self.reason)
+        reason = self.reason
+        if reason is not None and not (type(reason) is str and reason.isascii()):
+            _check_reason(reason)
 
     def __hash__(self) -> int:
         # The reason may be a dict; equality still compares it.

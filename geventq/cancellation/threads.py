@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import typing
 
+import gevent.event
 from gevent import monkey
 
-__all__ = ["get_ident", "in_thread_of"]
+__all__ = ["get_ident", "in_thread_of", "wait_for"]
 
 T = typing.TypeVar("T")
 
@@ -46,3 +47,23 @@ def in_thread_of(hub: typing.Any, step: typing.Callable[[], T], *, gone: T) -> T
     if outcome[1] is not None:
         raise outcome[1]
     return typing.cast(T, outcome[0])
+
+
+def wait_for(hub: typing.Any, event: gevent.event.Event) -> None:
+    """Wait until `event`, which is set in the thread of `hub`, is set, or that loop has ended.
+
+    In that thread itself it yields to the hub; any other native thread blocks: an event of
+    gevent's keeps no foreign hub alive that waits for it.
+    """
+    if hub.thread_ident == get_ident():
+        event.wait()
+        return
+    done = _allocate_lock()
+    done.acquire()
+
+    def link() -> bool:
+        event.rawlink(lambda _: done.release())
+        return True
+
+    if in_thread_of(hub, link, gone=False):
+        done.acquire()

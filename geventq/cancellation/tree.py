@@ -25,7 +25,17 @@ import gevent
 from gevent import Greenlet
 from greenlet import GreenletExit
 
-__all__ = ["MARK", "Family", "apart", "detach", "install", "kill_all", "throw", "was_thrown"]
+__all__ = [
+    "MARK",
+    "Family",
+    "apart",
+    "detach",
+    "install",
+    "kill_all",
+    "marked",
+    "throw",
+    "was_thrown",
+]
 
 #: The key of the attempt in `spawn_tree_locals`.
 MARK: typing.Final = "geventq.attempt"
@@ -48,17 +58,20 @@ def install() -> None:
         Greenlet.add_spawn_callback(_adopt)
 
 
+def marked(greenlet: typing.Any) -> typing.Any:
+    """The attempt whose mark `greenlet` carries, or `None`."""
+    marks = getattr(greenlet, "spawn_tree_locals", None)  # plain greenlets have no such thing
+    return marks.get(MARK) if marks else None
+
+
 def _adopt(greenlet: typing.Any) -> None:
-    marks = greenlet.spawn_tree_locals
-    if not marks:
-        return
-    attempt = marks.get(MARK)
+    attempt = marked(greenlet)
     if attempt is None:
         return
     thread = _thread_of(greenlet)
     if thread is not None and _serves_the_process(thread):
         # Its later children are not ours either.
-        greenlet.spawn_tree_locals = _unmarked(marks)
+        greenlet.spawn_tree_locals = _unmarked(greenlet.spawn_tree_locals)
         return
     attempt.adopt(greenlet)
 

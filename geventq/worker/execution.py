@@ -11,6 +11,7 @@ and after `Attempt.end`.  This module does not know Redis.
 from __future__ import annotations
 
 import contextvars
+import functools
 import sys
 import time
 import typing
@@ -24,7 +25,7 @@ if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.worker.policy import RunPolicy
 
-__all__ = ["Execution", "Runners"]
+__all__ = ["Execution", "Runners", "untouched_references"]
 
 
 class Execution:
@@ -38,6 +39,7 @@ class Execution:
     __slots__ = (
         "attempt",
         "clears_record",
+        "host",
         "job",
         "job_id",
         "lock_token",
@@ -49,7 +51,7 @@ class Execution:
         "stalls",
         "started",
         "told",
-        "worker",
+        "unrunnable",
     )
 
     def __init__(
@@ -58,7 +60,10 @@ class Execution:
         lock_token: str,
         attempt: Attempt,
         policy: RunPolicy,
+        counters: tuple[int, int, int],
         renewed_at: float,
+        host: typing.Any,
+        max_started: int | None,
     ) -> None:
         self.job = job
         self.job_id = job.id
@@ -66,24 +71,23 @@ class Execution:
         self.attempt = attempt
         self.policy = policy
         self.renewed_at = renewed_at
-        self.made = job.attempts_made
-        self.started = job.attempts_started
-        self.stalls = job.stalled_counter
-        self.max_started: int | None = None
+        self.made, self.started, self.stalls = counters
+        self.max_started = max_started
+        self.host = host  # who is told, and whose options hold
+        self.unrunnable: str | None = None  # why the job fails without running
         self.clears_record = False  # the outcome clears a recorded request (4.4)
         self.settling = False  # the processor has ended; the outcome is on its way
-        self.worker: typing.Any = None
         self.told = False  # listeners know the outcome of this attempt
 
     # -- what the job object asks of its run (`geventq.job.JobOwner`) ------------------------
 
     def progressed(self, job: Job, value: typing.Any) -> None:
         """`update_progress` was carried out."""
-        self.worker.progressed(job, value)
+        self.host.progressed(job, value)
 
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
         """The lock lives `seconds` from `sent_at`: as if it had been renewed then or earlier."""
-        self.renewed_at = sent_at + seconds - self.worker.options.lock_duration
+        self.renewed_at = sent_at + seconds - self.host.options.lock_duration
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""
@@ -147,26 +151,16 @@ class Runners:
     order given, at the hub's next turn.
     """
 
-    def __init__(self, host: Host, name: str, context: contextvars.Context) -> None:
+    def __init__(
+        self, host: Host, name: str, context: contextvars.Context, *, untouched: int
+    ) -> None:
         self.host = host
         self.name = name
         self.context = context
         self.idle: list[Runner] = []
         self.ended = False
         self.alive: set[Runner] = set()
-        self._baseline = 0
-
-    def measure(self) -> None:
-        """Learn how many references an idle runner has that no job has touched.  Yields."""
-        runner = self._new()
-        runner.start()
-        while not self.idle:
-            gevent.sleep(0)
-        del runner
-        idle = self.idle
-        runner = idle.pop()
-        self._baseline = sys.getrefcount(runner)
-        idle.append(runner)
+        self._untouched = untouched  # of `untouched_references`
 
     def _new(self) -> Runner:
         runner = Runner(self)
@@ -198,7 +192,7 @@ class Runners:
             runner = idle.pop()
             if runner.dead:
                 continue
-            if sys.getrefcount(runner) == self._baseline and not runner.has_links():
+            if sys.getrefcount(runner) == self._untouched and not runner.has_links():
                 return runner
             self._end(runner)
         return None
@@ -213,6 +207,26 @@ class Runners:
         idle, self.idle = self.idle, []
         for runner in idle:
             self._end(runner)
+
+
+class _Nobody:
+    def run_execution(self, execution: Execution) -> None:
+        raise AssertionError("nothing is dispatched here")
+
+
+@functools.cache
+def untouched_references() -> int:
+    """How many references an idle runner has that no job has touched, counted as `Runners`
+    counts them.  Measured once per process; the first call yields to the hub."""
+    runners = Runners(_Nobody(), "measure", contextvars.Context(), untouched=0)
+    runners._new().start()
+    while not runners.idle:
+        gevent.sleep(0)
+    runner = runners.idle.pop()
+    count = sys.getrefcount(runner)
+    runners._end(runner)
+    runner.join()
+    return count
 
 
 _TURN: typing.Final = 0.004  # seconds of first turns after which the hub's loop gets one

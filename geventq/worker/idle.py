@@ -27,30 +27,43 @@ _GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take
 _SHORTEST: typing.Final = 0.002
 
 
-class IdleWait(Loop):
-    """Waits while the queue is dry, then calls `want`.  Owned, started and joined by the worker.
+class Host(typing.Protocol):
+    """Who waits for jobs: the worker's engine."""
 
-    `begin` lets it wait (again); it calls `want` when a marker was popped, a delayed job is due,
-    or the time is over.
+    @property
+    def takes(self) -> bool:
+        """Whether it would run a job now."""
+
+    def want(self) -> None:
+        """There may be a job."""
+
+    def error(self, error: BaseException) -> None:
+        """Tell an error."""
+
+
+class IdleWait(Loop):
+    """Waits while the queue is dry, then tells its host.  Owned, started and joined by the worker.
+
+    `begin` lets it wait (again); the host is told when a marker was popped, a delayed job is due,
+    or the time is over.  A host that is paused by then would leave the job to nobody: the marker
+    is put back for the others.
     """
 
     def __init__(
         self,
+        host: Host,
         client: Client,
         keys: QueueKeys,
         *,
         worker_name: str,
         drain_delay: float,
-        want: typing.Callable[[], None],
-        error: typing.Callable[[BaseException], None],
     ) -> None:
         super().__init__("idle", "waiting for jobs", keys.name)
+        self._host = host
         self._client = client
         self._keys = keys
         self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._drain_delay = drain_delay
-        self._want = want
-        self._error = error
         self._begin = gevent.event.Event()
         self._due_ms = 0
         self._link: Link | None = None
@@ -78,14 +91,15 @@ class IdleWait(Loop):
                     self._outage.over()
                     self._begin.wait()
                     self._begin.clear()
-                    if not self._stop.is_set():
-                        self._wait(self._link)
-                        self._want()
+                    if not self._stop.is_set() and self._wait(self._link):
+                        if not self._host.takes:
+                            self._hand_on()
+                        self._host.want()
                 except GeventqError as error:
                     if self._stop.is_set():
                         break
                     if self._outage.failed(error):
-                        self._error(error)
+                        self._host.error(error)
                     self._begin.set()
                     self._outage.pause()
             self._hand_on()
@@ -93,25 +107,27 @@ class IdleWait(Loop):
             if self._link is not None:
                 self._link.close()
 
-    def _wait(self, link: Link) -> None:
-        """Block until there may be a job.  A marker for a later time is waited for in turn."""
+    def _wait(self, link: Link) -> bool:
+        """Block until there may be a job, or the time is over; `False` if it was stopped.  A
+        marker for a later time is waited for in turn."""
         due_ms = self._due_ms
         while not self._stop.is_set():
             seconds = self._drain_delay
             if due_ms:
                 seconds = min((due_ms - clock.wall_ms()) / 1000, _LONGEST)
                 if seconds <= 0:
-                    return
+                    return True
             seconds = max(_SHORTEST, min(seconds, _LONGEST))
             payload = pack(("BZPOPMIN", self._keys.marker, f"{seconds:.3f}"))
             reply = link.call(payload, 1, seconds + _GRACE)[0]
             if isinstance(reply, Exception):
                 raise GeventqError(f"Redis refused: {reply}")
             if reply is None:
-                return
+                return True
             due_ms = int(float(reply[2]))
             if due_ms <= clock.wall_ms():
-                return
+                return True
+        return False
 
     def _hand_on(self) -> None:
         keys = self._keys
@@ -119,4 +135,4 @@ class IdleWait(Loop):
         try:
             self._client.script(load("hand_on"), names, [], timeout=1.0)
         except GeventqError as error:
-            self._error(error)
+            self._host.error(error)

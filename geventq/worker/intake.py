@@ -6,7 +6,8 @@ next batch gathers.  So a single job has no added delay, and a hundred cost one 
 
 An answer that was lost may stand for a call that was carried out (cancellation.md 3.6): outcomes
 are sent again with the counters of their take, and no job is taken before the worker has asked
-which ids in *active* are locked with the lock tokens it had sent.
+which ids in *active* are locked with the lock tokens it had sent.  The server may also carry out
+such a call later than that, so the renewer lets the intake ask again for a while.
 """
 
 from __future__ import annotations
@@ -18,23 +19,22 @@ import gevent.event
 from gevent import get_hub, getcurrent
 
 from geventq import clock
-from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.errors import RedisUnavailableError
 from geventq.outage import Outage
-from geventq.store.scripts import load
+from geventq.worker.exchange import OURS, Exchange, Reply, Settled
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
-    from geventq.store.keys import QueueKeys
+    from geventq.worker.admission import Taken
     from geventq.worker.execution import Execution
     from geventq.worker.outcome import Outcome
 
 __all__ = ["Intake"]
 
+_LostTake = tuple[float, tuple[int, int]]  # when; its lock tokens' first number, and how many
+
 _LANES: typing.Final = 4
 _BATCH: typing.Final = 500  # outcomes and jobs a call
-_OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
-
-Settled = tuple["Execution", "Outcome"]
+_LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried out
 
 
 class Host(typing.Protocol):
@@ -47,8 +47,8 @@ class Host(typing.Protocol):
     def room(self) -> int:
         """Free slots, not counting what is asked for already."""
 
-    def taken(self, jobs: list[tuple[str, str, list[bytes]]], sent_at: float) -> None:
-        """Jobs that are ours now: id, lock token, hash as before the take."""
+    def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
+        """Jobs that are ours now, or have been since an answer was lost."""
 
     def broken(self, job_id: str, why: str) -> None:
         """An id without a readable hash was dropped."""
@@ -69,45 +69,30 @@ class Host(typing.Protocol):
 class Intake:
     """The lanes of one worker; owned, started and joined by it."""
 
-    def __init__(
-        self,
-        host: Host,
-        client: Client,
-        keys: QueueKeys,
-        *,
-        worker_id: str,
-        worker_name: str,
-        lock_duration: float,
-    ) -> None:
+    def __init__(self, host: Host, exchange: Exchange, queue_name: str, worker_id: str) -> None:
         self._host = host
-        self._client = client
-        self._keys = keys
-        self._script_keys = [
-            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.completed),
-            *(keys.failed, keys.stalled, keys.meta, keys.pc, keys.marker, keys.events),
-            keys.limiter,
-        ]
+        self._exchange = exchange
+        self._queue = queue_name
         self._lock_base = f"{worker_id}:"
         self._next_lock = 1
-        self._lock_ms = round(lock_duration * 1000)
-        self._worker_name = worker_name
         self._pending: list[Settled] = []
-        self._lost_takes: list[tuple[int, int]] = []  # first lock number, how many
+        self._lost_takes: list[_LostTake] = []  # to be asked for
+        self._late_takes: list[_LostTake] = []  # asked for, but not safely over
         self._parked: list[typing.Any] = []
         self._stopping = False
         self._stop = gevent.event.Event()
-        self._script, self._recover_script = load("settle"), load("recover")
-        self._outage = Outage("taking and settling jobs", keys.name, self._stop)
+        self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
         self.sending = 0  # outcomes in calls under way
         self.hungry = False  # there may be jobs to take
+        self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
         self.greenlets: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
         """Start the lanes."""
         for number in range(_LANES):
             lane = gevent.Greenlet(self._lane)
-            lane.name = f"geventq-lane-{self._keys.name}-{number}"
+            lane.name = f"geventq-lane-{self._queue}-{number}"
             self.greenlets.append(lane)
             lane.start()
 
@@ -119,16 +104,10 @@ class Intake:
         gevent.joinall(self.greenlets)
 
     def abandon(self) -> list[str]:
-        """Give up on what could not be delivered: the ids of the jobs concerned (7.1)."""
+        """Give up on what could not be delivered: the ids of the jobs concerned (7.1).  Yields."""
         self._stop.set()
-        undelivered = [execution.job_id for execution, _ in self._pending]
-        self._pending = []
-        return undelivered
-
-    @property
-    def undelivered(self) -> int:
-        """Outcomes that Redis has not confirmed yet."""
-        return len(self._pending) + self.sending
+        gevent.killall(self.greenlets)  # in mid-call, too: its batch is pending again then
+        return [execution.job_id for execution, _ in self._pending]
 
     def settle(self, execution: Execution, outcome: Outcome) -> None:
         """Send an outcome with the next call.  Does not yield."""
@@ -138,6 +117,7 @@ class Intake:
 
     def want(self) -> None:
         """There may be jobs: take them.  Does not yield."""
+        self._wanted += 1
         self.hungry = True
         self.wake()
 
@@ -150,8 +130,8 @@ class Intake:
         park = get_hub().switch
         while True:
             room = self._room() if self.hungry else 0
-            if self._pending or room > 0:
-                self._guarded_exchange()
+            if self._pending or room > 0 or self._lost_takes:
+                self._guarded_call()
             elif self._stopping:
                 return
             else:
@@ -166,109 +146,86 @@ class Intake:
         share = -(-self._host.concurrency // _LANES)
         return min(self._host.room() - self.asked, share, _BATCH)
 
-    def _guarded_exchange(self) -> None:
+    def _guarded_call(self) -> None:
         """One call, and what follows from its failure.  A defect of our own is told like an
         outage: a lane never dies silently."""
         try:
             if self._lost_takes:
                 self._recover()
-            self._exchange()
+            if self._pending or self._room() > 0:
+                self._make_call()
         except Exception as error:  # noqa: BLE001 (told, backed off)
             if self._outage.failed(error):
                 self._host.error(error)
-            if self._stop.is_set():
-                self._stopping = True
-                return
             self._outage.pause()
         else:
             self._outage.over()
 
-    def _exchange(self) -> None:
+    def _make_call(self) -> None:
         batch, self._pending = self._pending[:_BATCH], self._pending[_BATCH:]
         room = -1 if self._stopping else max(0, self._room())
         first = self._next_lock
         self._next_lock += max(0, room)
         self.asked += max(0, room)
         self.sending += len(batch)
-        sent_at = clock.monotonic()
+        sent_at, wanted = clock.monotonic(), self._wanted
         try:
-            reply = self._client.script(
-                self._script, self._script_keys, self._arguments(batch, room, first)
-            )
+            reply = self._exchange.settle(batch, room, self._lock_base, first)
         except BaseException as error:
             lost = isinstance(error, RedisUnavailableError) and error.answer_lost
             if lost and room > 0:
-                self._lost_takes.append((first, room))
+                self._lost_takes.append((sent_at, (first, room)))
             if lost:
                 for execution, outcome in batch:
-                    _send_again(execution, outcome)
+                    outcome.send_again(execution)
             self._pending = batch + self._pending
             raise
         finally:
             self.asked -= max(0, room)
             self.sending -= len(batch)
-        self._handle(batch, room, reply, sent_at)
+        self._handle(batch, reply, sent_at)
+        if room > 0:
+            self._note_supply(reply, room, wanted)
 
-    def _arguments(
-        self, batch: list[Settled], room: int, first: int
-    ) -> list[str | bytes | int | float]:
-        args: list[str | bytes | int | float] = [
-            *(self._keys.base, clock.wall_ms(), room, self._lock_base, first),
-            *(self._lock_ms, self._worker_name),
-        ]
-        for execution, outcome in batch:
-            args += (
-                outcome.kind,
-                execution.job_id,
-                execution.lock_token,
-                outcome.ended_ms,
-                outcome.value,
-                outcome.made,
-                outcome.wire_more() if outcome.more else "",
-            )
-        return args
+    def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
+        """Whether to look for more.  An answer that tells of too few jobs says nothing about those
+        that were announced while it was under way: the idle wait has taken their marker."""
+        if len(reply.jobs) + len(reply.broken) >= room:
+            self.hungry = True
+        elif wanted == self._wanted:
+            self.hungry = False
+            self._host.dry(reply.next_ms, reply.limited_ms)
 
-    def _handle(
-        self, batch: list[Settled], room: int, reply: list[typing.Any], sent_at: float
-    ) -> None:
+    def _handle(self, batch: list[Settled], reply: Reply, sent_at: float) -> None:
         host = self._host
-        codes, jobs, broken, limited_ms, next_ms = reply
-        if jobs:
-            host.taken([(_text(job), _text(lock), fields) for job, lock, fields in jobs], sent_at)
-        for (execution, outcome), code in zip(batch, codes, strict=True):
-            if code in _OURS:
+        if reply.jobs:
+            host.taken(reply.jobs, sent_at)
+        for (execution, outcome), code in zip(batch, reply.codes, strict=True):
+            if code in OURS:
                 host.settled(execution, outcome)
             else:
                 host.refused(execution, outcome, code)
-        for job_id, why in broken:
-            host.broken(_text(job_id), _text(why))
-        if room > 0:
-            self.hungry = len(jobs) + len(broken) >= room
-            if not self.hungry:
-                host.dry(next_ms, limited_ms)
+        for job_id, why in reply.broken:
+            host.broken(job_id, why)
+
+    # -- takes whose answer was lost -------------------------------------------------------
 
     def _recover(self) -> None:
-        """Run the jobs that a lost answer told of."""
+        """Find the jobs that were taken by calls whose answer was lost."""
         lost, self._lost_takes = self._lost_takes, []
-        args: list[str | int] = [self._keys.base, self._lock_base]
-        for first, count in lost:
-            args += (first, count)
         sent_at = clock.monotonic()
         try:
-            jobs = self._client.script(self._recover_script, [self._keys.active], args, again=True)
-        except GeventqError:
+            jobs = self._exchange.recover(self._lock_base, [numbers for _, numbers in lost])
+        except BaseException:
             self._lost_takes = lost + self._lost_takes
             raise
+        self._late_takes += [late for late in lost if late[0] > sent_at - _LATE]
         if jobs:
-            # The locks were taken before this call was sent, at an unknown time: the renewer
-            # is to renew them at its next turn, so they count as half used.
-            taken = [(_text(job), _text(lock), fields) for job, lock, fields in jobs]
-            self._host.taken(taken, sent_at - self._lock_ms / 2000)
+            self._host.taken(jobs, sent_at, recovered=True)
 
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
-
-
-def _send_again(execution: Execution, outcome: Outcome) -> None:
-    outcome.more = {**(outcome.more or {}), "atm0": execution.made, "stc0": execution.stalls}
+    def recover_late(self) -> None:
+        """Ask again for what was lost within the last minute.  Does not yield."""
+        if self._late_takes:
+            self._lost_takes += self._late_takes
+            self._late_takes = []
+            self.wake()

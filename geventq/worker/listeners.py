@@ -21,6 +21,9 @@ EVENTS: typing.Final = frozenset(
     drained paused resumed closing closed""".split()
 )
 
+#: The key of a worker's listeners in `spawn_tree_locals`: what a listener spawns carries it.
+MARK: typing.Final = "geventq.listeners"
+
 Listener = typing.Callable[..., object]
 log = logging.getLogger("geventq")
 
@@ -67,21 +70,33 @@ class Listeners:
             self._waiting.append((event, args))
             self._wake.set()
 
+    def tell(self, event: str, *args: object) -> None:
+        """`emit`, or `call` while no greenlet runs that would hear it.  May yield then."""
+        if self.greenlet is None or self.greenlet.dead:
+            self.call(event, *args)
+        else:
+            self.emit(event, *args)
+
     def start(self) -> None:
         """Start the greenlet that calls listeners."""
         self._ended = False
         self.greenlet = gevent.Greenlet(self._loop)
         self.greenlet.name = f"geventq-listeners-{self._name}"
+        self.greenlet.spawn_tree_locals = {MARK: self}
         self.greenlet.start()
+
+    def is_inside(self, greenlet: typing.Any) -> bool:
+        """Whether `greenlet` runs listeners, or was spawned by one."""
+        marks = getattr(greenlet, "spawn_tree_locals", None)
+        return marks is not None and marks.get(MARK) is self
 
     def stop(self) -> None:
         """Call the listeners of the events that still wait, then end.  Yields until then, except
         in a listener itself."""
         self._ended = True
         self._wake.set()
-        greenlet = self.greenlet
-        if greenlet is not None and greenlet is not gevent.getcurrent():
-            greenlet.join()
+        if self.greenlet is not None and not self.is_inside(gevent.getcurrent()):
+            self.greenlet.join()
 
     def _loop(self) -> None:
         while True:

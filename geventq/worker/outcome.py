@@ -15,11 +15,9 @@ from geventq import backoff, clock
 from geventq.codec import encode
 from geventq.errors import (
     DelayedError,
-    GeventqError,
     JobCancelled,
     RateLimitError,
     UnrecoverableError,
-    WaitingChildrenError,
     WaitingError,
 )
 
@@ -27,7 +25,17 @@ if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
     from geventq.worker.execution import Execution
 
-__all__ = ["Outcome", "decide", "failure", "give_back", "lost", "printable", "printable_text"]
+__all__ = [
+    "Outcome",
+    "completion",
+    "decide",
+    "failure",
+    "give_back",
+    "lost",
+    "move",
+    "printable",
+    "printable_text",
+]
 
 COMPLETE: typing.Final = "c"
 FAIL: typing.Final = "f"
@@ -70,6 +78,11 @@ class Outcome:
         self.error = error
         self.cancellation = cancellation
 
+    def send_again(self, execution: Execution) -> None:
+        """The answer to this outcome was lost: with the counters of its take beside it the script
+        sees whether the first sending was carried out (cancellation.md 3.6)."""
+        self.more = {**(self.more or {}), "atm0": execution.made, "stc0": execution.stalls}
+
     def wire_more(self) -> str:
         """`more` as the script reads it; empty for the common case."""
         return json.dumps(self.more, separators=(",", ":")) if self.more else ""
@@ -95,11 +108,8 @@ def decide(
         return _complete(execution, result, ended_ms, strategies)
     if isinstance(error, KeyboardInterrupt):
         return give_back(execution, ended_ms)
-    if isinstance(error, GeventqError):
-        moved = _move(execution, error, ended_ms)
-        if moved is not None:
-            return moved
-    return failure(execution, error, ended_ms, strategies)
+    moved = _asked_move(execution, error, ended_ms)
+    return moved or failure(execution, error, ended_ms, strategies)
 
 
 def _decide_asked(
@@ -126,7 +136,7 @@ def _decide_asked(
         return outcome
     if isinstance(error, KeyboardInterrupt):
         return give_back(execution, ended_ms, asked)
-    moved = _move(execution, error, ended_ms) if isinstance(error, GeventqError) else None
+    moved = _asked_move(execution, error, ended_ms)
     if moved is not None:
         if not asked.retry:
             return _cancelled(execution, asked, error, ended_ms, strategies)
@@ -168,6 +178,13 @@ def _complete(
         except (TypeError, ValueError) as error:
             # Failing the job with this text beats losing what it did (issue, Bad input).
             return failure(execution, error, ended_ms, strategies)
+    return completion(execution, value, ended_ms, result)
+
+
+def completion(
+    execution: Execution, value: str | bytes, ended_ms: int, result: object = None
+) -> Outcome:
+    """The job is completed; `value` is its `result` as JSON."""
     keep = execution.policy.keep_completed
     more = {"keep": keep} if keep is not None else None
     return Outcome(COMPLETE, ended_ms, value, execution.made + 1, more, result=result)
@@ -214,16 +231,28 @@ def failure(
     return Outcome(kind, ended_ms, text, made, more, error=error)
 
 
-def _move(execution: Execution, error: GeventqError, ended_ms: int) -> Outcome | None:
-    """The outcome of a processor that asks for its job to be moved; `None` for other errors."""
+def _asked_move(execution: Execution, error: BaseException, ended_ms: int) -> Outcome | None:
+    """The outcome of a processor that asks for its job to be moved; `None` for other errors.
+    `WaitingChildrenError` comes with flows: until then a job has no children to wait for."""
     if isinstance(error, DelayedError):
-        more = {"delay": round(error.seconds * 1000), "move": True}
-        return Outcome(DELAY, ended_ms, "", execution.made, more, error=error)
+        return move(execution, ended_ms, error.seconds, error)
     if isinstance(error, (WaitingError, RateLimitError)):
-        return Outcome(WAIT, ended_ms, "", execution.made, {"move": True}, error=error)
-    if isinstance(error, WaitingChildrenError):
-        return None  # comes with flows; until then the job has no children to wait for
+        return move(execution, ended_ms, None, error)
     return None
+
+
+def move(
+    execution: Execution,
+    ended_ms: int,
+    delay: float | None,
+    error: BaseException | None = None,
+) -> Outcome:
+    """The job leaves *active* without its attempt being counted: into *delayed* for `delay`
+    seconds, or with `None` to the front of *wait*."""
+    if delay is None:
+        return Outcome(WAIT, ended_ms, "", execution.made, {"move": True}, error=error)
+    more = {"delay": round(delay * 1000), "move": True}
+    return Outcome(DELAY, ended_ms, "", execution.made, more, error=error)
 
 
 def give_back(execution: Execution, ended_ms: int, asked: Cancellation | None = None) -> Outcome:

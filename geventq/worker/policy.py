@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import typing
+
+from geventq.codec import decode
 
 __all__ = ["Policies", "RunPolicy"]
 
@@ -56,7 +57,7 @@ class Policies:
         policy = self._known.get(opts)
         if policy is None:
             try:
-                parsed = json.loads(opts) if opts else {}
+                parsed = decode(opts) if opts else {}
                 if not isinstance(parsed, dict):
                     raise ValueError("not an object")
                 policy = RunPolicy(parsed, self._keep_completed, self._keep_failed)

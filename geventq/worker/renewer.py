@@ -35,6 +35,9 @@ class Host(typing.Protocol):
     def lock_lost(self, execution: Execution) -> None:
         """The lock of an attempt is not ours any more.  Must not yield."""
 
+    def locks_renewed(self) -> None:
+        """A round is over.  Must not yield."""
+
     def error(self, error: BaseException) -> None:
         """Tell an error."""
 
@@ -77,6 +80,7 @@ class Renewer(Loop):
                     pause = min(self._period, _RETRY)
                     break
                 self._outage.over()
+            self._host.locks_renewed()
             pause = self._until_first_loss(pause)
 
     def _due(self, now: float) -> list[Execution]:

@@ -64,6 +64,18 @@ class WorkerOptions:
     hints: str = "trusted"
     telemetry: object = None
 
+    @classmethod
+    def made(cls, options: dict[str, typing.Any]) -> WorkerOptions:
+        """The options of keyword arguments.  Raises `ValueError` for an unknown one."""
+        known = cls.__dataclass_fields__
+        for option, value in options.items():
+            if option not in known:
+                raise ValueError(
+                    f"{option}: unknown option with the value {show(value)}; "
+                    f"known are {', '.join(known)}"
+                )
+        return cls(**options)
+
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_times()

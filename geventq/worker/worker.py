@@ -1,14 +1,11 @@
-"""The worker: takes jobs of one queue and runs them as greenlets, and stops them.
+"""The worker as a program sees it: what it is told, what it is asked, and its events.
 
-Owns the parts (intake, idle wait, renewer, stalled checker, listeners, runners), the executions,
-and the order of start and close.  How calls travel is the intake's business, how a job is
-stopped the cancellation core's, what becomes of it `outcome`'s.
+Owns the options, the listeners and the one `Engine` there is while it runs; all that happens to
+jobs happens there.  Checks what it is given; callable from any native thread.
 """
 
 from __future__ import annotations
 
-import contextvars
-import logging
 import platform
 import signal
 import threading
@@ -17,33 +14,22 @@ import uuid
 
 import gevent
 import gevent.event
-from gevent import get_hub, getcurrent
+from gevent import getcurrent
 
 from geventq import clock
-from geventq.cancellation import Attempt, Cancellation, LockLost
+from geventq.cancellation import Cancellation
+from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
-from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
-from geventq.job import Job
-from geventq.record import record_attempt
-from geventq.worker import outcome as outcomes
-from geventq.worker.execution import Execution, Runners
 from geventq.worker.listeners import Listeners
-from geventq.worker.policy import Policies
 from geventq.worker.processor import Processor, load_processor, takes_token
 from geventq.worker.settings import WorkerOptions
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
-    from geventq.worker.idle import IdleWait
-    from geventq.worker.intake import Intake
-    from geventq.worker.renewer import Renewer
-    from geventq.worker.stalled import StalledChecker
+    from geventq.job import Job
+    from geventq.worker.byhand import ByHand
+    from geventq.worker.engine import Engine
 
 __all__ = ["Worker"]
-
-_SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least, when closing (7.1)
-
-log = logging.getLogger("geventq")
 
 
 class Worker:
@@ -67,31 +53,22 @@ class Worker:
         check_prefix(prefix)
         if name is not None:
             check_name("name", name)
-        self.options = _made(options)
+        self.options = WorkerOptions.made(options)
         self.queue_name = queue_name
         self.prefix = prefix
         self.name = name
         self.node = self.options.node or platform.node()
         self.id = str(uuid.uuid4())
-        self.held: dict[str, Execution] = {}  # lock token -> not settled yet; locks are renewed
-        self._running: dict[str, Execution] = {}  # lock token -> in the processor, or about to be
-        self._by_id: dict[str, Execution] = {}  # the newest running attempt of each job
-        self._overtaken = False  # an older attempt of a job ran on: look at all of them
         self._process = load_processor(process)
         self._with_token = takes_token(self._process)
         self._connection = connection
         self._concurrency = self.options.concurrency
-        self._policies = Policies(self.options.remove_on_complete, self.options.remove_on_fail)
         self._listeners = Listeners(queue_name)
-        self._settled = gevent.event.Event()
-        self._state = "new"  # -> running -> closing -> closed (-> running)
+        self._engine: Engine | None = None  # from start() to the end of close()
+        self._started = False  # ever: the next start gets a new id
         self._paused = False
-        self._stuck = 0
-        self._limited_until = 0.0
-        self._hub: typing.Any = None
-        self._closing: gevent.Greenlet[..., None] | None = None
-        self._closing_began = gevent.event.Event()
-        self._close_deadline: float | None = None  # on the monotonic clock
+        self._resumed = gevent.event.Event()  # for `get_next_job`
+        self._by_hand: ByHand | None = None
         if self.options.autorun:
             self.start()
 
@@ -100,7 +77,7 @@ class Worker:
     @property
     def is_running(self) -> bool:
         """Whether it takes jobs, or would if it were not paused."""
-        return self._state == "running"
+        return self._engine is not None and self._engine.is_open
 
     @property
     def is_paused(self) -> bool:
@@ -109,7 +86,8 @@ class Worker:
     @property
     def active_jobs(self) -> list[Job]:
         """The jobs that run now."""
-        return [execution.job for execution in self._running.values()]
+        engine = self._engine
+        return [] if engine is None else [run.job for run in list(engine.running.values())]
 
     @property
     def concurrency(self) -> int:
@@ -119,7 +97,7 @@ class Worker:
     @concurrency.setter
     def concurrency(self, value: int) -> None:
         self._concurrency = check_integer("concurrency", value, 1)
-        self._in_hub(self._want)
+        self._want()
 
     def on(self, event: str, listener: typing.Callable[..., object]) -> typing.Any:
         """Call `listener` at each `event` (api.md, Worker)."""
@@ -129,84 +107,47 @@ class Worker:
         """Undo one `on`; `False` if there was none."""
         return self._listeners.off(event, listener)
 
-    # -- start ---------------------------------------------------------------------------------
+    # -- start and close -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start taking jobs and return.  Idempotent.  Yields to the hub."""
-        if self._state == "running":
+        """Start taking jobs and return.  Idempotent, also from several greenlets; after a close
+        it begins anew, with a new `id`.  Yields to the hub.
+
+        Raises `ValueError` or `TypeError` if `connection` cannot be used; nothing was started
+        then.
+        """
+        engine = self._engine
+        while engine is not None and not engine.is_open:
+            self._wait_closed(engine)
+            engine = self._engine
+        if engine is not None:
             return
-        if self._closing is not None:
-            self._closing.join()
-        self._state = "running"
-        if self._closing is not None:
-            self.id = str(uuid.uuid4())
-            self._closing = None
-        self._hub = get_hub()
-        self._closing_began.clear()
-        try:
-            self._make_parts()
-        except BaseException:  # an address that cannot be used: nothing was started
-            self._state = "new"
-            raise
-        self._listeners.start()
-        self._runners.measure()
-        self._intake.start()
-        self._idle.start()
-        self._renewer.start()
-        if self._stalled is not None:
-            self._stalled.start()
-        self._listeners.emit("ready")
-        self._want()
-
-    def _make_parts(self) -> None:
-        from geventq.store.connection import Client, Endpoint
-        from geventq.store.jobs import QueueStore
+        from geventq.store.connection import Endpoint  # this is where redis gets imported
         from geventq.store.keys import QueueKeys
-        from geventq.worker.idle import IdleWait
-        from geventq.worker.intake import Intake
-        from geventq.worker.renewer import Renewer
-        from geventq.worker.stalled import StalledChecker
+        from geventq.worker.engine import Engine
+        from geventq.worker.execution import untouched_references
 
-        options = self.options
-        keys = QueueKeys(self.prefix, self.queue_name)
-        self._keys = keys
-        self._client: Client = Client(Endpoint.of(self._connection))
-        self._store = QueueStore(self._client, keys)
-        self._runners = Runners(self, self.queue_name, contextvars.copy_context())
-        self._intake: Intake = Intake(
+        endpoint = Endpoint.of(self._connection)
+        untouched_references()  # yields the first time: nobody else's start may come in between
+        if self._engine is not None:
+            return
+        if self._started:
+            self.id = str(uuid.uuid4())
+        engine = Engine(
             self,
-            self._client,
-            keys,
-            worker_id=self.id,
-            worker_name=self.name or "",
-            lock_duration=options.lock_duration,
+            QueueKeys(self.prefix, self.queue_name),
+            endpoint,
+            self._process,
+            self._listeners,
+            with_token=self._with_token,
         )
-        self._idle: IdleWait = IdleWait(
-            self._client,
-            keys,
-            worker_name=self.name or "",
-            drain_delay=options.drain_delay,
-            want=self._want,
-            error=self.error,
-        )
-        assert options.lock_renew_time is not None
-        self._renewer: Renewer = Renewer(
-            self,
-            self._client,
-            keys,
-            lock_duration=options.lock_duration,
-            renew_time=options.lock_renew_time,
-            renews=not options.skip_lock_renewal,
-        )
-        self._stalled: StalledChecker | None = None
-        if not options.skip_stalled_check:
-            self._stalled = StalledChecker(
-                self,
-                self._client,
-                keys,
-                interval=options.stalled_interval,
-                max_stalled=options.max_stalled_count,
-            )
+        self._engine, self._started = engine, True
+        engine.start()
+
+    def ended(self, engine: Engine) -> None:
+        """Called by the engine when it has closed."""
+        if self._engine is engine:
+            self._engine = None
 
     def __enter__(self) -> Worker:
         self.start()
@@ -224,36 +165,18 @@ class Worker:
                 handlers.append(gevent.signal_handler(number, self._signalled))
         try:
             self.start()
-            self._wait_closed()
+            if self._engine is not None:
+                self._wait_closed(self._engine)
         finally:
             for handler in handlers:
                 handler.cancel()
 
     def _signalled(self) -> None:
         """In a greenlet that gevent spawns for the signal."""
-        timeout = 0.0 if self._state == "closing" else self.options.close_timeout
-        self._begin_close(timeout, "signal")
-
-    def _wait_closed(self) -> None:
-        while self._state == "running":
-            self._closing_began.wait()
-        if self._closing is not None:
-            self._closing.join()
-
-    # -- pause, close ----------------------------------------------------------------------
-
-    def pause(self) -> None:
-        """Take no more jobs; those that run go on.  Idempotent.  Does not yield."""
-        if not self._paused:
-            self._paused = True
-            self._listeners.emit("paused")
-
-    def resume(self) -> None:
-        """Take jobs again.  Idempotent.  Does not yield."""
-        if self._paused:
-            self._paused = False
-            self._listeners.emit("resumed")
-            self._in_hub(self._want)
+        engine = self._engine
+        if engine is not None:
+            timeout = self.options.close_timeout if engine.is_open else 0.0
+            engine.closing.begin(timeout, "worker is closing: signal")
 
     def close(self, timeout: float | None = None, reason: str = "worker is closing") -> None:
         """Take no new jobs, wait for the running ones, and end all greenlets and connections.
@@ -265,83 +188,43 @@ class Worker:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        if self._state == "new":
-            self._state = "closed"
+        by_hand, self._by_hand = self._by_hand, None
+        if by_hand is not None:
+            by_hand.close()
+        engine = self._engine
+        if engine is None:
             return
-        current = getcurrent()
-        inside = current in self._runners.alive or current is self._listeners.greenlet
-        closing = self._in_hub(lambda: self._begin_close(timeout, reason))
-        if not inside and closing is not None:
-            closing.join()
+        in_thread_of(engine.hub, lambda: engine.closing.begin(timeout, reason), gone=None)
+        if not engine.is_inside(getcurrent()):
+            self._wait_closed(engine)
 
-    def _begin_close(self, timeout: float | None, reason: str) -> gevent.Greenlet[..., None] | None:
-        if timeout is not None:
-            deadline = clock.monotonic() + timeout
-            if self._close_deadline is None or deadline < self._close_deadline:
-                self._close_deadline = deadline
-        if self._state == "running":
-            self._state = "closing"
-            self._listeners.emit("closing")
-            self._closing = gevent.Greenlet(self._close, reason)
-            self._closing.name = f"geventq-close-{self.queue_name}"
-            self._closing.spawn_tree_locals = {}
-            self._closing.start()
-        self._closing_began.set()
-        self._settled.set()
-        return self._closing
+    @staticmethod
+    def _wait_closed(engine: Engine) -> None:
+        wait_for(engine.hub, engine.closing.done)
+        if engine.hub.thread_ident == get_ident() and engine.closing.greenlet is not None:
+            engine.closing.greenlet.join()  # its last steps, so that nothing is left
 
-    def _close(self, reason: str) -> None:
-        """In a greenlet of its own, so that it goes on whoever asked for it is killed."""
-        self._idle.stop()
-        if not self._drained(lambda: self._close_deadline):
-            self._shut_down(reason)
-        undelivered = self._deliver_rest()
-        self._runners.end()
-        self._renewer.stop()
-        if self._stalled is not None:
-            self._stalled.stop()
-        if undelivered:
-            log.error(
-                "worker of queue %s closed with outcomes that Redis did not take: jobs %s",
-                self.queue_name,
-                ", ".join(undelivered),
-            )
-        self._client.close()
-        self._state = "closed"
-        self._listeners.emit("closed")
-        self._listeners.stop()
-        self._close_deadline = None
+    # -- pause -------------------------------------------------------------------------------
 
-    def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
-        """Wait until no processor runs, or the deadline (which may come nearer) has passed."""
-        while any(not held.attempt.is_stuck for held in self._running.values()):
-            self._settled.clear()
-            until = deadline()
-            left = None if until is None else until - clock.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self._settled.wait(left)
-        return True
+    def pause(self) -> None:
+        """Take no more jobs; those that run go on.  Idempotent.  Does not yield."""
+        if not self._paused:
+            self._paused = True
+            self._resumed.clear()
+            self._listeners.emit("paused")
 
-    def _shut_down(self, reason: str) -> None:
-        """Cancel what runs, kill it after the grace, and wait for the ladder's end (7.1)."""
-        grace = max(self.options.kill_after, _SHUTDOWN_GRACE)
-        asked = Cancellation(reason, "shutdown", hard=True, requested_by=self.id)
-        for execution in list(self._running.values()):
-            execution.attempt.request(asked, hard=True, kill_after=grace)
-        # No deadline of our own: each attempt ends, or its ladder says that it is stuck; only a
-        # shield makes that later.
-        self._drained(lambda: None)
+    def resume(self) -> None:
+        """Take jobs again.  Idempotent.  Does not yield."""
+        if self._paused:
+            self._paused = False
+            self._resumed.set()
+            self._listeners.emit("resumed")
+            self._want()
 
-    def _deliver_rest(self) -> list[str]:
-        """Send what is left until Redis answers, or until every lock has lapsed (7.1)."""
-        stopper = gevent.Greenlet(self._intake.stop)
-        stopper.name = f"geventq-close-intake-{self.queue_name}"
-        stopper.start()
-        stopper.join(self.options.lock_duration)
-        undelivered = [] if stopper.ready() else self._intake.abandon()
-        stopper.join()
-        return undelivered
+    def _want(self) -> None:
+        engine = self._engine
+        if engine is not None:
+            in_thread_of(engine.hub, engine.want, gone=None)
 
     # -- cancel ------------------------------------------------------------------------------
 
@@ -355,8 +238,7 @@ class Worker:
         retry: bool = True,
     ) -> bool:
         """Ask the job to stop, or kill it; whether the request took effect (api.md)."""
-        asked = self._request(reason, hard, kill_after, retry)
-        return bool(self._in_hub(lambda: self._cancel(job_id, asked, hard, kill_after)))
+        return bool(self._cancel(job_id, reason, hard, kill_after, retry))
 
     def cancel_all_jobs(
         self,
@@ -367,12 +249,16 @@ class Worker:
         retry: bool = True,
     ) -> int:
         """`cancel_job` for every job that runs here; how many requests took effect."""
-        asked = self._request(reason, hard, kill_after, retry)
-        return self._in_hub(lambda: self._cancel(None, asked, hard, kill_after)) or 0
+        return self._cancel(None, reason, hard, kill_after, retry)
 
-    def _request(
-        self, reason: typing.Any, hard: bool | None, kill_after: float | None, retry: bool
-    ) -> Cancellation:
+    def _cancel(
+        self,
+        job_id: str | None,
+        reason: typing.Any,
+        hard: bool | None,
+        kill_after: float | None,
+        retry: bool,
+    ) -> int:
         if kill_after is not None:
             check_seconds("kill_after", kill_after)
             if hard is False:
@@ -380,317 +266,54 @@ class Worker:
         for field, value in (("hard", hard), ("retry", retry)):
             if value is not None and not isinstance(value, bool):
                 raise TypeError(f"{field}: a bool is needed, got {value!r}")
-        is_hard = hard if hard is not None else kill_after is not None or self._is_hard
-        return Cancellation(reason, "user", hard=is_hard, retry=retry, requested_by=self.id)
-
-    @property
-    def _is_hard(self) -> bool:
-        return self.options.cancel_mode == "hard"
-
-    def _cancel(
-        self, job_id: str | None, asked: Cancellation, hard: bool | None, kill_after: float | None
-    ) -> int:
-        if hard is None and kill_after is not None:
-            hard = True
-        if job_id is not None and not self._overtaken:
-            found = self._by_id.get(job_id)
-            executions = [] if found is None else [found]
-        else:
-            executions = list(self._running.values())
-        return sum(
-            execution.attempt.request(asked, hard=hard, kill_after=kill_after)
-            for execution in executions
-            if job_id is None or execution.job_id == job_id
-        )
-
-    def _in_hub(self, step: typing.Callable[[], typing.Any]) -> typing.Any:
-        """Run `step` in the worker's thread, from whatever thread this is."""
-        from geventq.cancellation.threads import in_thread_of
-
-        if self._hub is None:
-            return None
-        return in_thread_of(self._hub, step, gone=None)
-
-    # -- what the intake calls ------------------------------------------------------------------
-
-    def room(self) -> int:
-        """Free slots.  A stuck job opens a replacement slot, `concurrency` of them at most."""
-        if self._paused or self._state != "running" or clock.monotonic() < self._limited_until:
+        if hard is None:
+            hard = kill_after is not None or self.options.cancel_mode == "hard"
+        asked = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
+        engine = self._engine
+        if engine is None:
             return 0
-        return self._concurrency + min(self._stuck, self._concurrency) - len(self._running)
-
-    def _want(self) -> None:
-        """There may be something to take; while a processor's rate limit lasts, later."""
-        if self._state != "running":
-            return
-        limited = self._limited_until - clock.monotonic()
-        if limited > 0:
-            self._idle.begin(clock.wall_ms() + round(limited * 1000) + 1)
-        self._intake.want()
-
-    def taken(self, jobs: list[tuple[str, str, list[bytes]]], sent_at: float) -> None:
-        """Start what was taken; what cannot run is settled without running."""
-        ready = []
-        now_ms = clock.wall_ms()
-        for job_id, lock_token, flat in jobs:
-            if lock_token in self.held:
-                continue  # a lost answer that came to the same job twice
-            pairs = iter(flat)
-            fields = dict(zip(pairs, pairs, strict=True))
-            first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
-            fields[b"processedOn"] = b"%d" % now_ms
-            execution = self._execution(job_id, lock_token, fields, sent_at, first_run)
-            if execution is not None:
-                ready.append(execution)
-        if ready:
-            self._runners.dispatch(ready)
-
-    def _execution(
-        self,
-        job_id: str,
-        lock_token: str,
-        fields: dict[bytes, bytes],
-        sent_at: float,
-        first_run: bool,
-    ) -> Execution | None:
-        """The execution of a taken job, or `None` if it was settled without running."""
-        job = Job.from_hash(self._store, job_id, fields)
-        fields[b"ats"] = b"%d" % (job.attempts_started + 1)  # as the take has written it
-        defect = job.defect()
-        try:
-            policy = self._policies.of(fields.get(b"opts", b""))
-        except ValueError as error:
-            policy, defect = self._policies.of(b""), defect or str(error)
-        attempt = Attempt(
-            job_id,
-            with_token=self._with_token,
-            hard=self._is_hard,
-            kill_after=self.options.kill_after,
-            observer=self,
+        if engine.hub.thread_ident == get_ident():
+            return engine.cancel(job_id, asked, hard, kill_after)
+        return in_thread_of(
+            engine.hub, lambda: engine.cancel(job_id, asked, hard, kill_after), gone=0
         )
-        execution = Execution(job, lock_token, attempt, policy, sent_at)
-        job._owner = execution
-        execution.worker = self
-        execution.max_started = self.options.max_started_attempts
-        self.held[lock_token] = execution
-        if b"gqc" in fields:
-            self._heed_record(execution, fields, first_run)
-        unrunnable = defect or job.deferred_failure
-        most = execution.max_started
-        if unrunnable is None and most is not None and execution.started > most:
-            unrunnable = "job started more than allowable limit"
-        if unrunnable is not None:
-            self._settle(
-                execution,
-                outcomes.failure(
-                    execution, UnrecoverableError(unrunnable), clock.wall_ms(), {}, final=True
-                ),
-            )
+
+    # -- jobs taken by hand --------------------------------------------------------------------
+
+    def get_next_job(self, token: str, *, block: bool = True) -> Job | None:
+        """Take a job to be settled by hand, with ``job.move_to_completed`` and the like; `None` if
+        there is none.  Yields.
+
+        `token` is the lock token that it gets, for `lock_duration` seconds: `job.extend_lock`
+        prolongs it.  The worker need not be started; one that takes jobs by itself neither
+        renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
+        paused, it waits `drain_delay` for one, unless `block` is false.  Raises `ValueError`
+        or `TypeError` for a bad token and `RedisUnavailableError`; a job that was taken by a
+        call whose answer was lost is found by the next call with the same token.
+        """
+        check_name("token", token)
+        deadline = clock.monotonic() + (self.options.drain_delay if block else 0.0)
+        if self._paused and not (block and self._resumed.wait(self.options.drain_delay)):
             return None
-        self._running[lock_token] = execution
-        self._overtaken = self._overtaken or job_id in self._by_id
-        self._by_id[job_id] = execution
-        return execution
+        by_hand = self._by_hand
+        if by_hand is None:
+            by_hand = self._by_hand = self._make_by_hand()
+        job = by_hand.take(token)
+        left = deadline - clock.monotonic()
+        if job is None and left > 0:
+            by_hand.wait(left)
+            job = by_hand.take(token)
+        return job
 
-    @staticmethod
-    def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:
-        """A request is recorded with the job (4.4).  For this run: it ends by it, unrun.  For an
-        earlier one: it is void if it allowed a retry or somebody retried by hand since; then it
-        is cleared with this run's outcome, and so is the deferred failure that came with it."""
-        execution.clears_record = True
-        said = execution.job.cancellation
-        if said is None:
-            return
-        if record_attempt(fields[b"gqc"]) == execution.made or not (said.retry or first_run):
-            fields.pop(b"defa", None)
-            execution.attempt.precede(said)
-        elif fields.get(b"defa") == said.failed_reason().encode():
-            del fields[b"defa"]
+    def _make_by_hand(self) -> ByHand:
+        from geventq.store.connection import Endpoint
+        from geventq.store.keys import QueueKeys
+        from geventq.worker.byhand import ByHand
 
-    def run_execution(self, execution: Execution) -> None:
-        """Run the processor.  In a runner; between `begin` and `end` a kill may land."""
-        attempt = execution.attempt
-        result: object = None
-        error: BaseException | None = None
-        if self._listeners.wants("active"):
-            self._listeners.call("active", execution.job)
-        if attempt.strongest is not None:  # cancelled before its first turn (2.8)
-            attempt.end()
-            error = JobCancelled(attempt.strongest)
-        else:
-            timeout = execution.policy.timeout or self.options.job_timeout
-            attempt.begin(getcurrent(), timeout)
-            try:
-                if self._with_token:
-                    result = self._process(execution.job, attempt.token)
-                else:
-                    result = self._process(execution.job)
-            except BaseException as raised:  # noqa: BLE001 (outcome.decide tells them apart)
-                attempt.end()
-                error = raised
-            else:
-                attempt.end()
-            attempt.reap()
-        self._ended(execution, result, error)
-        del error
-
-    def _ended(self, execution: Execution, result: object, error: BaseException | None) -> None:
-        ended_ms = clock.wall_ms()
-        outcome = outcomes.decide(
-            execution, result, error, ended_ms, self.options.backoff_strategies
+        return ByHand(
+            Endpoint.of(self._connection),
+            QueueKeys(self.prefix, self.queue_name),
+            self.options,
+            worker_name=self.name or "",
+            tell=self._listeners.tell,
         )
-        if isinstance(error, KeyboardInterrupt):  # it belongs to the main greenlet (2.6)
-            self._hub.loop.run_callback(self._hub.parent.throw, error)
-        if isinstance(error, RateLimitError) and outcome.kind == outcomes.WAIT:
-            self._limited_until = clock.monotonic() + error.seconds
-        self._leave(execution)
-        self._settle(execution, outcome)
-
-    def _leave(self, execution: Execution) -> None:
-        """The processor runs no more: its slot is free."""
-        if self._by_id.get(execution.job_id) is execution:
-            del self._by_id[execution.job_id]
-        if self._running.pop(execution.lock_token, None) is not None and execution.attempt.is_stuck:
-            self._stuck -= 1
-        if self._state != "running" and not self._running:
-            self._settled.set()
-
-    def _settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
-        if execution.lock_token not in self.held:
-            # Lost or stuck: listeners were told, and nothing may be written (2.10, 3.4).
-            self._want()
-            return
-        if outcome.kind == outcomes.NOTHING:
-            del self.held[execution.lock_token]
-            self._want()
-            return
-        execution.settling = True
-        if execution.clears_record:
-            outcome.more = {**(outcome.more or {}), "clear": True}
-        self._intake.settle(execution, outcome)
-
-    def settled(self, execution: Execution, outcome: outcomes.Outcome) -> None:
-        """The outcome is in Redis: tell it once."""
-        self.held.pop(execution.lock_token, None)
-        self._tell(execution, outcome)
-
-    def _tell(self, execution: Execution, outcome: outcomes.Outcome) -> None:
-        emit, job = self._listeners.emit, execution.job
-        if outcome.cancellation is not None:
-            emit("cancelled", job, outcome.cancellation)
-        if outcome.kind == outcomes.COMPLETE:
-            emit("completed", job, outcome.result)
-        elif outcome.kind == outcomes.FAIL:
-            emit("failed", job, outcome.error)
-        elif outcome.kind in (outcomes.RETRY, outcomes.DELAY) and outcome.made > execution.made:
-            emit("retrying", job, outcome.error)
-        if outcome.kind != outcomes.COMPLETE:
-            self._want()
-
-    def refused(self, execution: Execution, outcome: outcomes.Outcome, code: int) -> None:
-        """The outcome was refused: the job has unfinished children, is gone, or is another's."""
-        if code in (-4, -9) and outcome.kind == outcomes.COMPLETE:
-            error = GeventqError(f"job {execution.job_id} returned while its children are pending")
-            self._intake.settle(
-                execution,
-                outcomes.failure(
-                    execution, error, outcome.ended_ms, self.options.backoff_strategies
-                ),
-            )
-            return
-        self.held.pop(execution.lock_token, None)
-        if code in (-2, -6):
-            self._tell_lost(execution)
-        else:
-            self.error(
-                GeventqError(
-                    f"the outcome of job {execution.job_id} was refused: {_CODES.get(code, code)}"
-                )
-            )
-
-    def broken(self, job_id: str, why: str) -> None:
-        """An id without a readable hash was dropped."""
-        self.error(GeventqError(f"job {job_id} of queue {self.queue_name} was skipped: {why}"))
-
-    def dry(self, next_ms: int, limited_ms: int) -> None:
-        """Nothing left to take for now."""
-        self._listeners.emit("drained")
-        self._idle.begin(next_ms)
-
-    # -- what the renewer and the checker call ----------------------------------------------------
-
-    def lock_lost(self, execution: Execution) -> None:
-        """The lock is not ours any more: stop at once, write nothing (3.2)."""
-        self.held.pop(execution.lock_token, None)
-        asked = Cancellation(
-            LockLost(execution.job_id), "lock_lost", hard=self._is_hard, requested_by=self.id
-        )
-        execution.attempt.request(asked, hard=None, kill_after=0.0)
-        self._tell_lost(execution, asked)
-
-    def _tell_lost(self, execution: Execution, asked: Cancellation | None = None) -> None:
-        if not execution.told:
-            execution.told = True
-            said = asked or Cancellation(LockLost(execution.job_id), "lock_lost")
-            self._listeners.emit("lock_lost", execution.job, said)
-
-    def progressed(self, job: Job, value: object) -> None:
-        """A job that runs here updated its progress."""
-        self._listeners.emit("progress", job, value)
-
-    def stalled(self, job_id: str) -> None:
-        """The checker brought a job back."""
-        self._listeners.emit("stalled", job_id)
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error that concerns no single job's outcome."""
-        self._listeners.emit("error", error)
-
-    # -- what the attempts call (in the hub, so no logging and no Redis; not so `stuck`) -------
-
-    def requested(self, attempt: Attempt) -> None:
-        """A request took effect: the job itself answers it."""
-
-    def thrown(self, attempt: Attempt) -> None:
-        """A kill was thrown."""
-
-    def stuck(self, attempt: Attempt, stack: str) -> None:
-        """The ladder's end: stop renewing, open a replacement slot, tell (2.10)."""
-        running = self._running.values()
-        execution = next((held for held in running if held.attempt is attempt), None)
-        if execution is None:
-            return
-        self._stuck += 1
-        log.error(
-            "job %s of queue %s is stuck: it is alive although it was killed\n%s",
-            execution.job_id,
-            self.queue_name,
-            stack,
-            extra={"job": execution.job_id, "queue": self.queue_name},
-        )
-        try:
-            if execution.lock_token in self.held:
-                self._store.record_stuck(execution)
-        except GeventqError as error:
-            self.error(error)
-        self.held.pop(execution.lock_token, None)
-        self._listeners.emit("stuck", execution.job, stack)
-        self._settled.set()
-        self._want()
-
-
-_CODES: typing.Final = {
-    -1: "its hash is gone",
-    -3: "it was not active any more",
-    -20: "its key holds no hash",
-}
-
-
-def _made(options: dict[str, typing.Any]) -> WorkerOptions:
-    known = WorkerOptions.__dataclass_fields__
-    for option, value in options.items():
-        if option not in known:
-            raise ValueError(
-                f"{option}: unknown option with the value {value!r}; known are {', '.join(known)}"
-            )
-    return WorkerOptions(**options)

@@ -97,6 +97,33 @@ def test_a_job_that_was_taken_by_a_lost_answer_runs_at_once(
     assert (read.attempts_started, seen.ran, seen.lost) == (1, [job.id], [])
 
 
+def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
+    queue: Queue, proxy: Proxy, redis_client: typing.Any, prefix: str, seen: Seen
+) -> None:
+    """The connection breaks before the server reads the take; the worker asks, and nothing is
+    locked; only then the server reads it.  The job must not wait for the stalled check."""
+    trap = proxy.lose_next(settles(b""))
+    recover = load("recover").sha.encode()
+    worker = Worker("q", seen.process, proxy.url, prefix, lock_duration=4.0, lock_renew_time=0.2)
+    worker.on("error", lambda error: None)
+    worker.start()
+    try:
+        request = trap.wait()
+        eventually(lambda: any(recover in asked for asked in proxy.requests))
+        worker.pause()  # so that no other take comes first
+        eventually(lambda: not worker._engine.intake.asked)
+        job = queue.add("n")
+        with redis_client.client() as late:  # a connection of its own
+            late.connection.send_packed_command([request])
+            late.connection.read_response()
+        eventually(lambda: queue.get_job_state(job.id) == "completed", 3)
+    finally:
+        worker.close(0)
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.attempts_started, seen.ran, seen.lost) == (1, [job.id], [])
+
+
 def test_an_add_that_may_have_been_stored_says_so(proxy: Proxy, queue: Queue, prefix: str) -> None:
     with Queue("q", proxy.url, prefix) as through:
         through.count()

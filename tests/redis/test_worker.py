@@ -22,7 +22,7 @@ from geventq import (
     Worker,
 )
 from tests.conftest import Make
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, never
 
 
 def ended(queue: Queue, job: Job, state: str) -> Job:
@@ -174,6 +174,35 @@ def test_a_lost_lock_cancels_the_attempt_and_nothing_is_written(
     assert queue.get_job_state(job.id) == "active"
 
 
+def test_a_lost_lock_asks_softly_in_soft_mode(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.2: only hard mode kills; the processor runs on, and what it returns is not written."""
+    go = gevent.event.Event()
+    seen: list[object] = []
+
+    def deaf(job: Job, token: CancellationToken) -> str:
+        token.wait()
+        seen.append(go.wait())
+        return "a result"
+
+    worker = make(deaf, lock_duration=0.4, skip_stalled_check=True)
+    told: list[str] = []
+    for event in ("lock_lost", "completed", "cancelled", "failed"):
+        worker.on(event, lambda job, *rest, event=event: told.append(event))
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    redis_client.set(f"{prefix}:q:{job.id}:lock", "another")
+    eventually(lambda: told == ["lock_lost"])
+    gevent.sleep(0.05)  # a kill would come at the next turn
+    assert worker.active_jobs
+    go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert seen == [True]
+    assert told == ["lock_lost"]
+    assert queue.get_job_state(job.id) == "active"
+
+
 def test_closing_gives_the_job_back_as_if_it_had_not_been_taken(queue: Queue, make: Make) -> None:
     """7.1: wait's front, `atm` unchanged, `ats` taken back."""
     worker = make(lambda job, token: token.sleep(60))
@@ -293,6 +322,36 @@ def test_a_hash_with_foreign_values_stops_nobody_else(
     make(lambda job: None, concurrency=10)
     ended(queue, sound, "completed")
     eventually(lambda: queue.get_job_state(broken.id) in ("completed", "failed"))
+
+
+def test_drained_is_told_once_each_time_the_jobs_run_out(queue: Queue, make: Make) -> None:
+    told: list[str] = []
+    worker = make(lambda job: None, drain_delay=0.02)
+    worker.on("completed", lambda job, result: told.append("completed"))
+    worker.on("drained", lambda: told.append("drained"))
+
+    def drained_since_the_job() -> int:
+        return told[told.index("completed") :].count("drained") if "completed" in told else 0
+
+    for _ in range(2):
+        told.clear()
+        queue.add("n")
+        eventually(drained_since_the_job)
+        never(lambda: drained_since_the_job() > 1, 0.1)  # five waits in vain
+
+
+@pytest.mark.parametrize("opts", ["[", "[]", "NaN", '{"attempts":"three"}', b"\xff"])
+def test_options_that_cannot_be_read_fail_the_job_without_running(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, opts: str | bytes
+) -> None:
+    ran: list[str] = []
+    job = queue.add("n")
+    redis_client.hset(f"{prefix}:q:{job.id}", "opts", opts)
+    make(lambda job: ran.append(job.id))
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
+    assert ran == []
+    failed_reason = redis_client.hget(f"{prefix}:q:{job.id}", "failedReason")
+    assert failed_reason.startswith("opts: cannot be used")
 
 
 def test_a_start_that_failed_may_be_followed_by_a_close() -> None:

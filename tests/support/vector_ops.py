@@ -16,7 +16,6 @@ import typing
 import redis
 
 from geventq import Job, JobSpec, Queue, QueueEventsProducer, UnrecoverableError, Worker, clock
-from geventq.cancellation import Attempt
 from geventq.codec import encode
 from geventq.errors import GeventqError, LockLostError
 from geventq.job import STATES
@@ -26,8 +25,10 @@ from geventq.store.jobs import NewJob, QueueStore
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 from geventq.worker import outcome as outcomes
+from geventq.worker.admission import Admission
+from geventq.worker.exchange import Exchange, Settled
 from geventq.worker.execution import Execution
-from geventq.worker.policy import Policies
+from geventq.worker.settings import WorkerOptions
 from tests.support.javascript import UNDEFINED, evaluate
 from tests.support.vectors import Vector
 from tests.support.waiting import eventually
@@ -387,8 +388,21 @@ class NodeWorker:
         self.options = options
         self.keys = QueueKeys("bull", "q")
         self.client = context.client()
-        self.store = QueueStore(self.client, self.keys)
-        self.policies = Policies(options.get("removeOnComplete"), options.get("removeOnFail"))
+        self.calls = Exchange(
+            self.client,
+            self.keys,
+            lock_duration=LOCK_MS / 1000,
+            worker_name=options.get("name", ""),
+        )
+        ours = WorkerOptions(
+            remove_on_complete=options.get("removeOnComplete"),
+            remove_on_fail=options.get("removeOnFail"),
+            max_started_attempts=options.get("maxStartedAttempts"),
+        )
+        store = QueueStore(self.client, self.keys)
+        self.admission = Admission(
+            store, ours, with_token=False, host=typing.cast(typing.Any, self)
+        )
 
     def getBackend(self) -> NodeWorker:  # noqa: N802
         return self
@@ -397,49 +411,24 @@ class NodeWorker:
         return self.exchange(token, 1, [])[1]
 
     def exchange(
-        self, token: str, room: int, settled: list[tuple[str, str, outcomes.Outcome]]
+        self, token: str, room: int, settled: list[Settled]
     ) -> tuple[list[int], list[typing.Any]]:
         """One call of the worker's script: the codes, and Node's answer about what was taken."""
-        keys = self.keys
-        names = [
-            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.completed),
-            *(keys.failed, keys.stalled, keys.meta, keys.pc, keys.marker, keys.events),
-            keys.limiter,
-        ]
-        args: list[typing.Any] = [
-            *(keys.base, clock.wall_ms(), room, token, "", LOCK_MS, self.options.get("name", "")),
-        ]
-        for job_id, lock_token, outcome in settled:
-            args += (outcome.kind, job_id, lock_token, outcome.ended_ms, outcome.value)
-            args += (outcome.made, outcome.wire_more())
-        codes, jobs, _, limited_ms, next_ms = self.client.script(load("settle"), names, args)
-        if not jobs:
-            return codes, [None, 0, max(0, limited_ms), next_ms]
-        job_id = jobs[0][0].decode()
-        return codes, [NodeJob(self.context, self.context.q, job_id), job_id, 0, 0]
+        reply = self.calls.settle(settled, room, token)
+        if not reply.jobs:
+            return reply.codes, [None, 0, max(0, reply.limited_ms), reply.next_ms]
+        job_id = reply.jobs[0][0]
+        return reply.codes, [NodeJob(self.context, self.context.q, job_id), job_id, 0, 0]
 
     def execution(self, job_id: str, token: str) -> Execution:
         """The run of a job that the setup has taken."""
         flat = self.client.execute("HGETALL", self.keys.job(job_id)) or []
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        attempt = Attempt(
-            job_id,
-            with_token=False,
-            hard=False,
-            kill_after=0.0,
-            observer=typing.cast(typing.Any, self),
-        )
-        policy = self.policies.of(fields.get(b"opts", b""))
-        execution = Execution(
-            Job.from_hash(self.store, job_id, fields), token, attempt, policy, 0.0
-        )
-        execution.max_started = self.options.get("maxStartedAttempts")
-        return execution
+        return self.admission.execution((job_id, token, flat), Execution, 0.0, recovered=True)
 
-    def settle(self, job_id: str, token: str, outcome: outcomes.Outcome, fetch: bool) -> typing.Any:
+    def settle(self, execution: Execution, outcome: outcomes.Outcome, fetch: bool) -> typing.Any:
         # After an immediate retry Node's call takes nothing (wire-format 9.6).
         room = 1 if fetch and outcome.kind != outcomes.RETRY else -1
-        codes, answer = self.exchange(token, room, [(job_id, token, outcome)])
+        codes, answer = self.exchange(execution.lock_token, room, [(execution, outcome)])
         if codes[0] != 0:
             raise Refused(codes[0])
         if outcome.kind == outcomes.RETRY:
@@ -498,7 +487,7 @@ class NodeJob:
         execution = worker.execution(self.id, token)
         result = None if value is UNDEFINED else value
         outcome = outcomes.decide(execution, result, None, clock.wall_ms(), {})
-        return worker.settle(self.id, token, outcome, fetch)
+        return worker.settle(execution, outcome, fetch)
 
     def moveToFailed(self, error: BaseException, token: str, fetch: bool = False) -> typing.Any:  # noqa: N802
         worker = self._context.w
@@ -506,20 +495,19 @@ class NodeJob:
         outcome = outcomes.decide(execution, None, error, clock.wall_ms(), {})
         if not str(error):  # below our API, which says the class's name then
             outcome.value = ""
-        return worker.settle(self.id, token, outcome, fetch)
+        return worker.settle(execution, outcome, fetch)
 
     def moveToDelayed(self, due_ms: int, token: str) -> None:  # noqa: N802
         worker = self._context.w
-        made = worker.execution(self.id, token).made
-        more = {"delay": due_ms - clock.wall_ms(), "move": True}
-        outcome = outcomes.Outcome(outcomes.DELAY, clock.wall_ms(), "", made, more)
-        worker.settle(self.id, token, outcome, False)
+        execution, now_ms = worker.execution(self.id, token), clock.wall_ms()
+        outcome = outcomes.move(execution, now_ms, (due_ms - now_ms) / 1000)
+        worker.settle(execution, outcome, False)
 
     def moveToWait(self, token: str) -> int:  # noqa: N802
         worker = self._context.w
-        made = worker.execution(self.id, token).made
-        outcome = outcomes.Outcome(outcomes.WAIT, clock.wall_ms(), "", made, {"move": True})
-        codes, answer = worker.exchange(token, -1, [(self.id, token, outcome)])
+        execution = worker.execution(self.id, token)
+        outcome = outcomes.move(execution, clock.wall_ms(), None)
+        codes, answer = worker.exchange(token, -1, [(execution, outcome)])
         if codes[0] != 0:
             raise Refused(codes[0])
         return typing.cast(int, answer[2])

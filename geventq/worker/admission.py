@@ -1,0 +1,138 @@
+"""From a taken job's hash to its run: what its fields mean here, and why it may not run.
+
+Decides about what is stored: broken hashes, a deferred failure, a recorded request, too many
+starts.  Does not know Redis; runs in whatever greenlet took the job, and never yields.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq import clock
+from geventq.cancellation import Attempt, AttemptObserver
+from geventq.job import Job
+from geventq.record import record_attempt
+from geventq.worker.execution import Execution
+from geventq.worker.policy import Policies
+
+if typing.TYPE_CHECKING:
+    from geventq.job import JobStore
+    from geventq.worker.settings import WorkerOptions
+
+__all__ = ["Admission", "Made", "Taken"]
+
+Taken = tuple[str, str, list[bytes]]
+"""A job as a take answers it: its id, its lock token, its hash as before the take, flat."""
+
+Made = typing.TypeVar("Made", bound=Execution)
+
+
+class Admission:
+    """Makes the executions of one worker.  `host` is what the executions report to."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        options: WorkerOptions,
+        *,
+        with_token: bool,
+        host: AttemptObserver,
+    ) -> None:
+        self._store = store
+        self._with_token = with_token
+        self._hard = options.cancel_mode == "hard"
+        self._kill_after = options.kill_after
+        self._max_started = options.max_started_attempts
+        self._policies = Policies(options.remove_on_complete, options.remove_on_fail)
+        self._host = host
+
+    def execution(
+        self,
+        taken: Taken,
+        kind: type[Made],
+        sent_at: float,
+        *,
+        now: bytes | None = None,
+        recovered: bool = False,
+    ) -> Made:
+        """The execution of a job that was taken by a call sent at `sent_at` (monotonic), or
+        `recovered` after the answer to that call was lost.  `now` is the wire's clock.
+
+        Its `unrunnable` says why it has to fail without running; a request that was recorded for
+        this run is in its attempt, as if it had been made before the first turn (2.8).
+        """
+        job_id, lock_token, flat = taken
+        pairs = iter(flat)
+        fields = dict(zip(pairs, pairs, strict=True))
+        job = Job(self._store, job_id, fields)
+        made, started, stalls = job.counters()
+        if recovered:  # what the hash was before the take can be told by what a run leaves
+            first_run = b"failedReason" not in fields
+        else:
+            first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
+            started += 1
+            fields[b"processedOn"] = now or _now()  # both as the take has written them
+            fields[b"ats"] = b"%d" % started
+        defect = job.defect()
+        try:
+            policy = self._policies.of(fields.get(b"opts", b""))
+        except ValueError as error:
+            policy, defect = self._policies.of(b""), defect or str(error)
+        attempt = Attempt(
+            job_id,
+            with_token=self._with_token,
+            hard=self._hard,
+            kill_after=self._kill_after,
+            observer=self._host,
+        )
+        most = self._max_started
+        counters = made, started, stalls
+        execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._host, most)
+        job._owner = execution
+        if b"gqc" in fields:
+            _heed_record(execution, fields, first_run)
+        if defect is not None or b"defa" in fields:
+            execution.unrunnable = defect or job.deferred_failure
+        elif most is not None and started > most:
+            execution.unrunnable = "job started more than allowable limit"
+        return execution
+
+    def executions(
+        self,
+        jobs: typing.Iterable[Taken],
+        sent_at: float,
+        failed: typing.Callable[[str, Exception], None],
+        *,
+        recovered: bool = False,
+    ) -> list[Execution]:
+        """The executions of many.  A defect of ours in one job is told with its id and holds up
+        nobody else; that job's lock lapses, and the stalled check brings it back."""
+        executions = []
+        now = _now()
+        for taken in jobs:
+            try:
+                executions.append(
+                    self.execution(taken, Execution, sent_at, now=now, recovered=recovered)
+                )
+            except Exception as error:  # noqa: BLE001 (told)
+                failed(taken[0], error)
+        return executions
+
+
+def _now() -> bytes:
+    return b"%d" % clock.wall_ms()
+
+
+def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:
+    """A request is recorded with the job (4.4).  For this run: it ends by it, unrun.  For an
+    earlier one: it is void if it allowed a retry or somebody retried by hand since; then it
+    is cleared with this run's outcome, and so is the deferred failure that came with it."""
+    execution.clears_record = True
+    said = execution.job.cancellation
+    if said is None:
+        return
+    if record_attempt(fields[b"gqc"]) == execution.made or not (said.retry or first_run):
+        fields.pop(b"defa", None)
+        execution.attempt.precede(said)
+    elif fields.get(b"defa") == said.failed_reason().encode():
+        del fields[b"defa"]

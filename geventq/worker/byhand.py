@@ -1,0 +1,188 @@
+"""Jobs that a program takes and settles itself: `Worker.get_next_job`, ``Job.move_to_...``.
+
+Such a job is locked with the caller's lock token for `lock_duration`; nobody renews, counts,
+cancels or gives it back.  Owns a client, made at the first take, and no greenlets.
+"""
+
+from __future__ import annotations
+
+import typing
+import weakref
+
+from geventq import clock
+from geventq.cancellation import Attempt
+from geventq.errors import (
+    GeventqError,
+    JobCancelled,
+    LockLostError,
+    RedisUnavailableError,
+    UnrecoverableError,
+)
+from geventq.store.connection import Client
+from geventq.store.jobs import QueueStore
+from geventq.worker import outcome as outcomes
+from geventq.worker.admission import Admission
+from geventq.worker.exchange import LOCK_GONE, OURS, Exchange, refusal
+from geventq.worker.execution import Execution
+
+if typing.TYPE_CHECKING:
+    from geventq.job import Job
+    from geventq.store.connection import Endpoint
+    from geventq.store.keys import QueueKeys
+    from geventq.worker.settings import WorkerOptions
+
+__all__ = ["ByHand"]
+
+_TRIES: typing.Final = 3  # of an outcome whose answer was lost (3.6)
+
+
+class _Held(Execution):
+    """A job that was taken by hand: it runs wherever its taker likes."""
+
+    __slots__ = ("__weakref__",)
+
+    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+        self.host.settle(self, _decided(self, outcome, value, self.host.options))
+
+
+class ByHand:
+    """Takes jobs one by one for their callers.  Every method yields to the hub."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        keys: QueueKeys,
+        options: WorkerOptions,
+        *,
+        worker_name: str,
+        tell: typing.Callable[..., None],
+    ) -> None:
+        self.options = options
+        self._client = Client(endpoint)
+        self._marker = keys.marker
+        self._tell = tell
+        self._exchange = Exchange(
+            self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
+        )
+        store = QueueStore(self._client, keys)
+        self._admission = Admission(store, options, with_token=False, host=self)
+        self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
+        self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
+
+    def take(self, lock_token: str) -> Job | None:
+        """The next job that may run, locked with `lock_token`; `None` if there is none now.
+
+        What may not run (a broken hash, a recorded request, a deferred failure) is settled here
+        instead of being handed out.  Raises `RedisUnavailableError`; if it was the answer that
+        was lost, the next call with the same lock token finds the job that was taken then.
+        """
+        while True:
+            execution = self._take_again(lock_token) or self._take(lock_token)
+            if execution is None:
+                return None
+            unrun = self._unrun(execution)
+            if unrun is None:
+                self._handed_out.add(execution)
+                return execution.job
+            self._settle_unrun(execution, unrun)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there may be a job, `seconds` at most."""
+        self._client.execute("BZPOPMIN", self._marker, f"{seconds:.3f}", timeout=seconds + 5.0)
+
+    def settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
+        """Send one outcome.  Raises `LockLostError` if the job is not its taker's any more, and
+        `GeventqError` if it is gone or refused; then nothing was written."""
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                code = self._exchange.settle([(execution, outcome)]).codes[0]
+                break
+            except RedisUnavailableError as error:
+                if not left:
+                    raise
+                if error.answer_lost:
+                    outcome.send_again(execution)
+        if code in OURS:
+            return
+        text = refusal(execution.job_id, code)
+        raise LockLostError(text) if code in LOCK_GONE else GeventqError(text)
+
+    def close(self) -> None:
+        """Close the connections.  Jobs in hand stay locked until their locks lapse."""
+        self._client.close()
+
+    def _take(self, lock_token: str) -> _Held | None:
+        while True:
+            sent_at = clock.monotonic()
+            try:
+                reply = self._exchange.settle((), 1, lock_token)
+            except RedisUnavailableError as error:
+                if error.answer_lost:
+                    self._lost.add(lock_token)
+                raise
+            for job_id, why in reply.broken:
+                self._tell("error", GeventqError(f"job {job_id} was skipped: {why}"))
+            if reply.jobs:
+                return self._admission.execution(reply.jobs[0], _Held, sent_at)
+            if not reply.broken:
+                return None
+
+    def _take_again(self, lock_token: str) -> _Held | None:
+        """The job that an earlier call took whose answer was lost."""
+        if lock_token not in self._lost:
+            return None
+        sent_at = clock.monotonic()
+        jobs = self._exchange.recover(lock_token)
+        known = {held.job_id for held in self._handed_out if held.lock_token == lock_token}
+        missed = [taken for taken in jobs if taken[0] not in known]
+        if len(missed) <= 1:
+            self._lost.discard(lock_token)
+        if not missed:
+            return None
+        return self._admission.execution(missed[0], _Held, sent_at, recovered=True)
+
+    def _unrun(self, execution: Execution) -> outcomes.Outcome | None:
+        """The outcome of a job that may not run; `None` for one that may."""
+        strategies, now_ms = self.options.backoff_strategies, clock.wall_ms()
+        if execution.unrunnable is not None:
+            error = UnrecoverableError(execution.unrunnable)
+            return outcomes.failure(execution, error, now_ms, strategies)
+        said = execution.attempt.strongest
+        if said is None:
+            return None
+        return outcomes.decide(execution, None, JobCancelled(said), now_ms, strategies)
+
+    def _settle_unrun(self, execution: Execution, outcome: outcomes.Outcome) -> None:
+        try:
+            self.settle(execution, outcome)
+        except RedisUnavailableError:
+            raise
+        except GeventqError as error:
+            self._tell("error", error)
+
+    # -- what executions and attempts report: there is no run here to tell of -------------
+
+    def progressed(self, job: Job, value: object) -> None:
+        """A job in hand updated its progress."""
+        self._tell("progress", job, value)
+
+    def requested(self, attempt: Attempt) -> None:
+        """Never: a job in hand cannot be asked."""
+
+    def thrown(self, attempt: Attempt) -> None:
+        """Never."""
+
+    def stuck(self, attempt: Attempt, stack: str) -> None:
+        """Never."""
+
+
+def _decided(
+    execution: Execution, what: str, value: typing.Any, options: WorkerOptions
+) -> outcomes.Outcome:
+    """The outcome of one ``move_to_...`` (`geventq.job.JobOwner.settle_by_hand`)."""
+    now_ms = clock.wall_ms()
+    if what == "completed":
+        return outcomes.completion(execution, value, now_ms)
+    if what == "failed":
+        return outcomes.failure(execution, value, now_ms, options.backoff_strategies)
+    return outcomes.move(execution, now_ms, value if what == "delayed" else None)

@@ -1,0 +1,131 @@
+"""The worker's two calls as Python sees them: settle-and-take, and the search for lost takes.
+
+Owns the arguments and replies of ``settle.lua`` and ``recover.lua`` (wire-format 9.4-9.8), and
+what their codes mean.  Holds no state of a worker, and sends nothing twice: its callers decide
+that (cancellation.md 3.6).  Every call yields to the hub.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq import clock
+from geventq.store.scripts import load
+from geventq.worker.admission import Taken
+
+if typing.TYPE_CHECKING:
+    from geventq.store.connection import Client
+    from geventq.store.keys import QueueKeys
+    from geventq.worker.execution import Execution
+    from geventq.worker.outcome import Outcome
+
+__all__ = ["LOCK_GONE", "OURS", "PENDING_CHILDREN", "Exchange", "Reply", "Settled", "refusal"]
+
+Settled = tuple["Execution", "Outcome"]
+
+# What the script answers for one outcome (wire-format 10).
+OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
+LOCK_GONE: typing.Final = (-2, -6)  # expired, or another's
+PENDING_CHILDREN: typing.Final = (-4, -9)
+_REFUSALS: typing.Final = {
+    -1: "its hash is gone",
+    -2: "its lock is gone",
+    -3: "it was not active any more",
+    -4: "it has unfinished children",
+    -6: "its lock is another's",
+    -9: "it has failed children",
+    -20: "its key holds no hash",
+}
+
+
+def refusal(job_id: str, code: int) -> str:
+    """Why the outcome of a job was refused, as a sentence."""
+    return f"the outcome of job {job_id} was refused: {_REFUSALS.get(code, f'code {code}')}"
+
+
+class Reply(typing.NamedTuple):
+    """What one call of ``settle.lua`` answered.
+
+    `codes` stand in the order of the outcomes; `broken` are ids without a readable hash and why;
+    `limited_ms` is the rate limit's rest, `next_ms` when the next delayed job is due (0: none).
+    """
+
+    codes: list[int]
+    jobs: list[Taken]
+    broken: list[tuple[str, str]]
+    limited_ms: int
+    next_ms: int
+
+
+class Exchange:
+    """The calls of one queue, for locks that live `lock_duration` seconds."""
+
+    def __init__(
+        self, client: Client, keys: QueueKeys, *, lock_duration: float, worker_name: str
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._names = [
+            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.completed),
+            *(keys.failed, keys.stalled, keys.meta, keys.pc, keys.marker, keys.events),
+            keys.limiter,
+        ]
+        self._lock_ms = round(lock_duration * 1000)
+        self._worker_name = worker_name
+        self._settle, self._recover = load("settle"), load("recover")
+
+    def settle(
+        self,
+        batch: typing.Sequence[Settled],
+        room: int = -1,
+        lock_token: str = "",
+        first: int | None = None,
+    ) -> Reply:
+        """Settle a batch and take up to `room` jobs (-1: do not look for any).
+
+        The jobs' lock tokens are `lock_token` with the numbers from `first` on behind it, or,
+        without `first`, `lock_token` itself.
+        """
+        args: list[str | bytes | int | float] = [
+            *(self._keys.base, clock.wall_ms(), room, lock_token),
+            *("" if first is None else first, self._lock_ms, self._worker_name),
+        ]
+        for execution, outcome in batch:
+            args += (
+                outcome.kind,
+                execution.job_id,
+                execution.lock_token,
+                outcome.ended_ms,
+                outcome.value,
+                outcome.made,
+                outcome.wire_more() if outcome.more else "",
+            )
+        codes, jobs, broken, limited_ms, next_ms = self._client.script(
+            self._settle, self._names, args
+        )
+        return Reply(
+            codes,
+            _taken(jobs),
+            [(_text(job_id), _text(why)) for job_id, why in broken],
+            limited_ms,
+            next_ms,
+        )
+
+    def recover(
+        self, lock_token: str, numbers: typing.Iterable[tuple[int, int]] = ()
+    ) -> list[Taken]:
+        """The active jobs that are locked with `lock_token`, or, where `numbers` are given, with
+        `lock_token` and a number of one of these ranges (first, how many) behind it; their
+        locks live anew from now on.  Sent again by itself: asking twice changes nothing."""
+        args: list[str | int] = [self._keys.base, lock_token, self._lock_ms]
+        for first, count in numbers:
+            args += (first, count)
+        return _taken(self._client.script(self._recover, [self._keys.active], args, again=True))
+
+
+def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:
+    return [(_text(job_id), _text(lock_token), flat) for job_id, lock_token, flat in jobs]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")

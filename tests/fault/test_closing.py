@@ -1,0 +1,209 @@
+"""7.1: what comes in between while a worker closes or pauses."""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import threading
+import typing
+
+import gevent
+import gevent.event
+import pytest
+
+from geventq import CancellationToken, Job, JobSpec, Queue, Worker
+from geventq.store.scripts import load
+from tests.conftest import Make
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+
+def takes(request: bytes) -> bool:
+    """A call of the settle script that asks for jobs."""
+    return load("settle").sha.encode() in request and b"\r\n-1\r\n" not in request
+
+
+@pytest.fixture
+def through(proxy: Proxy, prefix: str) -> collections.abc.Iterator[Make]:
+    """Makes workers whose connections go through the proxy; not started."""
+    workers: list[Worker] = []
+
+    def make(process: typing.Any, **options: typing.Any) -> Worker:
+        worker = Worker("q", process, proxy.url, prefix, **options)
+        workers.append(worker)
+        return worker
+
+    yield make
+    for worker in workers:
+        worker.close(0)
+
+
+def test_jobs_that_are_taken_while_closing_begins_go_back_in_their_order(
+    queue: Queue, proxy: Proxy, through: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """The take is under way; close() is called; the answer comes: nothing runs, nothing stays
+    locked, and the jobs stand where they stood."""
+    ran: list[str] = []
+    jobs = queue.add_bulk([JobSpec("n") for _ in range(2)])
+    redis_client.script_load(load("settle").source)  # else the answer is NOSCRIPT
+    traps = [proxy.hold_answer(takes) for _ in range(4)]  # one for each lane
+    worker = through(lambda job: ran.append(job.id), concurrency=8)
+    worker.start()
+    eventually(lambda: queue.get_job_counts()["active"] == 2)
+    eventually(lambda: all(trap.was_reached for trap in traps))
+    closing = gevent.spawn(worker.close)
+    eventually(lambda: not worker.is_running)
+    for trap in traps:
+        trap.release()
+    closing.get(timeout=10)
+    assert ran == []
+    assert queue.get_job_counts()["active"] == 0
+    next_first = redis_client.lrange(f"{prefix}:q:wait", 0, -1)[::-1]
+    assert next_first == [job.id for job in jobs]
+    for job in queue.get_waiting():
+        assert (job.attempts_made, job.attempts_started) == (0, 0)
+        assert not redis_client.exists(f"{prefix}:q:{job.id}:lock")
+
+
+def test_outcomes_that_redis_does_not_take_are_named_in_the_log(
+    queue: Queue, proxy: Proxy, through: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis is gone while the last job ends: close() returns when the locks have lapsed."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    worker = through(
+        lambda job: inside.set() or go.wait(), lock_duration=1.0, skip_stalled_check=True
+    )
+    worker.on("error", lambda error: None)
+    worker.start()
+    job = queue.add("n")
+    assert inside.wait(10)
+    proxy.refuse()
+    go.set()
+    with caplog.at_level(logging.ERROR, "geventq"), gevent.Timeout(10):
+        worker.close(0)
+    proxy.accept()
+    told = [record.getMessage() for record in caplog.records if "did not take" in record.msg]
+    assert len(told) == 1
+    assert told[0].endswith(f"jobs {job.id}")
+
+
+def test_a_silent_redis_does_not_hold_up_the_close_either(
+    queue: Queue, proxy: Proxy, through: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last call is under way and never answered: its outcome is named, too."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    worker = through(
+        lambda job: inside.set() or go.wait(), lock_duration=1.0, skip_stalled_check=True
+    )
+    worker.on("error", lambda error: None)
+    worker.start()
+    job = queue.add("n")
+    assert inside.wait(10)
+    with proxy.stalled():
+        go.set()
+        with caplog.at_level(logging.ERROR, "geventq"), gevent.Timeout(8):
+            worker.close(0)
+    told = [record.getMessage() for record in caplog.records if "did not take" in record.msg]
+    assert [text.endswith(f"jobs {job.id}") for text in told] == [True]
+
+
+def test_a_paused_worker_leaves_the_wake_up_to_the_others(queue: Queue, make: Make) -> None:
+    """The paused one waits first in line for the marker, and would sit on it."""
+    ran: list[str] = []
+    paused = make(lambda job: ran.append("paused"), drain_delay=60.0)
+    eventually(lambda: len(queue.get_workers()) == 1)
+    other = make(lambda job: ran.append("other"), drain_delay=60.0)
+    eventually(lambda: len(queue.get_workers()) == 2)
+    paused.pause()
+    for _ in range(3):
+        job = queue.add("n")
+        eventually(lambda job=job: queue.get_job_state(job.id) == "completed", 5)
+    assert ran == ["other"] * 3
+    assert other.is_running
+
+
+def test_a_job_that_is_announced_while_a_take_is_under_way_is_not_overlooked(
+    queue: Queue, proxy: Proxy, through: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """A take finds nothing; before its answer arrives a job is added, and the idle wait takes its
+    marker: the old answer must not send the worker to sleep."""
+    worker = through(lambda job: None, drain_delay=60.0)
+    worker.start()
+    eventually(lambda: any(b"BZPOPMIN" in asked for asked in proxy.requests))
+    take, wake = proxy.hold_answer(takes), proxy.hold_answer(b"BZPOPMIN")
+    worker.concurrency = 1  # which makes it look
+    take.wait()
+    job = queue.add("n")
+    eventually(lambda: not redis_client.zcard(f"{prefix}:q:marker"))
+    wake.release()
+    gevent.sleep(0.05)  # for the wake-up to arrive; where that takes longer, less is shown
+    take.release()
+    eventually(lambda: queue.get_job_state(job.id) == "completed", 5)
+
+
+@pytest.mark.parametrize("how", ["processor", "helper", "listener", "helper of a listener"])
+def test_close_from_inside_begins_and_returns(queue: Queue, make: Make, how: str) -> None:
+    """api.md: in a processor or a listener, and in what they spawned, waiting would be for ever."""
+    returned: list[str] = []
+
+    def close() -> None:
+        worker.close()
+        returned.append(how)
+
+    def process(job: Job, token: CancellationToken) -> str:
+        if how == "processor":
+            close()
+        elif how == "helper":
+            gevent.spawn(close).join()
+        return "done"
+
+    worker = make(process)
+    if how == "listener":
+        worker.on("completed", lambda job, result: close())
+    elif how == "helper of a listener":
+        worker.on("completed", lambda job, result: gevent.spawn(close).join())
+    job = queue.add("n")
+    eventually(lambda: returned == [how])
+    eventually(lambda: not worker.is_running)
+    worker.close()
+    assert queue.get_job_state(job.id) == "completed"
+
+
+@pytest.mark.unpatched
+def test_close_and_cancel_from_another_native_thread(queue: Queue, make: Make) -> None:
+    """api.md: from any native thread, while the worker's own gives its hub turns."""
+    worker = make(lambda job, token: token.sleep(60), concurrency=2)
+    first, second = queue.add("n"), queue.add("n")
+    eventually(lambda: len(worker.active_jobs) == 2)
+    seen: list[object] = []
+
+    def from_outside() -> None:
+        seen.append(worker.cancel_job(first.id, "from a thread", retry=False))
+        worker.concurrency = 3
+        worker.close(0)
+        seen.append(worker.is_running)
+
+    thread = threading.Thread(target=from_outside)
+    thread.start()
+    eventually(lambda: not thread.is_alive())
+    thread.join()
+    assert seen == [True, False]
+    assert queue.get_job_state(first.id) == "failed"
+    assert queue.get_job_state(second.id) == "waiting"
+
+
+def test_starts_and_closes_that_meet(queue: Queue, make: Make) -> None:
+    """Idempotent from several greenlets: one engine, and a new id after each close."""
+    worker = make(lambda job: "ran")
+    ids = {worker.id}
+    gevent.joinall([gevent.spawn(worker.start) for _ in range(5)], raise_error=True)
+    assert worker.id in ids
+    for _ in range(3):
+        closing = [gevent.spawn(worker.close) for _ in range(3)]
+        starting = gevent.spawn(worker.start)
+        gevent.joinall([*closing, starting], raise_error=True)
+        worker.start()
+        ids.add(worker.id)
+        job = queue.add("n")
+        eventually(lambda job=job: queue.get_job_state(job.id) == "completed")
+    assert len(ids) == 4

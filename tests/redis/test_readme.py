@@ -1,0 +1,152 @@
+"""What README shows is run here as it stands there: the snippets, and the commands."""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import typing
+
+import gevent
+import pytest
+
+from geventq import CancellationToken, Job, Queue
+from tests.conftest import Make
+from tests.support.waiting import eventually
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S)
+    assert found is not None, title
+    return found[1]
+
+
+def snippets(title: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", section(title), re.M | re.S)
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> collections.abc.Callable[[list[str]], str]:
+    """Runs a command as a new user would: nothing set, a home of its own; its output."""
+    environment = {key: value for key, value in os.environ.items() if "GEVENTQ" not in key}
+    environment |= {"GEVENTQ_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+    def run(command: list[str]) -> str:
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_first_job_and_its_cancellation(
+    run: collections.abc.Callable[[list[str]], str],
+) -> None:
+    (program,) = snippets("The first job, and its cancellation")
+    promised = re.search(r"failed_reason\)  # (.*)", program)
+    assert promised is not None
+    assert run([sys.executable, "-W", "error", "-c", program]).strip() == promised[1]
+
+
+class Patterns(typing.NamedTuple):
+    """The processors of the section, and what the functions that they call have done."""
+
+    names: dict[str, typing.Any]
+    done: list[object]
+
+
+@pytest.fixture
+def patterns() -> Patterns:
+    done: list[object] = []
+    names: dict[str, typing.Any] = {
+        "handle": lambda item: (gevent.sleep(0.001), done.append(item)),
+        "download": lambda url, **options: (gevent.sleep(60 if url == "slow" else 0), url)[1],
+        "step_one": lambda data: (gevent.sleep(0.05), data)[1],
+        "step_two": lambda first: "both steps",
+        "work": lambda job: gevent.sleep(60),
+        "roll_back_or_commit": lambda: (gevent.sleep(0.05), done.append("rolled back")),
+    }
+    for snippet in snippets("The four patterns"):
+        exec(compile(snippet, "README.md", "exec"), names)
+    return Patterns(names, done)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "data", "state"),
+    [
+        ("chunks", {"items": list(range(10_000))}, "completed"),  # it breaks off and returns
+        ("blocking", {"url": "slow"}, "failed"),
+        ("steps", {}, "failed"),
+        ("either", {"url": "slow"}, "failed"),
+    ],
+)
+def test_each_pattern_is_cancelled_softly(
+    queue: Queue, make: Make, patterns: Patterns, pattern: str, data: object, state: str
+) -> None:
+    worker = make(patterns.names[pattern])
+    job = queue.add("n", data)
+    eventually(lambda: worker.active_jobs)
+    gevent.sleep(0)  # so that the processor has had its first turn
+    assert worker.cancel_job(job.id, "enough")
+    eventually(lambda: queue.get_job_state(job.id) == state)
+    read = queue.get_job(job.id)
+    assert read is not None
+    if state == "failed":
+        assert read.failed_reason == "Job cancelled: enough"
+    else:
+        assert len(patterns.done) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "data", "result"),
+    [
+        ("chunks", {"items": [1, 2, 3]}, None),
+        ("blocking", {"url": "fast"}, "fast"),
+        ("steps", {}, "both steps"),
+        ("either", {"url": "fast"}, "fast"),
+    ],
+)
+def test_each_pattern_ends_by_itself(
+    queue: Queue, make: Make, patterns: Patterns, pattern: str, data: object, result: object
+) -> None:
+    make(patterns.names[pattern])
+    job = queue.add("n", data)
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.return_value == result
+
+
+def test_the_shielded_block_is_not_cut(queue: Queue, make: Make, patterns: Patterns) -> None:
+    started = []
+
+    def commit(job: Job, token: CancellationToken) -> object:
+        started.append(job.id)
+        return patterns.names["commit"](job, token)
+
+    worker = make(commit)
+    job = queue.add("n")
+    eventually(lambda: started)
+    assert worker.cancel_job(job.id, "it hangs", hard=True)
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
+    assert patterns.done == ["rolled back"]
+
+
+def test_the_commands(run: collections.abc.Callable[[list[str]], str]) -> None:
+    """Those that end by themselves; the demo and the worker have tests of their own."""
+    commands = re.findall(r"^    (geventq .*)$", section("The command line"), re.M)
+    assert {command.split()[1] for command in commands} == {"demo", "worker", "add", "jobs"}
+    for command in commands:
+        words = shlex.split(command)
+        if words[1] in ("add", "jobs"):
+            run([sys.executable, "-m", *words])
