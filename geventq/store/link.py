@@ -105,8 +105,11 @@ _CLASSES: typing.Final[dict[str, type[typing.Any]]] = {
 
 
 def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket.socket:
-    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context."""
-    context = gevent.ssl.create_default_context()
+    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context: that of
+    `create_default_context` would block the hub in a process that is not patched."""
+    context: typing.Any = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not (options.ca_certs or options.ca_path or options.ca_data):
+        context.load_default_certs()
     context.check_hostname = options.check_hostname
     context.verify_mode = options.cert_reqs
     for flag in options.ssl_include_verify_flags or ():
@@ -240,9 +243,7 @@ class Link:
         if sock is None:
             return True
         raw: typing.Any = getattr(sock, "_sock", sock)
-        if isinstance(sock, gevent.ssl.SSLSocket):
-            return False
-        try:
+        try:  # below TLS too: what comes there unasked is the end
             raw.recv(1, gevent.socket.MSG_PEEK | gevent.socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
