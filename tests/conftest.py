@@ -12,6 +12,7 @@ import redis
 
 from geventq import Queue, Worker, clock
 from tests.support.leaks import Snapshot
+from tests.support.locks import Locks
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.timeouts import (  # noqa: F401 - hooks, found by their names
@@ -94,6 +95,12 @@ def make(redis_url: str, prefix: str) -> collections.abc.Iterator[Make]:
     yield make
     for worker in workers:
         worker.close(0)
+
+
+@pytest.fixture
+def locks(redis_client: redis.Redis, prefix: str) -> Locks:
+    """The locks of that queue's jobs, from outside."""
+    return Locks(redis_client, prefix)
 
 
 @pytest.fixture
