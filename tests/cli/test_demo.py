@@ -110,7 +110,7 @@ def runs(
         programs.end()
         for process in (terminal, half_read):
             process.kill()
-            process.wait()
+            process.communicate()
         os.close(screen)
 
 
