@@ -126,10 +126,10 @@ class Worker:
         from geventq.store.connection import Endpoint  # this is where redis gets imported
         from geventq.store.keys import QueueKeys
         from geventq.worker.engine import Engine
-        from geventq.worker.execution import untouched_references
+        from geventq.worker.execution import untouched
 
         endpoint = Endpoint.of(self._connection)
-        untouched_references()  # yields the first time: nobody else's start may come in between
+        untouched()  # yields the first time: nobody else's start may come in between
         if self._engine is not None:
             return
         if self._started:

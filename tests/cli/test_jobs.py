@@ -14,7 +14,7 @@ import pytest
 from geventq import Queue, cli
 from geventq.commands import jobs
 from geventq.commands.console import without_passwords
-from geventq.queue import _STATES
+from geventq.job import STATES
 from tests.support.programs import ROOT, Programs
 
 Here = collections.abc.Callable[..., tuple[int, str, str]]
@@ -125,7 +125,7 @@ def test_a_job_cannot_write_to_the_terminal(here: Here, queue: Queue) -> None:
 
 
 def test_the_states_that_the_command_knows_are_those_of_the_queue() -> None:
-    assert set(jobs.STATES) == set(_STATES)
+    assert set(jobs.STATES) == set(STATES)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_the_states_that_the_command_knows_are_those_of_the_queue() -> None:
         (["jobs", "q", "--prefix", "a b"], "prefix: must be printable ASCII"),
         (["jobs", "q", "--redis", "http://u:secret@h"], "connection: the URL must be"),
         (["jobs", "q", "--redis", "u:secret@h"], "connection: the URL must be"),
-        (["jobs", "q", "--redis", "redis://:secret/x@h:1"], "connection: the URL must be"),
-        (["jobs", "q", "--redis", "redis://:secret@h:x"], "Port could not be cast"),
+        (["jobs", "q", "--redis", "redis://:secret/x@h:1"], "connection: the path must be"),
+        (["jobs", "q", "--redis", "redis://:secret@h:x"], "connection: the URL must be"),
         (["jobs", "q", "redis://u:secret@h/0"], "unrecognized arguments: redis://***@h/0"),
         (["jobs", "q", "u:secret@h"], "unrecognized arguments: ***@h"),
     ],
