@@ -59,7 +59,7 @@ class _Pool(deque[Link]):
     def close(self) -> None:
         """Close them all."""
         while link := self._next():
-            link.close_unused()
+            link.close()
 
     def _next(self) -> Link | None:
         try:
