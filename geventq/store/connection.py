@@ -59,7 +59,7 @@ class _Pool(deque[Link]):
     def close(self) -> None:
         """Close them all."""
         while link := self._next():
-            link.close_unused()
+            link.close()
 
     def _next(self) -> Link | None:
         try:
@@ -143,6 +143,7 @@ class Client:
 
     def open_link(self, *, name: str | None = None) -> Link:
         """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
+        self._check_process()
         name = name or self._name
         if self.endpoint.embedded is None:
             return Link.open(self.endpoint, name=name)
@@ -175,8 +176,7 @@ class Client:
         return replies
 
     def _pool(self) -> _Pool:
-        if self._pid != os.getpid():
-            self._forget_parent()
+        self._check_process()
         self._refuse_if_closed()
         hub = get_hub()
         pool = self._pools.get(hub)
@@ -196,10 +196,14 @@ class Client:
                 self._pools.pop(hub, None)
                 pool.close()
 
-    def _forget_parent(self) -> None:
-        """In a forked child: the sockets are the parent's too, so only our ends are closed."""
+    def _check_process(self) -> None:
+        """In a forked child, begin anew: the sockets are the parent's too, so only our ends are
+        closed, and the membership is the parent's."""
+        if self._pid == os.getpid():
+            return
         self._pid = os.getpid()
         self._guard = _new_guard()  # a thread of the parent may have held it
+        self._membership = None
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
