@@ -291,6 +291,28 @@ def test_what_comes_late_never_reaches_the_next_job(queue: Queue, make: Make, le
     assert turn.greenlets == 2
 
 
+def test_who_links_to_a_jobs_greenlet_later_hears_its_end(queue: Queue, make: Make) -> None:
+    """2.16: linked when job 1 is over and the greenlet idle, and then forgotten by the linker."""
+    ended: list[str] = []
+
+    def first(token: CancellationToken) -> None:
+        current: typing.Any = gevent.getcurrent()
+        geventq.detach(link_soon, current)
+
+    def link_soon(greenlet: typing.Any) -> None:
+        gevent.sleep(0.02)
+        greenlet.link(lambda _: ended.append("job 1"))
+
+    turn = InTurn(queue, make, first, unharmed)
+    turn.start()
+    turn.ended()
+    gevent.sleep(0.05)
+    turn.start()
+    eventually(lambda: ended)
+    turn.ended()
+    assert turn.returned[1] == "unharmed"
+
+
 def test_a_request_to_an_attempt_that_is_over_does_not_reach_the_next(
     queue: Queue, make: Make
 ) -> None:
