@@ -303,14 +303,13 @@ def test_who_links_to_a_jobs_greenlet_later_hears_its_end(queue: Queue, make: Ma
         gevent.sleep(0.02)
         greenlet.link(lambda _: ended.append("job 1"))
 
-    turn = InTurn(queue, make, first, unharmed)
+    turn = InTurn(queue, make, first, lambda token: eventually(lambda: list(ended), 2.0))
     turn.start()
     turn.ended()
     gevent.sleep(0.05)
     turn.start()
-    eventually(lambda: ended)
     turn.ended()
-    assert turn.returned[1] == "unharmed"
+    assert turn.returned[1] == ["job 1"]
 
 
 def test_a_request_to_an_attempt_that_is_over_does_not_reach_the_next(
