@@ -92,6 +92,7 @@ class Intake:
         for number in range(_LANES):
             lane = gevent.Greenlet(self._lane)
             lane.name = f"geventq-lane-{self._queue}-{number}"
+            lane.spawn_tree_locals = {}  # it belongs to no job (2.12)
             self.greenlets.append(lane)
             lane.start()
 

@@ -21,6 +21,7 @@ class Loop(abc.ABC):
         self._outage = Outage(what, queue, self._stop)
         self._greenlet = gevent.Greenlet(self._loop)
         self._greenlet.name = f"geventq-{name}-{queue}"
+        self._greenlet.spawn_tree_locals = {}  # it belongs to no job (2.12)
 
     def start(self) -> None:
         """Start the greenlet.  Does not yield."""

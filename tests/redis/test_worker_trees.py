@@ -10,7 +10,7 @@ import pytest
 from gevent import monkey
 
 import geventq
-from geventq import CancellationToken, Job, JobKilled, Queue
+from geventq import CancellationToken, Job, JobKilled, Queue, Worker
 from tests.conftest import Make
 from tests.support.told import Told, stream_of
 from tests.support.waiting import eventually
@@ -52,6 +52,30 @@ def test_a_kill_takes_the_jobs_greenlets_along(queue: Queue, make: Make) -> None
     eventually(lambda: told.of(other))
     assert "detached" not in ended
     gevent.killall(spared)
+
+
+def test_a_worker_that_a_job_started_does_not_die_with_it(
+    queue: Queue, make: Make, redis_url: str, prefix: str
+) -> None:
+    """2.12: geventq's own greenlets belong to no job, whoever made what they serve."""
+    inner: list[Worker] = []
+
+    def process(job: Job) -> None:
+        other = Worker("inner", lambda job: "done", redis_url, prefix)
+        other.start()
+        inner.append(other)
+        gevent.sleep(60)
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: inner)
+    assert worker.cancel_job(job.id, hard=True)
+    told.wait("failed")
+    with Queue("inner", redis_url, prefix) as others:
+        job = others.add("n")
+        eventually(lambda: others.get_job_state(job.id) == "completed")
+    inner[0].close()
 
 
 @pytest.mark.parametrize("end", ["returns", "is killed"])
