@@ -125,6 +125,35 @@ def test_a_give_back_whose_answer_was_lost_is_made_once(
     assert (read.attempts_made, read.attempts_started) == (0, 0)
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_an_outcome_is_offered_until_the_server_answers(
+    queue: Queue, proxy: Proxy, prefix: str, redis_client: typing.Any, lives: bool
+) -> None:
+    """3.6: the line is down for longer than the lock's life; the processor has ended, so nothing
+    is let go by our own clock (3.3): the token test of the script decides."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job) -> str:
+        inside.set()
+        go.wait()
+        return "done"
+
+    worker = Worker("q", process, proxy.url, prefix, lock_duration=0.6, skip_stalled_check=True)
+    told = Told(worker)
+    with worker:
+        job = queue.add("n")
+        inside.wait()
+        with proxy.refusing():
+            go.set()
+            if lives:
+                redis_client.persist(f"{prefix}:q:{job.id}:lock")
+            gevent.sleep(0.8)
+            assert told.of(job) == []
+        eventually(lambda: told.of(job))
+    assert told.of(job) == (["completed"] if lives else ["lock_lost"])
+    assert queue.get_job_state(job.id) == ("completed" if lives else "active")
+
+
 class Refusal(typing.NamedTuple):
     """How an administrator makes a server refuse, and serve again."""
 
