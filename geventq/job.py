@@ -118,11 +118,6 @@ class Job:
         self._data: typing.Any = _UNREAD
         self._discarded = False
 
-    @classmethod
-    def from_hash(cls, store: JobStore, job_id: str, fields: Fields) -> Job:
-        """The job of a hash as Redis gave it.  Nothing is parsed before it is asked for."""
-        return cls(store, job_id, fields)
-
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.name!r} of {self.queue_name!r}>"
 

@@ -461,7 +461,7 @@ class NodeJob:
     def __init__(self, context: Context, queue: NodeQueue, job_id: str) -> None:
         self._context = context
         self._queue = queue
-        self._ours = queue.ours.get_job(job_id) or Job.from_hash(queue.ours._store, job_id, {})
+        self._ours = queue.ours.get_job(job_id) or Job(queue.ours._store, job_id, {})
         self.id = job_id
 
     @property
