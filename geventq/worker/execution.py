@@ -95,6 +95,11 @@ class Execution:
         """Refused: the worker settles what it runs."""
         raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
 
+    def over(self) -> None:
+        """Nobody asks for the job any more.  Breaks the cycle between the two, so that all of a
+        run dies with it, without the collector."""
+        del self.job
+
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""
         return self.max_started is not None and self.started >= self.max_started
