@@ -9,7 +9,6 @@ in this module.
 
 from __future__ import annotations
 
-import os
 import typing
 import weakref
 from collections import deque
@@ -20,6 +19,7 @@ from gevent import get_hub
 
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 from geventq.store.link import Link, Reply, lost_answer, outage
 from geventq.store.scripts import Script
@@ -49,7 +49,7 @@ class Client:
         self.endpoint = endpoint
         self._name = name
         self._pools: weakref.WeakKeyDictionary[object, deque[Link]] = weakref.WeakKeyDictionary()
-        self._pid = os.getpid()
+        self._generation = fork.generation
         self._closed = False
 
     def execute(
@@ -121,7 +121,7 @@ class Client:
         return replies
 
     def _pool(self) -> deque[Link]:
-        if self._pid != os.getpid():
+        if self._generation != fork.generation:
             self._forget_parent()
         if self._closed:
             raise GeventqError("this client is closed")
@@ -150,8 +150,8 @@ class Client:
         return None
 
     def _forget_parent(self) -> None:
-        """In a forked child: the sockets are the parent's too, so only our ends are closed."""
-        self._pid = os.getpid()
+        """In a forked child, where the links have lost their connections."""
+        self._generation = fork.generation
         for pool in list(self._pools.values()):
             while pool:
                 pool.pop().close()

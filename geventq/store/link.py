@@ -4,12 +4,12 @@ redis-py connects, authenticates and selects the database, on gevent sockets of 
 it works in unpatched processes too.  From then on requests are packed and replies parsed by
 hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
 (targets.md, facts).  A link whose call did not end normally is closed and never used again: the
-next answer on it would be somebody else's (cancellation.md 2.14).
+next answer on it would be somebody else's (cancellation.md 2.14).  In a forked child it has lost
+its connection (`geventq.store.fork`).
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 import sys
 import typing
@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from geventq.errors import RedisUnavailableError
+from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 
 __all__ = ["Link", "Reply", "outage"]
@@ -62,8 +63,10 @@ class _Sockets:
     def _connect(self) -> gevent.socket.socket:
         connection = typing.cast(typing.Any, self)
         path = getattr(connection, "path", None)
+        since = fork.generation
         if path is not None:
             sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+            fork.watch(sock, since)
             try:
                 sock.settimeout(CONNECT_TIMEOUT)
                 sock.connect(path)
@@ -74,6 +77,7 @@ class _Sockets:
         sock = gevent.socket.create_connection(
             (connection.host, connection.port), timeout=CONNECT_TIMEOUT
         )
+        fork.watch(sock, since)
         try:
             sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
             sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
@@ -123,19 +127,26 @@ def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket
         context.minimum_version = options.ssl_min_version
     if options.ssl_ciphers:
         context.set_ciphers(options.ssl_ciphers)
-    return typing.cast(
-        gevent.socket.socket, context.wrap_socket(sock, server_hostname=options.host)
+    since = fork.generation
+    encrypted = context.wrap_socket(
+        sock, server_hostname=options.host, do_handshake_on_connect=False
     )
+    fork.watch(encrypted, since)
+    try:
+        encrypted.do_handshake()
+    except BaseException:
+        encrypted.close()
+        raise
+    return typing.cast(gevent.socket.socket, encrypted)
 
 
 class Link:
     """A connected, authenticated socket.
 
-    Not shared: whoever holds it makes one `call` at a time.  `pid` is the process that made it;
-    in a forked child the socket belongs to the parent and is closed without a word.
+    Not shared: whoever holds it makes one `call` at a time.
     """
 
-    __slots__ = ("_reader", "_sock", "_timeout", "address", "idle_since", "pid")
+    __slots__ = ("_reader", "_sock", "_timeout", "address", "idle_since")
 
     def __init__(self, sock: gevent.socket.socket, address: str) -> None:
         self._sock: gevent.socket.socket | None = sock
@@ -143,7 +154,6 @@ class Link:
         self._timeout: float | None = CONNECT_TIMEOUT
         self.address = address
         self.idle_since = 0.0
-        self.pid = os.getpid()
 
     @classmethod
     def open(cls, endpoint: Endpoint, *, name: str | None = None) -> Link:
@@ -151,6 +161,7 @@ class Link:
 
         Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
         """
+        since = fork.generation
         settings = dict(endpoint.settings)
         kind = endpoint.kind
         address = endpoint.describe()
@@ -158,6 +169,8 @@ class Link:
             from geventq.store import embedded  # needs no redis; here only where it is used
 
             settings["path"] = embedded.join(endpoint.embedded).socket_path
+            if since != fork.generation:  # what was to be sent is for the parent to send
+                raise lost_answer(f"the process was forked before Redis at {address} was", False)
         connection = _CLASSES[kind](
             **settings,
             client_name=name,
