@@ -127,6 +127,17 @@ class Attempt:
             helpers, token._extras.helpers = token._extras.helpers, []
             calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
 
+    def disown(self) -> list[typing.Any]:
+        """In a forked child, where the run is the parent's: nothing can be asked of it any more
+        (7.5).  Returns its greenlets, which are not ended.  Does not yield."""
+        greenlets = self.family()
+        if self.greenlet is not None:
+            greenlets.append(self.greenlet)
+        if self.token is not None:
+            greenlets += self.token._disown()
+        self.end()
+        return greenlets
+
     def _stop_limit(self) -> None:
         self._limit.stop()
         self._limit.close()

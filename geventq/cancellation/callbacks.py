@@ -47,6 +47,11 @@ class Callback:
         """Whether it was started and has not ended."""
         return self._greenlet is not None and not self._greenlet.ready()
 
+    @property
+    def greenlet(self) -> gevent.Greenlet[..., typing.Any] | None:
+        """The greenlet that it runs in, once it was started."""
+        return self._greenlet
+
     def undo(self) -> bool:
         """Take the callback back; `False` if it was started already.  Does not yield."""
         if self._greenlet is None:

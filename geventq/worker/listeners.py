@@ -98,11 +98,20 @@ class Listeners:
         if self.greenlet is not None and not self.is_inside(gevent.getcurrent()):
             self.greenlet.join()
 
+    def disown(self) -> gevent.Greenlet[..., None] | None:
+        """In a forked child: forget what the parent's listeners wait for.  Returns their greenlet,
+        which is not ended."""
+        greenlet, self.greenlet = self.greenlet, None
+        self._waiting.clear()
+        return greenlet
+
     def _loop(self) -> None:
         while True:
             while self._waiting:
                 event, args = self._waiting.popleft()
                 self.call(event, *args)
+                if self.greenlet is not gevent.getcurrent():
+                    return  # a listener has forked, and this is the child
             if self._ended:
                 return
             self._wake.clear()

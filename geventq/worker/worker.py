@@ -69,6 +69,7 @@ class Worker:
         self._paused = False
         self._resumed = gevent.event.Event()  # for `get_next_job`
         self._by_hand: ByHand | None = None
+        self._handlers: list[typing.Any] = []  # of signals, while it is in `run`
         if self.options.autorun:
             self.start()
 
@@ -149,6 +150,12 @@ class Worker:
         if self._engine is engine:
             self._engine = None
 
+    def died(self, engine: Engine) -> None:
+        """Called by the engine in a forked child: there this worker was never started, and signals
+        do what they do in any process."""
+        self.ended(engine)
+        self._end_handlers()
+
     def __enter__(self) -> Worker:
         self.start()
         return self
@@ -159,17 +166,19 @@ class Worker:
     def run(self) -> None:
         """Start, and block until closed.  In the main thread the first SIGTERM or SIGINT closes
         with `close_timeout`, a second one with 0 (cancellation.md 7.2).  Yields."""
-        handlers = []
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                handlers.append(gevent.signal_handler(number, self._signalled))
+                self._handlers.append(gevent.signal_handler(number, self._signalled))
         try:
             self.start()
             if self._engine is not None:
                 self._wait_closed(self._engine)
         finally:
-            for handler in handlers:
-                handler.cancel()
+            self._end_handlers()
+
+    def _end_handlers(self) -> None:
+        while self._handlers:
+            self._handlers.pop().cancel()
 
     def _signalled(self) -> None:
         """In a greenlet that gevent spawns for the signal."""
