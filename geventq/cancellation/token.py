@@ -141,7 +141,9 @@ class CancellationToken(_Base):
         waits for it.  What it raises is logged.  The handle's `undo()` takes it back.
         """
         extras = self._rare()
-        callback = Callback(fn, args, self._callback_ended)
+        root = self._root()
+        of_a_job = root._attempt is not None or root._sealed
+        callback = Callback(fn, args, self._callback_ended, of_a_job=of_a_job)
         extras.callbacks.append(callback)
         if self._cancellation is not None:
             callback.start()
@@ -296,18 +298,16 @@ class CancellationToken(_Base):
             self._extras.guard.attempt = None
 
     def _disown(self) -> list[Greenlet[..., typing.Any]]:
-        """In a forked child: stop the clocks; return the greenlets that work for the job."""
+        """In a forked child: stop the clocks; return the helpers."""
         extras = self._extras
         if extras is None:
             return []
-        callbacks = [callback.greenlet for callback in extras.callbacks]
-        greenlets = [*extras.helpers, *(one for one in callbacks if one is not None)]
-        extras.helpers = []
+        helpers, extras.helpers = extras.helpers, []
         if extras.deadline is not None:
             extras.deadline.stop()
         for child in list(extras.links):
-            greenlets += child._disown()
-        return greenlets
+            child._disown()
+        return helpers
 
     def _root(self) -> CancellationToken:
         token = self

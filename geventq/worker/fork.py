@@ -19,6 +19,7 @@ import weakref
 import greenlet
 from gevent._hub_local import get_hub_if_exists
 
+from geventq.cancellation.callbacks import at_work
 from geventq.worker.burial import bury
 
 __all__ = ["Mortal", "watch"]
@@ -51,6 +52,7 @@ def _in_child() -> None:
         return
     for mortal in mortals:
         _dead.extend(mortal.die())
+    _dead.extend(at_work)
     if greenlet.getcurrent() is get_hub_if_exists():
         _bury_the_dead(greenlet.getcurrent())
         return

@@ -103,6 +103,7 @@ class Listeners:
         which is not ended."""
         greenlet, self.greenlet = self.greenlet, None
         self._waiting.clear()
+        self._wake = gevent.event.Event()  # the next hub may be another thread's
         return greenlet
 
     def _loop(self) -> None:

@@ -155,6 +155,9 @@ class Worker:
         do what they do in any process."""
         self.ended(engine)
         self._end_handlers()
+        self._resumed = gevent.event.Event()  # the next hub may be another thread's
+        if not self._paused:
+            self._resumed.set()
 
     def __enter__(self) -> Worker:
         self.start()
