@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -25,12 +27,21 @@ class Program:
 
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def says(self) -> dict[str, typing.Any]:
         """All its lines by ``who`` said them, when all who hold its output have ended."""
-        output, _ = self._process.communicate(timeout=40)
+        try:
+            output, _ = self._process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.communicate()
+            raise
         assert self._process.returncode == 0, output
         lines = [json.loads(line) for line in output.splitlines()]
         said = {line.pop("who"): line for line in lines}
