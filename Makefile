@@ -20,7 +20,7 @@ PATCHED := tests/unit tests/redis tests/fault
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.embedded ## watch jobs run and be cancelled, on a server of its own (30 s)
+demo: $(VENV)/.embedded ## watch jobs run and be cancelled, on a server of its own (10 s)
 	@$(BIN)/geventq demo
 
 test: test-patched test-plain ## the whole suite, unpatched, and most of it monkey-patched too

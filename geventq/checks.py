@@ -21,12 +21,16 @@ __all__ = [
     "check_job_id",
     "check_keep",
     "check_keys",
+    "check_known_id",
+    "check_list",
     "check_mapping",
     "check_name",
     "check_prefix",
     "check_queue_name",
     "check_ratio",
     "check_seconds",
+    "check_text",
+    "is_queue_key",
     "milliseconds",
     "show",
 ]
@@ -40,6 +44,9 @@ MAX_SECONDS: typing.Final = 2**53 / 1000
 _RESERVED_IDS: typing.Final = frozenset(
     """wait active prioritized delayed waiting-children completed failed paused stalled
     stalled-check meta id pc marker events limiter repeat metrics de dn delay priority""".split()
+)
+_PARTS_OF_A_JOB: typing.Final = frozenset(
+    "lock logs dependencies processed failed unsuccessful".split()
 )
 _INTEGER_TEXT: typing.Final = re.compile(r"-?[0-9]+")
 _SURROGATE: typing.Final = re.compile("[\ud800-\udfff]")
@@ -119,15 +126,20 @@ def check_flag(field: str, value: object) -> bool:
     return value
 
 
-def check_name(field: str, value: object) -> str:
-    """Text that is not empty and can be encoded in UTF-8."""
+def check_text(field: str, value: object) -> str:
+    """Text that can be encoded in UTF-8."""
     if not isinstance(value, str):
         raise _wrong_type(field, "text is needed", value)
-    if not value:
-        raise _wrong_value(field, "must not be empty", value)
     if not value.isascii() and _SURROGATE.search(value):
         raise _wrong_value(field, "must not hold a lone surrogate", value)
     return value
+
+
+def check_name(field: str, value: object) -> str:
+    """Text that is not empty and can be encoded in UTF-8."""
+    if value == "":
+        raise _wrong_value(field, "must not be empty", value)
+    return check_text(field, value)
 
 
 def check_queue_name(value: object, field: str = "queue name") -> str:
@@ -157,6 +169,31 @@ def check_job_id(field: str, value: object) -> str:
     if job_id in _RESERVED_IDS:
         raise _wrong_value(field, "is reserved for a key of the queue", value)
     return job_id
+
+
+def is_queue_key(job_id: str) -> bool:
+    """Whether what the queue stores under that name is something else than a job."""
+    first, colon, rest = job_id.partition(":")
+    if first == "repeat":
+        return ":" not in rest  # `repeat:id:ms` is a scheduler's job
+    return first in _RESERVED_IDS or (bool(colon) and rest.rpartition(":")[2] in _PARTS_OF_A_JOB)
+
+
+def check_known_id(field: str, value: object) -> str:
+    """The id of a job that may be there: one that Redis, a scheduler or another program gave it,
+    but no key of the queue."""
+    job_id = check_name(field, value)
+    if is_queue_key(job_id):
+        raise _wrong_value(field, "is reserved for a key of the queue", value)
+    return job_id
+
+
+def check_list(field: str, value: typing.Iterable[typing.Any]) -> list[typing.Any]:
+    """Something to iterate, once."""
+    try:
+        return list(value)
+    except TypeError:
+        raise _wrong_type(field, "a list is needed", value) from None
 
 
 def check_mapping(field: str, value: object) -> dict[str, typing.Any]:

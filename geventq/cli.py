@@ -1,18 +1,21 @@
 """The command ``geventq``: run a worker, add jobs, list jobs, watch the demo.
 
-Owns arguments, the configuration file, exit statuses and what is printed.  Exit status: 0 done,
-1 refused, 2 usage, 3 Redis could not be reached.  Errors go to stderr without a traceback.
+Owns the parser and the exit statuses: 0 done, 1 refused, 2 usage, 3 Redis could not be reached.
+Errors go to stderr without a traceback and without a password; what the commands do is
+`geventq.commands`' business.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
 import sys
-import tomllib
 import typing
 
+from geventq import __version__
+from geventq.commands import jobs, settings, worker
+from geventq.commands.console import UsageError, say_error, without_passwords
 from geventq.errors import GeventqError, RedisUnavailableError
 
 __all__ = ["main"]
@@ -22,193 +25,94 @@ USAGE: typing.Final = 2
 UNREACHABLE: typing.Final = 3
 
 
-class _UsageError(Exception):
-    """The command line or the configuration cannot be used."""
-
-
 def main(arguments: typing.Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status; argparse raises `SystemExit` with 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a job's name need not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.run is None:
         parser.print_usage(sys.stderr)
         return USAGE
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     try:
         return int(given.run(given))
     except RedisUnavailableError as error:
-        return _fail(str(error), UNREACHABLE)
-    except (_UsageError, ValueError, TypeError) as error:
-        return _fail(str(error), USAGE)
-    except GeventqError as error:
-        return _fail(str(error), REFUSED)
+        return _failed(error, UNREACHABLE)
+    except (UsageError, ValueError, TypeError) as error:
+        return _failed(error, USAGE)
+    except (GeventqError, OSError) as error:
+        return _failed(error, REFUSED)
 
 
-def _fail(text: str, status: int) -> int:
-    print(f"geventq: {text}", file=sys.stderr)
+def _interrupted(number: int, frame: object) -> typing.NoReturn:
+    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
+    raise SystemExit(128 + number)
+
+
+def _failed(error: Exception, status: int) -> int:
+    say_error(str(error) or type(error).__name__)
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names no password in what it says about a wrong command line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        super().error(without_passwords(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--redis", metavar="URL", help="where Redis is; default: embedded:")
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
+    )
     common.add_argument("--prefix", help="the first part of every key (bull)")
     common.add_argument("--json", action="store_true", help="print JSON only")
-    parser = argparse.ArgumentParser(prog="geventq", description="Run background jobs, stop them.")
+    parser = _Parser(prog="geventq", description="Run background jobs, and stop them.")
+    parser.add_argument("--version", action="version", version=f"geventq {__version__}")
     parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="watch jobs run and be cancelled", parents=[common])
-    demo.set_defaults(run=_demo)
-
-    worker = commands.add_parser("worker", help="run the jobs of a queue", parents=[common])
-    worker.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION")
-    worker.add_argument("-q", "--queue")
-    worker.add_argument("-c", "--concurrency", type=int)
-    worker.add_argument("--name")
-    worker.add_argument("--cancel-mode", choices=("soft", "hard"))
-    worker.add_argument("--kill-after", type=float, metavar="SECONDS")
-    worker.add_argument("--close-timeout", type=float, metavar="SECONDS")
-    worker.add_argument("--lock-duration", type=float, metavar="SECONDS")
-    worker.add_argument("--config", metavar="FILE")
-    worker.set_defaults(run=_worker)
-
-    add = commands.add_parser("add", help="add a job", parents=[common])
-    add.add_argument("queue")
-    add.add_argument("name")
-    add.add_argument("data", nargs="?", metavar="JSON")
-    add.add_argument("--delay", type=float, metavar="SECONDS")
-    add.add_argument("--priority", type=int)
-    add.add_argument("--attempts", type=int)
-    add.add_argument("--job-id")
-    add.set_defaults(run=_add)
-
-    jobs = commands.add_parser("jobs", help="list the jobs of a queue", parents=[common])
-    jobs.add_argument("queue")
-    jobs.add_argument("--state", action="append")
-    jobs.add_argument("--limit", type=int, default=100)
-    jobs.set_defaults(run=_jobs)
-    return parser
-
-
-def _url(given: argparse.Namespace, config: typing.Mapping[str, typing.Any] | None = None) -> str:
-    """The command line over the environment over the file; last a server of one's own."""
-    in_file = (config or {}).get("url")
-    return given.redis or os.environ.get("GEVENTQ_REDIS_URL") or in_file or "embedded:"
-
-
-def _add(given: argparse.Namespace) -> int:
-    from geventq.options import LEFT_OUT
-    from geventq.queue import Queue
-
-    data: typing.Any = LEFT_OUT
-    if given.data is not None:
-        try:
-            data = json.loads(given.data)
-        except ValueError as error:
-            raise _UsageError(f"JSON: {error}: {given.data!r}") from None
-    names = ("delay", "priority", "attempts", "job_id")
-    options = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    with Queue(given.queue, _url(given), given.prefix or "bull") as queue:
-        job = queue.add(given.name, data, **options)
-    print(json.dumps({"id": job.id}) if given.json else f"added job {job.id} to {given.queue}")
-    return 0
-
-
-def _jobs(given: argparse.Namespace) -> int:
-    from geventq.queue import Queue
-
-    with Queue(given.queue, _url(given), given.prefix or "bull") as queue:
-        states = given.state or list(queue.get_job_counts())
-        rows = [
-            {"id": job.id, "name": job.name, "state": state}
-            for state in states
-            for job in queue.get_jobs(state, 0, given.limit - 1)
-        ]
-    if given.json:
-        print(json.dumps(rows))
-        return 0
-    for row in rows:
-        print(f"{row['id']:>12}  {row['state']:<16}  {row['name']}")
-    if not rows:
-        print(f"no jobs in {given.queue}")
-    return 0
-
-
-def _worker(given: argparse.Namespace) -> int:
-    from gevent import monkey
-
-    monkey.patch_all()  # before the user's module is imported
-    sys.path.insert(0, os.getcwd())
-    from geventq.worker import Worker
-
-    config = _configuration(given.config)
-    settings = dict(config.get("worker", {}))
-    named = ("concurrency", "name", "cancel_mode", "kill_after", "close_timeout", "lock_duration")
-    for name in named:
-        from_environment = os.environ.get(f"GEVENTQ_{name.upper()}")
-        if from_environment is not None:
-            settings[name] = _number(name, from_environment)
-        if getattr(given, name) is not None:
-            settings[name] = getattr(given, name)
-    in_file = settings.pop("processor", None), settings.pop("queue", None)
-    processor, queue = given.processor or in_file[0], given.queue or in_file[1]
-    if not processor or not queue:
-        raise _UsageError("worker: MODULE:FUNCTION and -q QUEUE are needed")
-    connection = config.get("connection", {})
-    url = os.environ["GEVENTQ_REDIS_URL"] = _url(given, connection)
-    prefix = given.prefix or connection.get("prefix", "bull")
-    _check_reachable(url)
-    worker = Worker(queue, processor, url, prefix, **settings)
-    _print_events(worker)
-    print(f"worker of {queue}: {processor}, concurrency {worker.concurrency}", flush=True)
-    worker.run()
-    return 0
-
-
-def _number(name: str, text: str) -> typing.Any:
-    if name in ("name", "cancel_mode"):
-        return text
-    try:
-        return int(text) if name == "concurrency" else float(text)
-    except ValueError:
-        raise _UsageError(f"GEVENTQ_{name.upper()}: a number is needed, got {text!r}") from None
-
-
-def _configuration(path: str | None) -> dict[str, typing.Any]:
-    if path is None:
-        return {}
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise _UsageError(f"config: {path}: {error}") from None
-
-
-def _check_reachable(url: str) -> None:
-    from geventq.store.connection import Client, Endpoint
-
-    client = Client(Endpoint.of(url))
-    try:
-        client.execute("PING")
-    finally:
-        client.close()
-
-
-def _print_events(worker: typing.Any) -> None:
-    """Say on stdout what runs and what is cancelled."""
-
-    def say(text: str) -> typing.Callable[..., None]:
-        return lambda job, *rest: print(
-            f"{text} {job.id} {job.name}" + (f": {rest[0]}" if rest else ""), flush=True
+    def command(name: str, what: str, run: typing.Callable[..., int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=what, description=what, parents=[common], allow_abbrev=False
         )
+        made.set_defaults(run=run)
+        return made
 
-    for event in ("active", "completed", "failed", "retrying", "cancelled", "lock_lost", "stuck"):
-        worker.on(event, say(event))
+    command("demo", "watch jobs run and be cancelled", _demo)
+    runs = command("worker", "run the jobs of a queue", worker.run)
+    runs.epilog = (
+        "An option that is not given here is taken from the environment ($GEVENTQ_CONCURRENCY for "
+        "--concurrency), else from the file. SIGTERM or Ctrl-C lets running jobs end; a second one "
+        "puts them back into the queue at once."
+    )
+    runs.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION", help="what runs a job")
+    runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
+    runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
+    settings.add_arguments(runs, settings.WORKER)
+
+    adds = command("add", "add a job", jobs.add)
+    adds.add_argument("queue", metavar="QUEUE")
+    adds.add_argument("name", metavar="NAME")
+    adds.add_argument("data", nargs="?", metavar="JSON", help="its data ({})")
+    settings.add_arguments(adds, settings.ADD)
+
+    lists = command("jobs", "list the jobs of a queue", jobs.listing)
+    lists.add_argument("queue", metavar="QUEUE")
+    lists.add_argument(
+        "--state", action="append", choices=jobs.STATES, help="only these; may be repeated"
+    )
+    lists.add_argument("--limit", metavar="N", help="of each state (100; with --json all of them)")
+    return parser
 
 
 def _demo(given: argparse.Namespace) -> int:
     from geventq.demo import run
 
-    url = os.environ["GEVENTQ_REDIS_URL"] = _url(given)
-    _check_reachable(url)
-    return run(url)
+    url = os.environ["GEVENTQ_REDIS_URL"] = settings.url(given)
+    worker.check_reachable(url)
+    return run(url, settings.prefix(given), only_json=given.json)

@@ -1,166 +1,232 @@
-"""``geventq demo``: the whole story on the terminal, in a few seconds, on a real server.
+"""``geventq demo``: the whole story on the terminal, in some ten seconds, on a real server.
 
-Jobs are cancelled softly in mid-work, killed in a blocking call, waited for in a shield, lose
-their lock, and are retried; the table at the end tells what became of each.  The exit status is
-0 only if each ended as it should.
+Six ordinary jobs in one worker: one is cancelled softly in mid-work, one is killed in a blocking
+call, one is killed in a commit that is waited for, one loses its lock and runs again, one is
+retried, one just runs.  The table at the end tells what became of each.  The exit status is 0
+only if each ended as it should.
+
+Greenlets: the board's and those of the worker; the story itself is told in the caller's.
 """
 
 from __future__ import annotations
 
-import sys
-import time
 import typing
 import uuid
 
 import gevent
 import gevent.socket
 
-from geventq.cancellation import CancellationToken, LockLost
-from geventq.errors import GeventqError
+from geventq.cancellation import CancellationToken
+from geventq.commands.board import Board
+from geventq.commands.console import Console, safe
 from geventq.job import Job
 from geventq.queue import Queue
+from geventq.store.connection import Client, Endpoint
+from geventq.store.jobs import QueueStore
+from geventq.store.keys import QueueKeys
 from geventq.worker import Worker
 
 __all__ = ["run"]
 
 _LIMIT: typing.Final = 25.0  # seconds that the story may take
+_PAUSE: typing.Final = 0.8  # seconds in which a reader sees what has happened
+
+# -- the jobs: what a user's processor may look like ---------------------------------------
 
 
-def process(job: Job, token: CancellationToken) -> typing.Any:
-    """The demo's processor: one chapter a job name."""
-    return _CHAPTERS[job.name](job, token)
+def thumbnail(job: Job, token: CancellationToken) -> str:
+    """Runs to its end; nothing happens to it."""
+    for percent in range(10, 101, 10):
+        gevent.sleep(0.12)
+        job.update_progress(percent)
+    return "640x480"
 
 
-def _chunks(job: Job, token: CancellationToken) -> int:
-    for done in range(100):
+def mail(job: Job, token: CancellationToken) -> str:
+    """Fails the first time; is retried after its back-off."""
+    gevent.sleep(0.6)
+    if job.attempts_made == 0:
+        raise ConnectionError("the mail server hung up")
+    return "sent at the second attempt"
+
+
+def export(job: Job, token: CancellationToken) -> int:
+    """Writes chunks, and looks at its token before each."""
+    for percent in range(1, 101):
         token.raise_if_cancelled()
-        gevent.sleep(0.02)
-        job.update_progress(done + 1)
+        gevent.sleep(0.04)
+        job.update_progress(percent)
     return 100
 
 
-def _blocked(job: Job, token: CancellationToken) -> bytes:
+def download(job: Job, token: CancellationToken) -> bytes:
+    """Blocks in a socket, and looks at nothing."""
     ours, theirs = gevent.socket.socketpair()
     with ours, theirs:
         return ours.recv(1)  # nobody will ever write
 
 
-def _commit(job: Job, token: CancellationToken) -> str:
-    gevent.sleep(0.2)
+def payment(job: Job, token: CancellationToken) -> str:
+    """Commits; half a commit would be worse than none."""
+    gevent.sleep(2.0)
     with token.shield():
-        for step in range(5):
-            gevent.sleep(0.1)
-            job.update_progress(f"commit {step + 1}/5")
-    gevent.sleep(10)
+        for percent in range(10, 101, 10):
+            gevent.sleep(0.2)
+            job.update_progress(percent)
+    gevent.sleep(_LIMIT)
     return "never reached: the kill was thrown as the shield was left"
 
 
-def _forgetful(job: Job, token: CancellationToken) -> None:
-    token.sleep(10)
+def report(job: Job, token: CancellationToken) -> str:
+    """Loses its lock in the first run; the second one goes on where the first one was."""
+    begin = job.progress if isinstance(job.progress, int) else 0
+    for percent in range(begin, 101):
+        token.sleep(0.03 if begin else 0.15)
+        job.update_progress(percent)
+    return f"went on at {begin} %" if begin else "not disturbed"
 
 
-def _flaky(job: Job, token: CancellationToken) -> str:
-    if job.attempts_made == 0:
-        raise ConnectionError("the other side hung up")
-    return "second attempt"
-
-
-def _plain(job: Job, token: CancellationToken) -> int:
-    gevent.sleep(0.1)
-    return sum(job.data["numbers"])
-
-
-_CHAPTERS: typing.Final[dict[str, typing.Callable[[Job, CancellationToken], typing.Any]]] = {
-    "plain": _plain,
-    "chunked": _chunks,
-    "blocked": _blocked,
-    "commit": _commit,
-    "lock": _forgetful,
-    "flaky": _flaky,
+JOBS: typing.Final[dict[str, typing.Callable[[Job, CancellationToken], typing.Any]]] = {
+    job.__name__: job for job in (thumbnail, mail, export, download, payment, report)
 }
+_OPTIONS: typing.Final[dict[str, dict[str, typing.Any]]] = {"mail": {"attempts": 2, "backoff": 1.0}}
 
-# name -> how its story must end: the job's state, and a part of its text
-_ENDS: typing.Final = {
-    "plain": ("completed", "6"),
-    "chunked": ("failed", "Job cancelled: no longer needed"),
-    "blocked": ("failed", "Job cancelled: it hangs"),
-    "commit": ("failed", "Job cancelled: shutting the shop"),
-    "lock": ("lock lost", "lock of job"),
-    "flaky": ("completed", "second attempt"),
+
+def process(job: Job, token: CancellationToken) -> typing.Any:
+    """The demo's processor: one function a job name."""
+    return JOBS[job.name](job, token)
+
+
+# -- how each must end -----------------------------------------------------------------------
+
+
+class _Ending(typing.NamedTuple):
+    """How a job must have ended: its state, its result or failure, and what proves the rest."""
+
+    state: str
+    text: str
+    proof: typing.Callable[[Job], bool] = lambda job: True
+
+
+_ENDINGS: typing.Final = {
+    "thumbnail": _Ending("completed", "640x480"),
+    "mail": _Ending("completed", "sent at the second attempt", lambda job: job.attempts_made == 2),
+    "export": _Ending(
+        "failed", "Job cancelled: the user left the page", lambda job: 40 <= job.progress < 100
+    ),
+    "download": _Ending("failed", "Job cancelled: it hangs"),
+    "payment": _Ending(
+        "failed", "Job cancelled: no answer from the shop", lambda job: job.progress == 100
+    ),
+    "report": _Ending("completed", "went on at", lambda job: job.stalled_counter == 1),
 }
 
 
 class _Story:
-    """Prints what happens, with the time since the beginning."""
+    """Tells what happens, on a board."""
 
-    def __init__(self) -> None:
-        self._begun = time.perf_counter()
-        self.lost: dict[str, str] = {}
-        self.progress: dict[str, typing.Any] = {}
-
-    def say(self, text: str) -> None:
-        print(f"{time.perf_counter() - self._begun:6.2f} s  {text}", flush=True)
+    def __init__(self, board: Board, ids: dict[str, str]) -> None:
+        self.board = board
+        self._ids = ids
+        self.progress: dict[str, int] = {}
+        self.over: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.lost_locks: set[str] = set()
 
     def listen(self, worker: Worker) -> None:
-        say = self.say
-        worker.on("active", lambda job: say(f"{job.name:<8} runs"))
-        worker.on("progress", self._progress)
-        worker.on("completed", lambda job, result: say(f"{job.name:<8} completed: {result!r}"))
-        worker.on("cancelled", lambda job, said: say(f"{job.name:<8} {said}"))
-        worker.on("retrying", lambda job, error: say(f"{job.name:<8} is tried again: {error}"))
+        """Hear of everything that the worker tells."""
+        show = self.board.set
+        worker.on("active", lambda job: show(job.name, "runs"))
+        worker.on("progress", self._progressed)
+        worker.on("completed", self._completed)
+        worker.on("cancelled", lambda job, said: self.cancelled.add(job.name))  # before `failed`
+        worker.on("failed", self._failed)
+        worker.on("retrying", lambda job, error: show(job.name, "waits", f"{error}; again in 1 s"))
         worker.on("lock_lost", self._lost)
+        worker.on("stalled", self._brought_back)
 
-    def _progress(self, job: Job, value: object) -> None:
-        self.progress[job.name] = value
-        if not isinstance(value, int) or value % 10 == 0:
-            self.say(f"{job.name:<8} progress {value}")
+    def _progressed(self, job: Job, percent: int) -> None:
+        self.progress[job.name] = percent
+        self.board.progress(job.name, percent / 100)
+
+    def _completed(self, job: Job, result: object) -> None:
+        self.over.add(job.name)
+        self.board.set(job.name, "completed", str(result), done=1.0)
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        self.over.add(job.name)
+        state = "cancelled" if job.name in self.cancelled else "failed"
+        self.board.set(job.name, state, str(error))
 
     def _lost(self, job: Job, said: object) -> None:
-        self.lost[job.name] = str(LockLost(job.id))
-        self.say(f"{job.name:<8} lost its lock: stopped, so that it does not run twice")
+        self.lost_locks.add(job.name)
+        self.board.set(job.name, "stopped", "its lock is not ours any more")
+
+    def _brought_back(self, job_id: str) -> None:
+        for name, one in self._ids.items():
+            if one == job_id:
+                self.board.set(name, "waits", "the stalled check has brought it back")
 
 
-def run(url: str) -> int:
-    """Tell the story on the server at `url`; 0 if each job ended as it should."""
+def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
+    """Tell the story on the server at `url`; 0 if each job ended as it should.  Yields.
+
+    Leaves nothing behind in Redis.  Raises `RedisUnavailableError` where there is none.
+    """
     name = f"demo-{uuid.uuid4().hex[:8]}"
-    story = _Story()
-    with Queue(name, url) as queue:
-        worker = Worker(name, process, url, concurrency=10, lock_duration=2.0)
-        story.listen(worker)
-        jobs = {
-            chapter: queue.add(
-                chapter, {"numbers": [1, 2, 3]}, attempts=2 if chapter == "flaky" else 1
+    endpoint = Endpoint.of(url)
+    client = Client(endpoint)
+    store = QueueStore(client, QueueKeys(prefix, name))
+    console = Console(only_json)
+    console.line(f"geventq demo: six jobs, one worker, queue {name} on {endpoint.describe()}\n")
+    ids: dict[str, str] = {}
+    with Queue(name, url, prefix) as queue:
+        try:
+            for job in JOBS:
+                ids[job] = queue.add(job, **_OPTIONS.get(job, {})).id
+            worker = Worker(
+                *(name, process, url, prefix),
+                concurrency=len(JOBS),
+                lock_duration=2.0,
+                stalled_interval=0.5,
+                close_timeout=0.0,  # when the story is over, nobody waits for a job that is not
             )
-            for chapter in _CHAPTERS
-        }
-        story.say(f"{len(jobs)} jobs are waiting in queue {name!r} of {url}")
-        with worker:
-            try:
-                with gevent.Timeout(_LIMIT, TimeoutError(f"not over within {_LIMIT:g} s")):
-                    _tell(queue, worker, jobs, story)
-            except TimeoutError as error:
-                story.say(str(error))
-        return _table(queue, jobs, story)
+            with Board(JOBS, silent=only_json) as board:
+                story = _Story(board, ids)
+                story.listen(worker)
+                with worker:
+                    _tell(worker, ids, story, store)
+            return _table(queue, ids, console)
+        finally:
+            _clear(queue, client, store.keys, ids)
+            client.close()
 
 
-def _tell(queue: Queue, worker: Worker, jobs: dict[str, Job], story: _Story) -> None:
-    _until(lambda: story.progress.get("chunked", 0) >= 20 and "commit" in story.progress)
-    story.say("cancel   chunked, softly: it stops at its next check")
-    worker.cancel_job(jobs["chunked"].id, "no longer needed")
-    story.say("kill     blocked: it sits in a socket and will not look")
-    worker.cancel_job(jobs["blocked"].id, "it hangs", hard=True)
-    story.say("kill     commit: it is in a shield, so the kill waits for the block's end")
-    worker.cancel_job(jobs["commit"].id, "shutting the shop", hard=True)
-    story.say("break    lock: its lock is taken away, as if this machine had been cut off")
-    _steal(queue, jobs["lock"].id)
-    ended = ("completed", "failed")
-    waited_for = [job for chapter, job in jobs.items() if chapter != "lock"]
-    _until(lambda: all(queue.get_job_state(job.id) in ended for job in waited_for))
-    _until(lambda: "lock" in story.lost)
-
-
-def _steal(queue: Queue, job_id: str) -> None:
-    queue._store.break_lock(job_id)
+def _tell(worker: Worker, ids: dict[str, str], story: _Story, store: QueueStore) -> None:
+    say, until = story.board.say, _until
+    try:
+        with gevent.Timeout(_LIMIT, TimeoutError(f"the story is not over within {_LIMIT:g} s")):
+            until(lambda: story.progress.get("export", 0) >= 40)
+            say("cancel export, softly: its token is set, it stops at its next check")
+            worker.cancel_job(ids["export"], "the user left the page", retry=False)
+            until(lambda: "export" in story.over)
+            gevent.sleep(_PAUSE)
+            say("kill download: it sits in a socket and looks at nothing")
+            worker.cancel_job(ids["download"], "it hangs", hard=True, retry=False)
+            until(lambda: "download" in story.over)
+            gevent.sleep(_PAUSE)
+            until(lambda: story.progress.get("payment", 0) >= 20)
+            say("kill payment: it commits in a shield, so the kill waits for that")
+            worker.cancel_job(ids["payment"], "no answer from the shop", hard=True, retry=False)
+            until(lambda: "payment" in story.over)
+            gevent.sleep(_PAUSE)
+            say("break report's lock, as if this machine had been cut off too long")
+            store.break_lock(ids["report"])
+            until(lambda: "report" in story.lost_locks)
+            say("report was stopped before anybody else could run it; it will come back")
+            until(lambda: story.over == set(JOBS))
+    except TimeoutError as error:
+        say(str(error))
 
 
 def _until(condition: typing.Callable[[], object]) -> None:
@@ -168,21 +234,32 @@ def _until(condition: typing.Callable[[], object]) -> None:
         gevent.sleep(0.01)
 
 
-def _table(queue: Queue, jobs: dict[str, Job], story: _Story) -> int:
-    print()
-    good = True
-    for chapter, (state, text) in _ENDS.items():
-        job = queue.get_job(jobs[chapter].id)
-        if job is None:
-            raise GeventqError(f"job {jobs[chapter].id} is gone")
-        if chapter in story.lost:
-            found, told = "lock lost", story.lost[chapter]
-        else:
-            found = queue.get_job_state(job.id)
-            told = repr(job.return_value) if found == "completed" else job.failed_reason or ""
-        right = found == state and text in told
-        good = good and right
-        print(f"  {'ok' if right else 'WRONG':<6} {chapter:<8} {found:<10} {told}")
-    print("\n  all as it should be" if good else "\n  NOT as it should be", flush=True)
-    sys.stdout.flush()
+def _table(queue: Queue, ids: dict[str, str], console: Console) -> int:
+    """What became of each job, by what Redis says; 0 if each ended as it should."""
+    rows = []
+    for name, ending in _ENDINGS.items():
+        job = queue.get_job(ids[name])
+        state = queue.get_job_state(ids[name])
+        text = ""
+        if job is not None:
+            text = str(job.return_value) if state == "completed" else job.failed_reason or ""
+        right = (
+            *(job is not None, state == ending.state, ending.text in text),
+            job is not None and ending.proof(job),
+        )
+        rows.append({"job": name, "state": state, "text": text, "ok": all(right)})
+    console.line("\nWhat became of each, as Redis has it:\n")
+    for row in rows:
+        mark = "ok" if row["ok"] else "WRONG"
+        console.line(f"  {mark:<6} {row['job']:<10} {row['state']:<10} {safe(str(row['text']))}")
+    good = all(row["ok"] for row in rows)
+    console.line("\n  All as it should be." if good else "\n  NOT as it should be.")
+    console.data(rows)
     return 0 if good else 1
+
+
+def _clear(queue: Queue, client: Client, keys: QueueKeys, ids: dict[str, str]) -> None:
+    for job_id in ids.values():
+        queue.remove(job_id)
+    own = (slot for slot in QueueKeys.__slots__ if slot not in ("base", "name", "prefix"))
+    client.execute("UNLINK", *(getattr(keys, slot) for slot in own))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import typing
 
+from geventq.checks import Seconds, check_seconds
+
 if typing.TYPE_CHECKING:
     from geventq.cancellation.request import Cancellation
 
@@ -56,20 +58,20 @@ class _MoveError(GeventqError):
 
 class DelayedError(_MoveError):
     """Raised by a processor: put the job into *delayed* and run it again after `seconds`.
-    The attempt is not counted."""
+    The attempt is not counted.  `ValueError` or `TypeError` for what is no time."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(f"move to delayed for {seconds} s")
-        self.seconds = seconds
+    def __init__(self, seconds: Seconds = 0.0) -> None:
+        self.seconds = check_seconds("seconds", seconds)
+        super().__init__(f"move to delayed for {self.seconds:g} s")
 
 
 class RateLimitError(_MoveError):
     """Raised by a processor: put the job back to the front of *waiting* and take no job for
-    `seconds`.  The attempt is not counted."""
+    `seconds`.  The attempt is not counted.  `ValueError` or `TypeError` for what is no time."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(f"rate limited for {seconds} s")
-        self.seconds = seconds
+    def __init__(self, seconds: Seconds = 0.0) -> None:
+        self.seconds = check_seconds("seconds", seconds)
+        super().__init__(f"rate limited for {self.seconds:g} s")
 
 
 class WaitingError(_MoveError):

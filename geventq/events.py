@@ -7,27 +7,37 @@ registered.  An outage is lived through: it reconnects and goes on after the las
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import logging
+import re
 import typing
 
 import gevent
 import gevent.event
 
-from geventq.checks import check_name, check_prefix, check_queue_name
-from geventq.codec import decode
+from geventq.checks import (
+    check_integer,
+    check_name,
+    check_prefix,
+    check_queue_name,
+    check_text,
+    show,
+)
+from geventq.codec import decode, encode
 from geventq.errors import GeventqError
 from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
-    from geventq.store.link import Link
+    from geventq.store.connection import Client
+    from geventq.store.stream import Stream
 
 __all__ = ["QueueEvent", "QueueEvents", "QueueEventsProducer"]
 
 log = logging.getLogger("geventq")
 
-_BLOCK_MS: typing.Final = 10_000  # one XREAD waits at most this long (wire-format 12)
-_GRACE: typing.Final = 5.0
+_BLOCK: typing.Final = 10.0  # seconds that one read waits at most (wire-format 12)
+_ENTRY_ID: typing.Final = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _JSON: typing.Final = {("progress", "data"), ("completed", "returnvalue")}
 
 
@@ -60,8 +70,8 @@ def parse_event(entry_id: bytes, flat: list[bytes]) -> QueueEvent:
 class QueueEvents:
     """Iterate it, or register listeners with `on`.
 
-    `last_event_id` is where to begin: ``"$"`` is now, ``"0"`` the oldest entry kept.  Raises
-    `ValueError` or `TypeError` for a bad argument.
+    `last_event_id` is where to begin: ``"$"`` is now, ``"0"`` the oldest entry kept, and the `id`
+    of an event the one after it.  Raises `ValueError` or `TypeError` for a bad argument.
     """
 
     def __init__(
@@ -74,27 +84,36 @@ class QueueEvents:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
         self._connection = connection
-        self._last_id = check_name("last_event_id", last_event_id)
+        self._last_id = _check_event_id("last_event_id", last_event_id)
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
         self._stop = gevent.event.Event()
-        self._link: Link | None = None
+        self._client: Client | None = None
+        self._stream: Stream | None = None
+        self._is_read = False
         self._greenlet: typing.Any = None
         self.ready = gevent.event.Event()
         """Set once it reads: every later event is seen."""
 
     def on(self, event: str, listener: typing.Callable[[QueueEvent], object]) -> typing.Any:
-        """Call `listener` with each `QueueEvent` named `event`, in one greenlet, in order."""
+        """Call `listener` with each `QueueEvent` named `event`, in one greenlet, in order.
+
+        The first listener starts the reading.  What a listener raises goes to the log.  Raises
+        `ValueError` for a connection that cannot be used.
+        """
         if not callable(listener):
-            raise TypeError(f"listener: a callable is needed, got {type(listener).__name__}")
-        self._listeners.setdefault(check_name("event", event), []).append(listener)
+            raise TypeError(f"listener: a callable is needed, got {show(listener)}")
+        listeners = self._listeners.setdefault(check_name("event", event), [])
         if self._greenlet is None:
-            self._greenlet = gevent.Greenlet(self._listen)
+            reading = iter(self)  # raises here, not in the greenlet
+            self._greenlet = gevent.Greenlet(self._listen, reading)
             self._greenlet.name = f"geventq-events-{self.name}"
+            self._greenlet.spawn_tree_locals = {}  # it belongs to no job
             self._greenlet.start()
+        listeners.append(listener)
         return listener
 
-    def _listen(self) -> None:
-        for event in self:
+    def _listen(self, reading: typing.Iterator[QueueEvent]) -> None:
+        for event in reading:
             for listener in list(self._listeners.get(event.name, ())):
                 try:
                     listener(event)
@@ -104,61 +123,65 @@ class QueueEvents:
                     )
 
     def __iter__(self) -> typing.Iterator[QueueEvent]:
-        """Events as they come, until `close()`.  Yields to the hub."""
-        outage = Outage("reading the events", self.name, self._stop)
-        while not self._stop.is_set():
-            try:
-                batch = self._read()
-            except GeventqError as error:
-                if not self._stop.is_set():
-                    outage.failed(error)
-                    outage.pause()
-                continue
-            outage.over()
-            for event in batch:
-                self._last_id = event.id
-                yield event
-                if self._stop.is_set():
-                    return
+        """Events as they come, until `close()`.  The iteration yields to the hub.
 
-    def _read(self) -> list[QueueEvent]:
-        from geventq.store.connection import Endpoint, checked, pack
+        Raises `GeventqError` once it is closed, and while it is being iterated or listeners are
+        served: each event is given out once.
+        """
+        if self._stop.is_set():
+            raise GeventqError(f"the events of queue {self.name} are closed")
+        self._refuse_second_reader()
+        stream = self._stream = self._stream or self._open()
+        return self._events(stream)
+
+    def _refuse_second_reader(self) -> None:
+        if self._is_read:
+            raise GeventqError(f"the events of queue {self.name} are being read already")
+
+    def _open(self) -> Stream:
+        from geventq.store.connection import Client, Endpoint
         from geventq.store.keys import QueueKeys
-        from geventq.store.link import Link
+        from geventq.store.stream import Stream
 
         keys = QueueKeys(self.prefix, self.name)
-        if self._link is None or self._link.closed:
-            name = keys.client_name(":qe")
-            self._link = Link.open(Endpoint.of(self._connection), name=name)
-            if self._stop.is_set():  # `close` came while it was being opened
-                self._link.close()
-                return []
+        self._client = Client(Endpoint.of(self._connection))
+        return Stream(self._client, keys, block=_BLOCK, name=keys.client_name(":qe"))
+
+    def _events(self, stream: Stream) -> typing.Iterator[QueueEvent]:
+        self._refuse_second_reader()
+        self._is_read = True
+        outage = Outage("reading the events", self.name, self._stop)
+        try:
+            while not self._stop.is_set():
+                try:
+                    batch = self._read(stream)
+                except GeventqError as error:
+                    if not self._stop.is_set():
+                        outage.failed(error)
+                        outage.pause()
+                    continue
+                outage.over()
+                for event in batch:
+                    self._last_id = event.id
+                    yield event
+                    if self._stop.is_set():
+                        return
+        finally:
+            self._is_read = False
+
+    def _read(self, stream: Stream) -> list[QueueEvent]:
         if self._last_id == "$":  # a fixed id, so that nothing is missed between two reads
-            newest = checked(
-                self._link.call(pack(("XREVRANGE", keys.events, "+", "-", "COUNT", 1)), 1, _GRACE)
-            )[0]
-            self._last_id = newest[0][0].decode() if newest else "0-0"
+            self._last_id = stream.newest_id().decode()
         self.ready.set()
-        command = (
-            "XREAD",
-            "BLOCK",
-            _BLOCK_MS,
-            "COUNT",
-            1000,
-            "STREAMS",
-            keys.events,
-            self._last_id,
-        )
-        reply = checked(self._link.call(pack(command), 1, _BLOCK_MS / 1000 + _GRACE))[0]
-        if not reply:
-            return []
-        return [parse_event(entry_id, flat) for entry_id, flat in reply[0][1] if flat is not None]
+        return [parse_event(*entry) for entry in stream.after(self._last_id)]
 
     def close(self) -> None:
         """End the iteration and the connection.  Idempotent.  Yields to the hub."""
         self._stop.set()
-        if self._link is not None:
-            self._link.close()
+        if self._stream is not None:
+            self._stream.close()
+        if self._client is not None:
+            self._client.close()
         if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
             self._greenlet.join()
 
@@ -169,39 +192,62 @@ class QueueEvents:
         self.close()
 
 
+def _check_event_id(field: str, value: object) -> str:
+    text = check_name(field, value)
+    if text != "$" and not _ENTRY_ID.fullmatch(text):
+        raise ValueError(f"{field}: '$', '0' or the id of an event is needed, got {show(text)}")
+    return text
+
+
 class QueueEventsProducer:
     """Publishes events of your own into a queue's stream."""
 
     def __init__(self, name: str, connection: object = None, prefix: str = "bull") -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
+        self._key = f"{self.prefix}:{self.name}:events"
         self._connection = connection
-        self._client: typing.Any = None
+        self._client: Client | None = None
 
     def publish(
         self, name: str, fields: typing.Mapping[str, typing.Any], max_events: int = 1000
     ) -> str:
-        """Append an event and return its id; values that are not text are sent as text.
+        """Append an event and return its id; values that are not text are sent as JSON.
 
-        The stream is trimmed to about `max_events` (wire-format 6).  Yields to the hub.
+        The stream is trimmed to about `max_events` (wire-format 6).  Raises `ValueError` or
+        `TypeError` for a bad argument.  Yields to the hub.
         """
-        from geventq.store.connection import Client, Endpoint
-        from geventq.store.keys import QueueKeys
+        pairs = ["event", check_name("name", name)]
+        for field, value in _check_fields(fields).items():
+            pairs += (field, value)
+        check_integer("max_events", max_events, 0)
+        reply = self._opened().execute("XADD", self._key, "MAXLEN", "~", max_events, "*", *pairs)
+        return typing.cast(str, reply.decode())
 
-        check_name("name", name)
-        if "event" in fields:
-            raise ValueError("fields: 'event' is the name itself and cannot be a field")
+    def _opened(self) -> Client:
+        from geventq.store.connection import Client, Endpoint
+
         if self._client is None:
             self._client = Client(Endpoint.of(self._connection))
-        args = ["event", name]
-        for field, value in fields.items():
-            args += (check_name("fields", field), value if isinstance(value, str) else str(value))
-        key = QueueKeys(self.prefix, self.name).events
-        reply = self._client.execute("XADD", key, "MAXLEN", "~", max_events, "*", *args)
-        return typing.cast(str, reply.decode())
+        return self._client
 
     def close(self) -> None:
         """Close the connection.  Idempotent."""
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _check_fields(fields: object) -> dict[str, str]:
+    """The fields of an event of one's own, as text."""
+    texts = {}
+    if not isinstance(fields, collections.abc.Mapping):
+        raise TypeError(f"fields: a mapping is needed, got {show(fields)}")
+    for field, value in fields.items():
+        check_name("fields", field)
+        if field == "event":
+            raise ValueError("fields: 'event' is the name itself and cannot be a field")
+        name = f"fields[{field!r}]"
+        text = value if isinstance(value, str) else encode(name, value).decode()
+        texts[field] = check_text(name, text)
+    return texts

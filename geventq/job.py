@@ -12,7 +12,16 @@ import functools
 import typing
 
 from geventq import clock
-from geventq.checks import MAX_SECONDS, check_duration, check_integer, check_seconds, milliseconds
+from geventq.checks import (
+    MAX_SECONDS,
+    check_duration,
+    check_flag,
+    check_integer,
+    check_seconds,
+    check_text,
+    milliseconds,
+    show,
+)
 from geventq.codec import decode, encode
 from geventq.errors import GeventqError
 from geventq.options import MAX_PRIORITY, from_wire
@@ -20,7 +29,18 @@ from geventq.options import MAX_PRIORITY, from_wire
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
 
-__all__ = ["Job", "JobOwner", "JobStore", "Outcome"]
+__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Outcome"]
+
+STATES: typing.Final = {
+    "active": "active",
+    "waiting": "wait",
+    "completed": "completed",
+    "delayed": "delayed",
+    "failed": "failed",
+    "prioritized": "prioritized",
+    "waiting-children": "waiting_children",
+}
+"""State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 Fields = dict[bytes, bytes]
 Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]
@@ -97,11 +117,6 @@ class Job:
         self._owner: JobOwner | None = None
         self._data: typing.Any = _UNREAD
         self._discarded = False
-
-    @classmethod
-    def from_hash(cls, store: JobStore, job_id: str, fields: Fields) -> Job:
-        """The job of a hash as Redis gave it.  Nothing is parsed before it is asked for."""
-        return cls(store, job_id, fields)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.name!r} of {self.queue_name!r}>"
@@ -301,12 +316,7 @@ class Job:
     def log(self, row: str) -> int:
         """Append a row to the job's log and return how many are kept (option `keep_logs`).
         Raises `LockLostError` as `update_progress`."""
-        if not isinstance(row, str):
-            raise TypeError(f"row: text is needed, got {row!r}")
-        try:
-            encoded = row.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"row: must not hold a lone surrogate, got {row!r}") from None
+        encoded = check_text("row", row).encode()
         keep = self.wire_options.get("kl")
         keep = keep if isinstance(keep, int) and keep > 0 else 0
         return self._store.log(self.id, encoded, keep, self._lock_token)
@@ -341,7 +351,7 @@ class Job:
         if isinstance(error, str):
             error = GeventqError(error)
         if not isinstance(error, BaseException):
-            raise TypeError(f"error: an exception or text is needed, got {error!r}")
+            raise TypeError(f"error: an exception or text is needed, got {show(error)}")
         self._owned("move_to_failed").settle_by_hand(self, "failed", error)
 
     def move_to_delayed(self, seconds: float) -> None:
@@ -401,6 +411,8 @@ class Job:
         """Run a finished job again.  `state` is where it is: ``failed`` or ``completed``."""
         if state not in ("failed", "completed"):
             raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
+        check_flag("reset_attempts_made", reset_attempts_made)
+        check_flag("reset_attempts_started", reset_attempts_started)
         self._store.retry(self.id, state, reset_attempts_made, reset_attempts_started)
         for field in (b"finishedOn", b"processedOn", b"failedReason", b"returnvalue", b"gqc"):
             self._fields.pop(field, None)
@@ -419,7 +431,7 @@ class Job:
 
     def change_delay(self, seconds: float) -> None:
         """Let a delayed job run in `seconds` from now."""
-        delay = milliseconds(check_seconds("delay", seconds))
+        delay = milliseconds(check_seconds("seconds", seconds))
         self._store.change_delay(self.id, delay)
         self._fields[b"delay"] = str(delay).encode()
 
@@ -427,7 +439,7 @@ class Job:
         """Give the job another priority: 0 is none, then lower runs first.  `lifo` puts it in
         front of its equals."""
         check_integer("priority", priority, 0, MAX_PRIORITY)
-        self._store.change_priority(self.id, priority, bool(lifo))
+        self._store.change_priority(self.id, priority, check_flag("lifo", lifo))
         self._fields[b"priority"] = str(priority).encode()
 
     def wait_until_finished(self, timeout: float | None = None) -> typing.Any:

@@ -21,6 +21,7 @@ from geventq.checks import (
     check_name,
     check_ratio,
     check_seconds,
+    check_text,
     milliseconds,
     show,
 )
@@ -96,10 +97,10 @@ _WIRE_NAMES: typing.Final = {
     "remove_on_fail": "removeOnFail",
     "size_limit": "sizeLimit",
     "stack_trace_limit": "stackTraceLimit",
-    "telemetry": "tm",
     "timeout": "timeout",
     "timestamp": "timestamp",
 }
+_TELEMETRY: typing.Final = {"metadata": "tm", "omit_context": "omc"}
 _NAMES: typing.Final = {wire: name for name, wire in _WIRE_NAMES.items()}
 
 
@@ -136,6 +137,18 @@ def _backoff(field: str, value: object) -> dict[str, typing.Any]:
     return wire
 
 
+def _telemetry(field: str, value: object) -> dict[str, typing.Any]:
+    """The trace context that travels with the job; its members are stored side by side."""
+    given = check_mapping(field, value)
+    check_keys(field, given, _TELEMETRY)
+    wire: dict[str, typing.Any] = {}
+    if "metadata" in given:
+        wire["tm"] = check_text(f"{field}['metadata']", given["metadata"])
+    if "omit_context" in given:
+        wire["omc"] = check_flag(f"{field}['omit_context']", given["omit_context"])
+    return wire
+
+
 def _not_yet(field: str, value: object) -> typing.NoReturn:
     raise ValueError(f"{field}: not supported yet, got {show(value)}")
 
@@ -169,7 +182,7 @@ _CHECKS: typing.Final[dict[str, typing.Callable[[str, object], typing.Any]]] = {
     "remove_on_fail": check_keep,
     "size_limit": lambda field, value: check_integer(field, value, 0),
     "stack_trace_limit": lambda field, value: check_integer(field, value, 0),
-    "telemetry": _mapping_not_yet,
+    "telemetry": _telemetry,
     "timeout": _time_limit,
     "timestamp": _moment,
 }
@@ -184,12 +197,16 @@ def job_options(
     An option that is `None` is one left out.  Raises `ValueError` or `TypeError` naming the
     option, the rule and the value.
     """
-    merged = {**(defaults or {}), **check_option_names("options", given or {})}
+    merged = dict(defaults or {})
+    if given is not None:
+        merged.update(check_option_names("options", given))
     if not merged:
         return NO_OPTIONS
     wire: dict[str, typing.Any] = {"attempts": 0}
     for name, value in merged.items():
-        if value is not None:
+        if name == "telemetry" and value is not None:
+            wire.update(_telemetry(name, value))
+        elif value is not None:
             wire[_WIRE_NAMES[name]] = _CHECKS[name](name, value)
     return StoredOptions(wire)
 
@@ -225,7 +242,12 @@ def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
     """Stored options as `Queue.add` names them, in seconds.  Names that are not ours, and
     values of foreign types, are handed back as they are."""
     options: dict[str, typing.Any] = {}
+    traced = {name: wire[short] for name, short in _TELEMETRY.items() if short in wire}
+    if traced:
+        options["telemetry"] = traced
     for wire_name, value in wire.items():
+        if wire_name in _TELEMETRY.values():
+            continue
         name = _NAMES.get(wire_name, wire_name)
         if name in ("delay", "timeout", "timestamp"):
             value = _seconds(value)

@@ -32,11 +32,6 @@ class Outage:
         self._since: float | None = None
         self._pause = _FIRST
 
-    @property
-    def lasts(self) -> bool:
-        """Whether the last try failed."""
-        return self._since is not None
-
     def failed(self, error: BaseException) -> bool:
         """Note a failure; `True` for the first one, which is logged."""
         if self._since is not None:

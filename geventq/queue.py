@@ -15,15 +15,19 @@ from geventq import clock
 from geventq.checks import (
     check_flag,
     check_integer,
+    check_known_id,
+    check_list,
     check_name,
     check_prefix,
     check_queue_name,
     check_seconds,
+    check_text,
+    is_queue_key,
     show,
 )
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
-from geventq.job import Job
+from geventq.job import STATES, Job
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 
 if typing.TYPE_CHECKING:
@@ -36,6 +40,7 @@ A = typing.TypeVar("A")
 T = typing.TypeVar("T")
 
 _MOST: typing.Final = 50_000  # jobs in one add_bulk
+_ONE: typing.Final = "store"
 
 
 class Queue:
@@ -63,19 +68,22 @@ class Queue:
             self._max_events = check_integer("max_events", max_events, 0)
         self._said_max_events = max_events is None
         self._connection = connection
-        self._opened: QueueStore | None = None
+        # One at most, under `_ONE`: of native threads that come together one sets the default.
+        self._opened: dict[str, QueueStore] = {}
         self._gatherings: weakref.WeakKeyDictionary[object, Gathering] = weakref.WeakKeyDictionary()
 
     @property
     def _store(self) -> QueueStore:
-        if self._opened is None:
+        store = self._opened.get(_ONE)
+        if store is None:
             from geventq.store.connection import Client, Endpoint
             from geventq.store.jobs import QueueStore
             from geventq.store.keys import QueueKeys
 
             client = Client(Endpoint.of(self._connection))
-            self._opened = QueueStore(client, QueueKeys(self.prefix, self.name))
-        return self._opened
+            made = QueueStore(client, QueueKeys(self.prefix, self.name))
+            store = self._opened.setdefault(_ONE, made)
+        return store
 
     def wait_until_ready(self) -> None:
         """Connect, and write what the queue itself keeps in Redis, if it is not there yet.
@@ -97,7 +105,7 @@ class Queue:
 
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
         """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
-        given = list(specs)
+        given = check_list("specs", specs)
         if len(given) > _MOST:
             raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(given)}")
         for spec in given:
@@ -142,11 +150,13 @@ class Queue:
 
     def get_job(self, job_id: str) -> Job | None:
         """The job as it is now, or `None`.  Yields to the hub."""
+        if is_queue_key(check_text("job_id", job_id)):
+            return None
         return self._store.read(job_id)
 
     def get_job_state(self, job_id: str) -> str:
         """Its state, ``"unknown"`` for an unknown id.  Yields to the hub."""
-        return self._store.state(job_id)
+        return self._store.state(check_text("job_id", job_id))
 
     def get_job_counts(self) -> dict[str, int]:
         """How many jobs are in each state.  Yields to the hub."""
@@ -154,12 +164,14 @@ class Queue:
 
     def get_job_logs(self, job_id: str) -> list[str]:
         """The rows of a job's log, oldest first.  Yields to the hub."""
-        return self._store.logs(job_id)
+        return self._store.logs(check_text("job_id", job_id))
 
     def get_job_count(self, *states: str) -> int:
         """How many jobs are in `states` together, by default in all.  Yields to the hub."""
+        for state in states:
+            _known_state(state)
         counts = self.get_job_counts()
-        return sum(counts[_known_state(state)] for state in states or counts)
+        return sum(counts[state] for state in states or counts)
 
     def get_jobs(
         self,
@@ -176,9 +188,9 @@ class Queue:
         due.  Yields to the hub.
         """
         if states is None:
-            wanted = sorted(_STATES)
+            wanted = sorted(STATES)
         else:
-            wanted = [states] if isinstance(states, str) else list(states)
+            wanted = [states] if isinstance(states, str) else check_list("states", states)
         for state in wanted:
             _known_state(state)
         for field, position in (("start", start), ("end", end)):
@@ -215,7 +227,10 @@ class Queue:
 
     def get_counts_per_priority(self, priorities: typing.Iterable[int]) -> dict[int, int]:
         """How many jobs wait with each priority (0: none).  Yields to the hub."""
-        checked = [check_integer("priorities", one, 0, MAX_PRIORITY) for one in priorities]
+        checked = [
+            check_integer("priorities", one, 0, MAX_PRIORITY)
+            for one in check_list("priorities", priorities)
+        ]
         return self._store.counts_per_priority(checked)
 
     def get_workers(self) -> list[dict[str, str]]:
@@ -224,8 +239,12 @@ class Queue:
         return self._store.workers()
 
     def remove(self, job_id: str) -> bool:
-        """Delete a job; `False` if it is running.  Yields to the hub."""
-        return self._store.remove(job_id)
+        """Delete a job; `False`, and it stays, if it is running or a scheduler's pending run.
+
+        `True` for one that is not there, as with BullMQ.  Raises `ValueError` for the name of one
+        of the queue's own keys.  Yields to the hub.
+        """
+        return self._store.remove(check_known_id("job_id", job_id))
 
     def retry_jobs(self, state: str = "failed", *, until: float | None = None) -> int:
         """Run all jobs again that have failed (or, with ``state="completed"``, completed) until
@@ -271,11 +290,12 @@ class Queue:
         return self._store.is_maxed()
 
     def close(self) -> None:
-        """Close the connections.  Idempotent."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        """Close the connections; a call that comes later opens new ones.  Those who wait for the
+        end of a job get a `GeventqError`.  Idempotent.  Yields to the hub."""
+        store = self._opened.pop(_ONE, None)
+        if store is not None:
             self._gatherings.clear()
+            store.close()
 
     def __enter__(self) -> Queue:
         return self
@@ -284,13 +304,7 @@ class Queue:
         self.close()
 
 
-_STATES: typing.Final = (
-    *("active", "waiting", "completed", "delayed", "failed", "prioritized"),
-    "waiting-children",
-)
-
-
 def _known_state(state: str) -> str:
-    if state not in _STATES:
-        raise ValueError(f"state: one of {', '.join(_STATES)} is needed, got {state!r}")
+    if not isinstance(state, str) or state not in STATES:
+        raise ValueError(f"state: one of {', '.join(STATES)} is needed, got {show(state)}")
     return state

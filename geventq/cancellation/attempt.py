@@ -21,7 +21,7 @@ from geventq import clock
 from geventq.cancellation import calls, tree
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
-from geventq.cancellation.threads import get_ident, in_thread_of
+from geventq.cancellation.threads import get_ident, in_thread_of, interrupt_main
 from geventq.cancellation.token import CancellationToken
 
 __all__ = ["Attempt", "AttemptObserver"]
@@ -98,11 +98,15 @@ class Attempt:
 
     # -- the run ----------------------------------------------------------------------------
 
-    def begin(self, greenlet: typing.Any, timeout: float | None) -> None:
-        """The processor is about to run in `greenlet`; it may do so for `timeout` seconds."""
+    def enter(self, greenlet: typing.Any) -> None:
+        """Users' code is about to run in `greenlet` for this attempt: a kill reaches it."""
         tree.install()
         self.greenlet = greenlet
         greenlet.spawn_tree_locals = {tree.MARK: self}
+
+    def begin(self, greenlet: typing.Any, timeout: float | None) -> None:
+        """The processor is about to run in `greenlet`; it may do so for `timeout` seconds."""
+        self.enter(greenlet)
         if timeout is not None:
             self._limit = self._hub.loop.timer(timeout)
             self._limit.start(self._time_is_up, timeout)
@@ -121,11 +125,23 @@ class Attempt:
             self.token._seal()
 
     def reap(self) -> None:
-        """Kill and join the helpers of `token.spawn` (2.13).  May yield."""
+        """Kill and join the helpers of `token.spawn` (2.13).  May yield.
+
+        What hits this greenlet meanwhile (a `gevent.Timeout` that the processor left running, a
+        user's own late kill) comes for an attempt that is over, and is dropped (2.7).
+        """
         token = self.token
-        if token is not None and token._extras is not None and token._extras.helpers:
-            helpers, token._extras.helpers = token._extras.helpers, []
-            calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
+        if token is None or token._extras is None:
+            return
+        helpers, token._extras.helpers = token._extras.helpers, []
+        while helpers:
+            try:
+                calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
+                return
+            except KeyboardInterrupt as error:
+                interrupt_main(error)
+            except BaseException:  # noqa: BLE001, S112 (see above)
+                continue
 
     def disown(self) -> list[typing.Any]:
         """In a forked child, where the run is the parent's: nothing can be asked of it any more

@@ -1,4 +1,5 @@
-"""Running a step in the hub that owns an object, from whatever native thread calls.
+"""Running a step in the hub that owns an object, from whatever native thread calls, and
+handing an interrupt to the main greenlet.
 
 Knows nothing of cancellation.  The step runs as a callback in the hub, so it must not block.
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 import typing
 
 import gevent.event
-from gevent import monkey
+from gevent import get_hub, monkey
 
-__all__ = ["get_ident", "in_thread_of", "wait_for"]
+__all__ = ["get_ident", "in_thread_of", "interrupt_main", "wait_for"]
 
 T = typing.TypeVar("T")
 
@@ -47,6 +48,13 @@ def in_thread_of(hub: typing.Any, step: typing.Callable[[], T], *, gone: T) -> T
     if outcome[1] is not None:
         raise outcome[1]
     return typing.cast(T, outcome[0])
+
+
+def interrupt_main(error: KeyboardInterrupt) -> None:
+    """Raise `error` in this thread's main greenlet, whose it is whomever the signal hit.  Does
+    not yield."""
+    hub: typing.Any = get_hub()
+    hub.loop.run_callback(hub.parent.throw, error)
 
 
 def wait_for(hub: typing.Any, event: gevent.event.Event) -> None:

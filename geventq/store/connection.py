@@ -10,10 +10,10 @@ in this module.
 from __future__ import annotations
 
 import typing
-import weakref
 from collections import deque
 
 import gevent
+import gevent.monkey
 import hiredis
 from gevent import get_hub
 
@@ -21,8 +21,11 @@ from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store import fork
 from geventq.store.endpoint import Endpoint
-from geventq.store.link import Link, Reply, lost_answer, outage
+from geventq.store.link import Link, Reply, life_of_this_thread, lost_answer, outage
 from geventq.store.scripts import Script
+
+if typing.TYPE_CHECKING:
+    from geventq.store.embedded import Membership
 
 __all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "Reply", "checked", "pack"]
 
@@ -35,6 +38,34 @@ _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
 
 Argument = str | bytes | int | float
 pack: typing.Callable[[tuple[Argument, ...]], bytes] = typing.cast(typing.Any, hiredis.pack_command)
+_new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
+
+
+class _Pool(deque[Link]):
+    """The idle links of one hub.  Other native threads may close it meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = life_of_this_thread()
+
+    def take(self) -> Link | None:
+        """One that can be used, if there is one."""
+        while link := self._next():
+            if clock.monotonic() - link.idle_since < _IDLE_CHECK or not link.is_dead():
+                return link
+            link.close()
+        return None
+
+    def close(self) -> None:
+        """Close them all."""
+        while link := self._next():
+            link.close_unused()
+
+    def _next(self) -> Link | None:
+        try:
+            return self.pop()  # the warmest one
+        except IndexError:
+            return None
 
 
 class Client:
@@ -42,13 +73,17 @@ class Client:
 
     `name` is the connections' ``CLIENT SETNAME``.  May be used from any greenlet of any native
     thread.  Every method that calls Redis yields to the hub and raises
-    `RedisUnavailableError` (outage) or `GeventqError` (refused).
+    `RedisUnavailableError` (outage) or `GeventqError` (refused).  Of an embedded server the
+    process is a member from the first call to `close`.
     """
 
     def __init__(self, endpoint: Endpoint, *, name: str | None = None) -> None:
         self.endpoint = endpoint
         self._name = name
-        self._pools: weakref.WeakKeyDictionary[object, deque[Link]] = weakref.WeakKeyDictionary()
+        self._pools: dict[object, _Pool] = {}  # by hub
+        self._membership: Membership | None = None
+        # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.
+        self._guard = _new_guard()
         self._generation = fork.generation
         self._closed = False
 
@@ -106,63 +141,88 @@ class Client:
                 pause *= 2
         raise AssertionError("unreachable")
 
+    def open_link(self, *, name: str | None = None) -> Link:
+        """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
+        if self._generation != fork.generation:
+            self._forget_parent()
+        name = name or self._name
+        if self.endpoint.embedded is None:
+            return Link.open(self.endpoint, name=name)
+        return Link.open(self.endpoint, name=name, path=self._join(self.endpoint.embedded))
+
+    def _join(self, url: str) -> str:
+        """The socket of the embedded server, which is started again if it has died."""
+        from geventq.store import embedded  # only where it is used
+
+        since = fork.generation
+        joined = embedded.join(url)
+        if since != fork.generation:  # what was to be sent is for the parent to send
+            joined.close()
+            raise lost_answer("the process was forked before it had a connection to Redis", False)
+        with self._guard:
+            if self._membership is None and not self._closed:
+                self._membership = joined
+                return joined.socket_path
+        joined.close()  # one is enough
+        self._refuse_if_closed()
+        return joined.socket_path
+
     def _call_once(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
         pool = self._pool()
-        link = self._idle_link(pool) or Link.open(self.endpoint, name=self._name)
+        link = pool.take() or self.open_link()
         replies = link.call(payload, count, timeout)
-        if self._closed:
-            link.close()
-        else:
-            link.idle_since = clock.monotonic()
-            pool.append(link)
+        link.idle_since = clock.monotonic()
+        pool.append(link)
+        if self._closed:  # meanwhile
+            pool.close()
         for reply in replies:
             if outage(reply):
                 raise lost_answer(f"Redis at {link.address} refuses for now: {reply}", False)
         return replies
 
-    def _pool(self) -> deque[Link]:
+    def _pool(self) -> _Pool:
         if self._generation != fork.generation:
             self._forget_parent()
-        if self._closed:
-            raise GeventqError("this client is closed")
+        self._refuse_if_closed()
         hub = get_hub()
         pool = self._pools.get(hub)
         if pool is None:
             self._forget_ended_threads()
-            pool = self._pools[hub] = deque()
+            pool = self._pools[hub] = _Pool()
         return pool
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise GeventqError("this client is closed")
 
     def _forget_ended_threads(self) -> None:
         """The links of a hub refer to it, so it would stay for ever after its thread's end."""
-        for hub, pool in list(self._pools.items()):
-            if pool and pool[0].abandoned:
-                del self._pools[hub]
-                while pool:
-                    pool.pop().close()
-
-    @staticmethod
-    def _idle_link(pool: deque[Link]) -> Link | None:
-        while pool:
-            link = pool.pop()  # the warmest one
-            if clock.monotonic() - link.idle_since < _IDLE_CHECK or not link.is_dead():
-                return link
-            link.close()
-        return None
+        for hub, pool in self._pools.copy().items():  # a copy: other threads come meanwhile
+            if pool.thread() is None:
+                self._pools.pop(hub, None)
+                pool.close()
 
     def _forget_parent(self) -> None:
-        """In a forked child, where the links have lost their connections."""
+        """In a forked child, where the links have lost their connections, and the membership is
+        closed."""
         self._generation = fork.generation
-        for pool in list(self._pools.values()):
-            while pool:
-                pool.pop().close()
-        self._pools = weakref.WeakKeyDictionary()
+        self._guard = _new_guard()  # a thread of the parent may have held it
+        self._membership = None
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.close()
 
     def close(self) -> None:
         """Close the idle links; those in use close when their call ends.  Idempotent."""
-        self._closed = True
-        for pool in list(self._pools.values()):
-            while pool:
-                pool.pop().close()
+        if self._generation != fork.generation:
+            self._forget_parent()
+        with self._guard:
+            self._closed = True
+            membership, self._membership = self._membership, None
+        for pool in self._pools.copy().values():
+            pool.close()
+        if membership is not None:
+            membership.close()
 
 
 def checked(replies: list[Reply]) -> list[Reply]:

@@ -28,12 +28,15 @@ _LATER: typing.Final = ("redis+sentinel", "redis+cluster")
 
 
 def redact(url: str) -> str:
-    """`url` without its password and without anything that may hold one in its query."""
+    """`url` without its password and without anything that may hold one: its query, and all of a
+    URL that can be read in two ways (``redis://:12/34@host``: where does the password end?)."""
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
+        return "<unreadable url>"
+    if "@" in parts.path + parts.query + parts.fragment:
         return "<unreadable url>"
     if ":" in host:
         host = f"[{host}]"
@@ -74,6 +77,8 @@ class Endpoint:
         kwargs = getattr(pool, "connection_kwargs", None)
         if isinstance(connection, redis.Redis) and isinstance(kwargs, dict):
             return cls._of_client(typing.cast("redis.ConnectionPool", pool), kwargs)
+        if isinstance(connection, redis.RedisCluster):
+            raise ValueError("connection: a RedisCluster client is not supported yet")
         raise TypeError(
             "connection: a URL, a redis.Redis client or None is needed, got "
             f"{type(connection).__name__}"
@@ -83,16 +88,21 @@ class Endpoint:
     def _of_url(cls, url: str) -> Endpoint:
         scheme = url.split(":", 1)[0].lower()
         if scheme == "embedded":
+            from geventq.store import embedded  # only where it is used
+
+            embedded.directory_of(url)
             return cls("unix", {}, embedded=url)
         if scheme in _LATER:
             raise ValueError(f"connection: {scheme}:// is not supported yet: {redact(url)}")
         try:
+            _check_shape(url)
             settings = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
-            _check_database_path(url)
-        except ValueError as error:
+        except _BadUrlError as error:
+            raise ValueError(f"connection: {error}: {redact(url)}") from None
+        except ValueError:  # its text may hold a piece of the password
             raise ValueError(
                 "connection: the URL must be redis://, rediss://, unix:// or embedded: and "
-                f"well-formed: {redact(url)} ({_without_secrets(error, url)})"
+                f"well-formed: {redact(url)}"
             ) from None
         kind = {"unix": "unix", "rediss": "tls"}.get(scheme, "tcp")
         settings.pop("connection_class", None)
@@ -102,6 +112,8 @@ class Endpoint:
 
     @classmethod
     def _of_client(cls, pool: redis.ConnectionPool, kwargs: dict[str, typing.Any]) -> Endpoint:
+        if isinstance(pool, redis.sentinel.SentinelConnectionPool):  # has no address of its own
+            raise ValueError("connection: a client made by Sentinel is not supported yet")
         connection_class = pool.connection_class
         if issubclass(connection_class, redis.UnixDomainSocketConnection):
             kind = "unix"
@@ -146,15 +158,13 @@ def _only_taken(settings: dict[str, typing.Any]) -> dict[str, typing.Any]:
     return {name: value for name, value in settings.items() if name in _TAKEN}
 
 
-def _check_database_path(url: str) -> None:
+class _BadUrlError(ValueError):
+    """Our own words about a URL, which hold nothing of it."""
+
+
+def _check_shape(url: str) -> None:
     """redis-py reads ``/abc`` as database 0 without a word; a typo must not change the queue."""
     parts = urllib.parse.urlsplit(url)
     database = parts.path.strip("/")
     if parts.scheme in ("redis", "rediss") and database and not database.isdecimal():
-        raise ValueError("the path must be a database number")
-
-
-def _without_secrets(error: Exception, url: str) -> str:
-    text = str(error)
-    password = urllib.parse.urlsplit(url).password if "@" in url else None
-    return "bad address" if password and password in text else text
+        raise _BadUrlError("the path must be a database number")

@@ -3,10 +3,11 @@
 All who wait in one hub share one connection and one greenlet (``geventq-ends-<queue>``), which
 reads the stream; both are there only while somebody waits, and the last one to leave joins it.
 
-No end falls between two looks: who waits is registered first, then the stream's position is
-known, then the job itself is looked at.  What had ended before is seen there; what ends later
-comes in the stream.  Where the stream says nothing for a while, or was not heard because of an
-outage, the jobs are looked at again, for it is trimmed.
+No end falls between two looks, and no end of an earlier job with the same id is taken for this
+one's: who waits is registered first; then one script looks at the job and tells the stream's
+newest entry at that moment.  What had ended by then is seen there; of the stream only what comes
+after that entry counts.  Where the stream says nothing for a while, or was not heard because of
+an outage, the jobs are looked at again, for it is trimmed.
 """
 
 from __future__ import annotations
@@ -21,21 +22,41 @@ from geventq.codec import decode
 from geventq.errors import GeventqError
 from geventq.outage import Outage
 from geventq.store import fork
-from geventq.store.connection import checked, pack
-from geventq.store.link import Link
 from geventq.store.scripts import load
+from geventq.store.stream import Entry, Stream
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client, Endpoint
+    from geventq.store.connection import Client
     from geventq.store.keys import QueueKeys
 
 __all__ = ["Ends"]
 
-_BLOCK_MS: typing.Final = 5_000
-_GRACE: typing.Final = 5.0
-_PAGE: typing.Final = 1000
+_BLOCK: typing.Final = 5.0  # seconds
+_PAGE: typing.Final = 1000  # jobs, or entries, that one call looks at
 
 End = tuple[str, bytes]  # completed and the result, failed and the reason, or removed
+
+
+class _Waiter:
+    """One who waits for a job; `begin` is told from where on the stream counts for it."""
+
+    __slots__ = ("_early", "_since", "answer")
+
+    def __init__(self) -> None:
+        self.answer: AsyncResult[End] = AsyncResult()
+        self._since: tuple[int, ...] | None = None
+        self._early: list[tuple[bytes, End]] = []  # heard while the job is being looked at
+
+    def begin(self, newest: bytes) -> None:
+        self._since = _position(newest)
+        for entry_id, end in self._early:
+            self.hear(entry_id, end)
+
+    def hear(self, entry_id: bytes, end: End) -> None:
+        if self._since is None:
+            self._early.append((entry_id, end))
+        elif _position(entry_id) > self._since:
+            self.answer.set(end)
 
 
 class Ends:
@@ -45,7 +66,7 @@ class Ends:
         self._generation = fork.generation
         self._client = client
         self._keys = keys
-        self._waiting: dict[str, list[AsyncResult[End]]] = {}
+        self._waiting: dict[str, list[_Waiter]] = {}
         self._reader: _Reader | None = None
 
     @property
@@ -56,30 +77,51 @@ class Ends:
     def wait(self, job_id: str) -> typing.Any:
         """The result of the job; raises `GeventqError` with its failed reason, or if it is gone
         and its end is not in the stream any more.  Yields."""
-        answer: AsyncResult[End] = AsyncResult()
-        self._waiting.setdefault(job_id, []).append(answer)
+        waiter = _Waiter()
+        self._waiting.setdefault(job_id, []).append(waiter)
         try:
-            self._read_on()
-            end = self._end_of(job_id) or typing.cast(End, answer.get())
+            newest, (end,) = self._look([job_id])
+            if end is None:
+                if self._reader is None:
+                    self._reader = _Reader(self, self._client, self._keys, newest)
+                waiter.begin(newest)
+                end = typing.cast(End, waiter.answer.get())
         finally:
             others = self._waiting[job_id]
-            others.remove(answer)
+            others.remove(waiter)
             if not others:
                 del self._waiting[job_id]
             if not self._waiting:
                 self._stop_reading()
         return _outcome(job_id, end)
 
+    def close(self) -> None:
+        """Let all who wait go, with an error."""
+        for waiters in list(self._waiting.values()):
+            for waiter in waiters:
+                waiter.answer.set_exception(GeventqError("the queue was closed"))
+
+    def _stop_reading(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.stop()
+
     # -- looking ---------------------------------------------------------------------------
 
-    def _end_of(self, job_id: str) -> End | None:
-        """How the job ended; `None` while it has not."""
+    def _look(self, job_ids: list[str]) -> tuple[bytes, list[End | None]]:
+        """The newest entry, and how each job had ended by then, `None` for one that had not."""
         keys = self._keys
-        names = [keys.job(job_id), keys.completed, keys.failed]
-        state, *told = self._client.script(load("get_end"), names, [job_id], again=True)
-        if state == b"missing":
-            return self._look_back(job_id)
-        return None if state == b"open" else (state.decode(), told[0])
+        names = [keys.completed, keys.failed, keys.events]
+        newest, *states = self._client.script(
+            load("get_end"), names, [keys.base, *job_ids], again=True
+        )
+        ends: list[End | None] = []
+        for job_id, (state, told) in zip(job_ids, states, strict=True):
+            if state == b"missing":
+                ends.append(self._look_back(job_id))
+            else:
+                ends.append(None if state == b"open" else (state.decode(), told))
+        return newest, ends
 
     def _look_back(self, job_id: str) -> End:
         """The end of a job that is gone, from the entries that are kept.  The search stops at
@@ -90,7 +132,7 @@ class Ends:
                 "XREVRANGE", self._keys.events, upper, "-", "COUNT", _PAGE, again=True
             )
             for _, flat in page:
-                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                fields = _fields(flat)
                 if fields.get(b"jobId") == wanted:
                     end = _end_in(fields)
                     if end is not None and end[0] != "removed":
@@ -101,50 +143,36 @@ class Ends:
                 return ("removed", b"")
             upper = "(" + page[-1][0].decode()
 
-    # -- listening -------------------------------------------------------------------------
+    # -- listening, in the reader ------------------------------------------------------------
 
-    def _read_on(self) -> None:
-        """See to it that the stream is read, from now on or from earlier."""
-        if self._reader is not None:
-            return
-        newest = self._client.execute(
-            "XREVRANGE", self._keys.events, "+", "-", "COUNT", 1, again=True
-        )
-        if self._reader is None:  # nobody else was as quick
-            last_id = newest[0][0] if newest else b"0-0"
-            self._reader = _Reader(self, self._client.endpoint, self._keys, last_id)
+    def heard(self, entries: list[Entry]) -> None:
+        """What the stream says."""
+        for entry_id, flat in entries:
+            fields = _fields(flat)
+            waiters = self._waiting.get(fields.get(b"jobId", b"").decode("utf-8", "replace"))
+            end = _end_in(fields) if waiters else None
+            if end is not None:
+                for waiter in waiters or ():
+                    waiter.hear(entry_id, end)
 
-    def _stop_reading(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.stop()
-
-    def heard(self, entries: list[list[bytes]], *, surely: bool) -> None:
-        """What the stream says; not `surely` if something may have been missed.  In the reader."""
-        for flat in entries:
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            job_id = fields.get(b"jobId", b"").decode("utf-8", "replace")
-            if job_id in self._waiting:
-                self._tell(job_id, _end_in(fields))
-        if not surely:
-            for job_id in list(self._waiting):
-                self._tell(job_id, self._end_of(job_id))
-
-    def _tell(self, job_id: str, end: End | None) -> None:
-        if end is not None:
-            for answer in self._waiting.get(job_id, ()):
-                answer.set(end)
+    def look_again(self) -> None:
+        """Something may have been missed."""
+        waiting = list(self._waiting)
+        for first in range(0, len(waiting), _PAGE):
+            job_ids = waiting[first : first + _PAGE]
+            for job_id, end in zip(job_ids, self._look(job_ids)[1], strict=True):
+                for waiter in self._waiting.get(job_id, ()) if end is not None else ():
+                    waiter.answer.set(end)
 
 
 class _Reader:
-    """The connection and the greenlet that read the stream after `last_id`."""
+    """The greenlet that reads the stream after `last_id`."""
 
-    def __init__(self, ends: Ends, endpoint: Endpoint, keys: QueueKeys, last_id: bytes) -> None:
+    def __init__(self, ends: Ends, client: Client, keys: QueueKeys, last_id: bytes) -> None:
         self._ends = ends
-        self._endpoint = endpoint
-        self._keys = keys
+        self._queue = keys.name
         self._last_id = last_id
-        self._link: Link | None = None
+        self._stream = Stream(client, keys, block=_BLOCK)
         self._left = gevent.event.Event()  # nobody waits any more
         self._greenlet: gevent.Greenlet[..., None] = gevent.Greenlet(self._read_all)
         self._greenlet.name = f"geventq-ends-{keys.name}"
@@ -152,42 +180,37 @@ class _Reader:
         self._greenlet.start()
 
     def stop(self) -> None:
-        """End the greenlet; closing its connection ends a call that is under way.  Yields."""
+        """End the greenlet and join it.  Yields."""
         self._left.set()
-        if self._link is not None:
-            self._link.close()
+        self._stream.close()
         self._greenlet.join()
 
     def _read_all(self) -> None:
-        outage = Outage("waiting for ends of jobs", self._keys.name, self._left)
+        outage = Outage("waiting for ends of jobs", self._queue, self._left)
+        missed = False
         while not self._left.is_set():
             try:
-                entries = self._read()
-                self._ends.heard(entries, surely=bool(entries) and not outage.lasts)
+                if missed:
+                    self._ends.look_again()
+                entries = self._stream.after(self._last_id)
+                if entries:
+                    self._last_id = entries[-1][0]
+                    self._ends.heard(entries)
+                missed = not entries
+                outage.over()
             except GeventqError as error:
+                missed = True
                 if not self._left.is_set():
                     outage.failed(error)
                     outage.pause()
-            else:
-                outage.over()
-        if self._link is not None:
-            self._link.close()
 
-    def _read(self) -> list[list[bytes]]:
-        if self._link is None or self._link.closed:
-            self._link = Link.open(self._endpoint)
-            if self._left.is_set():  # `stop` came while it was being opened
-                return []
-        command = (
-            *("XREAD", "BLOCK", _BLOCK_MS, "COUNT", _PAGE),
-            *("STREAMS", self._keys.events, self._last_id),
-        )
-        reply = checked(self._link.call(pack(command), 1, _BLOCK_MS / 1000 + _GRACE))[0]
-        if not reply:
-            return []
-        entries = reply[0][1]
-        self._last_id = entries[-1][0]
-        return [flat for _, flat in entries if flat is not None]
+
+def _position(entry_id: bytes) -> tuple[int, ...]:
+    return tuple(map(int, entry_id.split(b"-")))
+
+
+def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _end_in(fields: dict[bytes, bytes]) -> End | None:

@@ -4,6 +4,9 @@ A lone add is sent directly, by its own greenlet.  While calls are under way on 
 gather in batches, which couriers (greenlets ``geventq-add-<queue>``) send, so that a caller that
 is killed harms nobody else.  Two couriers share what waits: while the server works on one call,
 the callers of the other go on and the next batch gathers.  A courier ends when nothing waits.
+
+Nobody suffers from whom he travels with: jobs with ids of their own, whose call may be sent again
+(cancellation.md 3.6), go apart from those without, and big jobs go alone.
 """
 
 from __future__ import annotations
@@ -25,18 +28,26 @@ __all__ = ["Gathering"]
 _COURIERS: typing.Final = 2
 _SMALLEST: typing.Final = 8  # adds that a batch takes before another one is begun
 _LARGEST: typing.Final = 1000  # adds in one call
+_BIG: typing.Final = 1 << 20  # bytes of data in one call, but for a job that has more by itself
 
 
 class _Batch:
     """Adds that are sent together.  `jobs` has `None` for a caller that was killed before;
     `done` gets their list of jobs, or the error."""
 
-    __slots__ = ("done", "jobs", "sent")
+    __slots__ = ("again", "done", "jobs", "sent", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, again: bool) -> None:
+        self.again = again  # each job has an id of its own
         self.jobs: list[NewJob | None] = []
+        self.size = 0  # bytes of data
         self.done: AsyncResult[typing.Any] = AsyncResult()
         self.sent = False
+
+    def fits(self, again: bool, count: int, size: int, share: int) -> bool:
+        """Whether `count` jobs with `size` bytes more can travel with these."""
+        fits = self.again == again and len(self.jobs) + count <= share
+        return fits and self.size + size <= _BIG
 
 
 class Gathering:
@@ -63,9 +74,10 @@ class Gathering:
                 return self._store.add([job])[0]
             finally:
                 self._outstanding -= 1
-        batch = self._open_batch()
+        batch = self._batch_for(job)
         at = len(batch.jobs)
         batch.jobs.append(job)
+        batch.size += len(job[1])
         self._outstanding += 1
         if self._couriers < _COURIERS:
             self._start_courier()
@@ -79,12 +91,15 @@ class Gathering:
             raise _own_copy(answer)
         return typing.cast("Job", answer[at])
 
-    def _open_batch(self) -> _Batch:
+    def _batch_for(self, job: NewJob) -> _Batch:
         """Half of what is outstanding is a call's share, so that two calls overlap."""
-        batches = self._batches
-        if not batches or len(batches[-1].jobs) >= self._share():
-            batches.append(_Batch())
-        return batches[-1]
+        _, data, options = job
+        again, share = bool(options.job_id), self._share()
+        for batch in reversed(self._batches):
+            if batch.fits(again, 1, len(data), share):
+                return batch
+        self._batches.append(_Batch(again))
+        return self._batches[-1]
 
     def _share(self) -> int:
         return min(max(_SMALLEST, (self._outstanding + 1) // 2), _LARGEST)
@@ -113,35 +128,47 @@ class Gathering:
             batch.done.set(RedisUnavailableError("the process was forked before the job was sent"))
 
     def _next_batches(self) -> list[_Batch]:
-        share, waiting = self._share(), self._batches
-        count, size = 1, len(waiting[0].jobs)
-        while count < len(waiting) and size + len(waiting[count].jobs) <= share:
-            size += len(waiting[count].jobs)
-            count += 1
-        taken, self._batches = waiting[:count], waiting[count:]
+        """The oldest, with others that fit to it."""
+        first, *waiting = self._batches
+        taken, left, share = [first], [], self._share()
+        count, size = len(first.jobs), first.size
+        for batch in waiting:
+            if batch.fits(first.again, count, size, share):
+                taken.append(batch)
+                count, size = count + len(batch.jobs), size + batch.size
+            else:
+                left.append(batch)
+        self._batches = left
         return taken
 
     def _send(self, batches: list[_Batch]) -> None:
         for batch in batches:
             batch.sent = True
         given = [job for batch in batches for job in batch.jobs if job is not None]
-        answer: list[Job] | BaseException
+        answer: list[Job] | Exception
         try:
             answer = self._store.add(given) if given else []
         except Exception as error:  # noqa: BLE001 (raised in each caller)
             answer = error
-        at = 0
+        except BaseException:
+            self._answer(batches, _unsure())
+            raise
+        self._answer(batches, answer)
+
+    def _answer(self, batches: list[_Batch], answer: list[Job] | Exception) -> None:
+        stored = iter(answer if isinstance(answer, list) else ())
         for batch in batches:
             self._outstanding -= len(batch.jobs)
-            if isinstance(answer, BaseException):
+            if isinstance(answer, Exception):
                 batch.done.set(answer)
-            elif None in batch.jobs:
-                stored = iter(answer[at:])
-                batch.done.set([None if job is None else next(stored) for job in batch.jobs])
-                at += len(batch.jobs) - batch.jobs.count(None)
             else:
-                batch.done.set(answer[at : at + len(batch.jobs)])
-                at += len(batch.jobs)
+                batch.done.set([None if job is None else next(stored) for job in batch.jobs])
+
+
+def _unsure() -> RedisUnavailableError:
+    error = RedisUnavailableError("the greenlet that was adding the job has been killed")
+    error.answer_lost = True
+    return error
 
 
 def _own_copy(error: BaseException) -> BaseException:

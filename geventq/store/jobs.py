@@ -14,7 +14,7 @@ import gevent
 
 from geventq import clock
 from geventq.errors import GeventqError, LockLostError
-from geventq.job import Job
+from geventq.job import STATES, Job
 from geventq.options import StoredOptions
 from geventq.record import record_of
 from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
@@ -24,20 +24,9 @@ from geventq.store.scripts import load
 if typing.TYPE_CHECKING:
     from geventq.store.ends import Ends
 
-__all__ = ["STATES", "NewJob", "QueueStore"]
+__all__ = ["NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
-
-STATES: typing.Final = {
-    "active": "active",
-    "waiting": "wait",
-    "completed": "completed",
-    "delayed": "delayed",
-    "failed": "failed",
-    "prioritized": "prioritized",
-    "waiting-children": "waiting_children",
-}
-"""State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 _BULK_SECONDS: typing.Final = 60.0
 _LISTS: typing.Final = ("active", "waiting")
@@ -312,7 +301,7 @@ class QueueStore:
         keys = self.keys
         commands = [("HGET", keys.meta, "concurrency"), ("LLEN", keys.active)]
         most, active = self._client.pipeline(commands, again=True)
-        return most is not None and active >= int(most)
+        return most is not None and most.isdigit() and active >= int(most)
 
     def retry_jobs(self, state: str, until_ms: int) -> int:
         """Run finished jobs again that ended until a moment; how many."""
@@ -347,7 +336,9 @@ class QueueStore:
             self._client.execute("HSET", self.keys.meta, field, length, again=True)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; those who wait for ends of jobs get a `GeventqError`."""
+        for ends in list(self._ends.values()):
+            ends.close()
         self._client.close()
 
 

@@ -11,9 +11,10 @@ its connection (`geventq.store.fork`).
 from __future__ import annotations
 
 import ssl
-import sys
 import typing
+import weakref
 
+import gevent.monkey
 import gevent.socket
 import gevent.ssl
 import hiredis
@@ -26,7 +27,7 @@ from geventq.errors import RedisUnavailableError
 from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 
-__all__ = ["Link", "Reply", "outage"]
+__all__ = ["Life", "Link", "Reply", "life_of_this_thread", "lost_answer", "outage"]
 
 Reply = typing.Any
 
@@ -109,8 +110,11 @@ _CLASSES: typing.Final[dict[str, type[typing.Any]]] = {
 
 
 def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket.socket:
-    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context."""
-    context = gevent.ssl.create_default_context()
+    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context: that of
+    `create_default_context` would block the hub in a process that is not patched."""
+    context: typing.Any = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not (options.ca_certs or options.ca_path or options.ca_data):
+        context.load_default_certs()
     context.check_hostname = options.check_hostname
     context.verify_mode = options.cert_reqs
     for flag in options.ssl_include_verify_flags or ():
@@ -140,37 +144,51 @@ def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket
     return typing.cast(gevent.socket.socket, encrypted)
 
 
+class Life:
+    """Something that a native thread holds to its end: thread ids are used again, this is not."""
+
+    __slots__ = ("__weakref__",)
+
+
+_of_thread: typing.Final = gevent.monkey.get_original("threading", "local")()
+
+
+def life_of_this_thread() -> weakref.ref[Life]:
+    """A reference that is dead when the native thread that calls has ended."""
+    life = getattr(_of_thread, "life", None)
+    if life is None:
+        life = _of_thread.life = Life()
+    return weakref.ref(life)
+
+
 class Link:
     """A connected, authenticated socket.
 
-    Not shared: whoever holds it makes one `call` at a time.
+    Not shared: whoever holds it makes one `call` at a time, in the native thread that made it.
     """
 
-    __slots__ = ("_reader", "_sock", "_timeout", "address", "idle_since")
+    __slots__ = ("_reader", "_sock", "_thread", "_timeout", "address", "idle_since")
 
     def __init__(self, sock: gevent.socket.socket, address: str) -> None:
         self._sock: gevent.socket.socket | None = sock
         self._reader = hiredis.Reader(notEnoughData=_NEVER)
         self._timeout: float | None = CONNECT_TIMEOUT
+        self._thread = life_of_this_thread()
         self.address = address
         self.idle_since = 0.0
 
     @classmethod
-    def open(cls, endpoint: Endpoint, *, name: str | None = None) -> Link:
-        """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``.  Yields to the hub.
+    def open(cls, endpoint: Endpoint, *, name: str | None = None, path: str | None = None) -> Link:
+        """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``, `path` is the socket of an
+        embedded server.  `Client.open_link` knows it.  Yields to the hub.
 
         Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
         """
-        since = fork.generation
         settings = dict(endpoint.settings)
         kind = endpoint.kind
         address = endpoint.describe()
-        if endpoint.embedded is not None:
-            from geventq.store import embedded  # needs no redis; here only where it is used
-
-            settings["path"] = embedded.join(endpoint.embedded).socket_path
-            if since != fork.generation:  # what was to be sent is for the parent to send
-                raise lost_answer(f"the process was forked before Redis at {address} was", False)
+        if path is not None:
+            settings["path"] = path
         connection = _CLASSES[kind](
             **settings,
             client_name=name,
@@ -238,9 +256,7 @@ class Link:
         if sock is None:
             return True
         raw: typing.Any = getattr(sock, "_sock", sock)
-        if isinstance(sock, gevent.ssl.SSLSocket):
-            return False
-        try:
+        try:  # below TLS too: what comes there unasked is the end
             raw.recv(1, gevent.socket.MSG_PEEK | gevent.socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
@@ -248,29 +264,24 @@ class Link:
             return True
         return True  # end of file, or bytes that nobody asked for
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the native thread whose hub this link belongs to has ended."""
-        sock: typing.Any = self._sock
-        return sock is not None and not _lives(sock.hub)
-
     def close(self) -> None:
-        """Close the socket, from whatever thread.  Idempotent, never raises, never yields."""
+        """Close the socket, from whatever thread; a call under way in it ends.  Idempotent, never
+        raises, never yields."""
+        sock: typing.Any = self._sock
+        hub = None if sock is None else sock.hub
+        if hub is None or hub is get_hub_if_exists() or hub.loop is None or self._thread() is None:
+            self.close_unused()
+        else:  # its loop must not be touched by another thread
+            self._sock = None
+            hub.loop.run_callback_threadsafe(sock.close)
+
+    def close_unused(self) -> None:
+        """The same for a link that nobody calls on: another thread's loop, which may never turn
+        again, need not be asked."""
         sock: typing.Any = self._sock
         self._sock = None
-        if sock is None:
-            return
-        hub = sock.hub
-        if hub is get_hub_if_exists():
-            sock.close()
-        elif _lives(hub):  # its loop must not be touched by another thread
-            hub.loop.run_callback_threadsafe(sock.close)
-        else:  # no loop waits on it any more
-            sock._sock.close()
-
-
-def _lives(hub: typing.Any) -> bool:
-    return hub.loop is not None and hub.thread_ident in sys._current_frames()
+        if sock is not None:
+            (sock if sock.hub is get_hub_if_exists() else sock._sock).close()
 
 
 def lost_answer(text: str, sent: bool) -> RedisUnavailableError:

@@ -41,6 +41,9 @@ class _Held(Execution):
 
     __slots__ = ("__weakref__",)
 
+    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+        """Its taker keeps the time."""
+
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         self.host.settle(self, _decided(self, outcome, value, self.host.options))
 

@@ -16,6 +16,7 @@ from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
+from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.store.connection import Client, Endpoint
 from geventq.store.jobs import QueueStore
@@ -25,7 +26,7 @@ from geventq.worker import outcome as outcomes
 from geventq.worker.admission import Admission, Taken
 from geventq.worker.closing import Closing
 from geventq.worker.exchange import LOCK_GONE, PENDING_CHILDREN, Exchange, refusal
-from geventq.worker.execution import Execution, Runners, untouched_references
+from geventq.worker.execution import Execution, Runners, untouched
 from geventq.worker.idle import IdleWait
 from geventq.worker.intake import Intake
 from geventq.worker.renewer import Renewer
@@ -103,7 +104,7 @@ class Engine:
         self._store = QueueStore(self._client, keys)
         self._admission = Admission(self._store, options, with_token=with_token, host=self)
         context = contextvars.copy_context()
-        self.runners = Runners(self, keys.name, context, untouched=untouched_references())
+        self.runners = Runners(self, keys.name, context, untouched=untouched())
         exchange = Exchange(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
@@ -281,6 +282,7 @@ class Engine:
         result: object = None
         error: BaseException | None = None
         if self._listeners.wants("active"):
+            attempt.enter(getcurrent())
             self._listeners.call("active", execution.job)
             if self._is_dead:
                 return  # a listener has forked, and this is the child
@@ -311,8 +313,8 @@ class Engine:
         outcome = outcomes.decide(
             execution, result, error, clock.wall_ms(), self.options.backoff_strategies
         )
-        if isinstance(error, KeyboardInterrupt):  # it belongs to the main greenlet (2.6)
-            self.hub.loop.run_callback(self.hub.parent.throw, error)
+        if isinstance(error, KeyboardInterrupt):
+            interrupt_main(error)
         if isinstance(error, RateLimitError) and outcome.kind == outcomes.WAIT:
             self._limited_until = clock.monotonic() + error.seconds
         self._leave(execution)
@@ -418,6 +420,10 @@ class Engine:
     def locks_renewed(self) -> None:
         """The renewer had a turn: time to look for takes that were lost."""
         self.intake.recover_late()
+
+    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """A job that runs here extended its lock."""
+        self.renewer.extended(execution, sent_at, seconds)
 
     def progressed(self, job: Job, value: object) -> None:
         """A job that runs here updated its progress."""

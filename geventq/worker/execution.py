@@ -3,7 +3,8 @@
 An `Execution` belongs to one attempt, from the take until its outcome is settled.  A `Runner` is
 a greenlet that runs execution after execution: starting a fresh one costs ten times the rest of a
 no-op job (targets.md, facts).  It is used again only where no user can tell (cancellation.md
-2.16): nothing was thrown at it, nothing is linked to it, and nobody holds a reference to it.
+2.16): nothing was thrown at it, nothing is linked to it, nobody holds a reference to it, not a
+weak one either, and it carries no attributes but its own.
 Only the processor runs where a kill can reach; everything else happens before `Attempt.begin`
 and after `Attempt.end`.  This module does not know Redis.
 """
@@ -15,6 +16,7 @@ import functools
 import sys
 import time
 import typing
+from weakref import getweakrefcount
 
 import gevent
 
@@ -25,7 +27,7 @@ if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.worker.policy import RunPolicy
 
-__all__ = ["Execution", "Runners", "untouched_references"]
+__all__ = ["Execution", "Runners", "untouched"]
 
 
 class Execution:
@@ -86,8 +88,8 @@ class Execution:
         self.host.progressed(job, value)
 
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
-        """The lock lives `seconds` from `sent_at`: as if it had been renewed then or earlier."""
-        self.renewed_at = sent_at + seconds - self.host.options.lock_duration
+        """The lock lives `seconds` from `sent_at`."""
+        self.host.lock_extended(self, sent_at, seconds)
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""
@@ -143,7 +145,7 @@ class Runner(_Greenlet):
 
     def __init__(self, runners: Runners) -> None:
         super().__init__()
-        self.name = f"geventq-run-{runners.name}"
+        self.name = runners.runner_name
         self.runners = runners
         self.execution: Execution | None = None
         self.fresh = True
@@ -162,6 +164,7 @@ class Runner(_Greenlet):
                 elif not self.fresh:
                     return  # woken by what an earlier job left behind, or told to end
                 self.fresh = False
+                self.gr_context = None  # what the job's contextvars hold ends with the job
                 runners.idle.append(self)
                 try:
                     park()
@@ -179,15 +182,15 @@ class Runners:
     """
 
     def __init__(
-        self, host: Host, name: str, context: contextvars.Context, *, untouched: int
+        self, host: Host, name: str, context: contextvars.Context, *, untouched: tuple[int, int]
     ) -> None:
         self.host = host
-        self.name = name
+        self.runner_name = f"geventq-run-{name}"
         self.context = context
         self.idle: list[Runner] = []
         self.ended = False
         self.alive: set[Runner] = set()
-        self._untouched = untouched  # of `untouched_references`
+        self._references, self._attributes = untouched
 
     def _new(self) -> Runner:
         runner = Runner(self)
@@ -219,7 +222,13 @@ class Runners:
             runner = idle.pop()
             if runner.dead:
                 continue
-            if sys.getrefcount(runner) == self._untouched and not runner.has_links():
+            if (
+                sys.getrefcount(runner) == self._references
+                and not getweakrefcount(runner)
+                and not runner.has_links()
+                and len(runner.__dict__) == self._attributes
+                and runner.name is self.runner_name
+            ):
                 return runner
             self._end(runner)
         return None
@@ -242,18 +251,19 @@ class _Nobody:
 
 
 @functools.cache
-def untouched_references() -> int:
+def untouched() -> tuple[int, int]:
     """How many references an idle runner has that no job has touched, counted as `Runners`
-    counts them.  Measured once per process; the first call yields to the hub."""
-    runners = Runners(_Nobody(), "measure", contextvars.Context(), untouched=0)
+    counts them, and how many attributes.  Measured once per process; the first call yields to
+    the hub."""
+    runners = Runners(_Nobody(), "measure", contextvars.Context(), untouched=(0, 0))
     runners._new().start()
     while not runners.idle:
         gevent.sleep(0)
     runner = runners.idle.pop()
-    count = sys.getrefcount(runner)
+    counts = sys.getrefcount(runner), len(runner.__dict__)
     runners._end(runner)
     runner.join()
-    return count
+    return counts
 
 
 _TURN: typing.Final = 0.004  # seconds of first turns after which the hub's loop gets one

@@ -87,7 +87,7 @@ class IdleWait(Loop):
             while not self._stop.is_set():
                 try:
                     if self._link is None or self._link.closed:
-                        self._link = Link.open(self._client.endpoint, name=self._name)
+                        self._link = self._client.open_link(name=self._name)
                     self._outage.over()
                     self._begin.wait()
                     self._begin.clear()

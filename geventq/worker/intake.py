@@ -83,7 +83,6 @@ class Intake:
         self._stop = gevent.event.Event()
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
-        self.sending = 0  # outcomes in calls under way
         self.hungry = False  # there may be jobs to take
         self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
         self.greenlets: list[gevent.Greenlet[..., None]] = []
@@ -167,7 +166,6 @@ class Intake:
         first = self._next_lock
         self._next_lock += max(0, room)
         self.asked += max(0, room)
-        self.sending += len(batch)
         sent_at, wanted = clock.monotonic(), self._wanted
         try:
             reply = self._exchange.settle(batch, room, self._lock_base, first)
@@ -182,7 +180,6 @@ class Intake:
             raise
         finally:
             self.asked -= max(0, room)
-            self.sending -= len(batch)
         self._handle(batch, reply, sent_at)
         if room > 0:
             self._note_supply(reply, room, wanted)

@@ -2,7 +2,7 @@
 
 A slow listener delays later events, never the engine.  What a listener raises is told as an
 `error` event, and an error that nobody listens to is logged: none is swallowed.  Does not know
-Redis, jobs or cancellation.
+Redis or jobs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections import deque
 
 import gevent
 import gevent.event
+
+from geventq.cancellation.threads import interrupt_main
 
 __all__ = ["EVENTS", "Listeners"]
 
@@ -129,7 +131,10 @@ class Listeners:
         for listener in list(listeners):
             try:
                 listener(*args)
-            except Exception as error:  # noqa: BLE001 (told as an error event)
+            except KeyboardInterrupt as error:
+                interrupt_main(error)
+            except BaseException as error:  # noqa: BLE001 (told as an error event; gevent.Timeout
+                # and SystemExit are no `Exception`, and must not end what called us)
                 if event == "error":  # the listener of errors fails: the log is what is left
                     self._log(error)
                 else:

@@ -97,15 +97,33 @@ def decide(
 ) -> Outcome:
     """The outcome of an attempt that returned `result` or raised `error`.
 
-    May call the user's back-off strategy; what that raises becomes a final failure whose
-    trace shows both.  Never yields by itself.
+    May call the user's back-off strategy, and the methods of what he returned or raised: what
+    those raise becomes a final failure whose trace shows both.  Never raises, and never yields
+    by itself.
     """
-    attempt = execution.attempt
-    asked = attempt.strongest
-    if asked is not None or isinstance(error, JobCancelled):
+    try:
+        return _decide(execution, result, error, ended_ms, strategies)
+    except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
+        broken.__context__ = error
+        return failure(execution, broken, ended_ms, strategies, final=True)
+
+
+def _decide(
+    execution: Execution,
+    result: object,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+) -> Outcome:
+    asked = execution.attempt.strongest
+    if asked is not None:
         return _decide_asked(execution, result, error, ended_ms, strategies, asked)
     if error is None:
         return _complete(execution, result, ended_ms, strategies)
+    if isinstance(error, JobCancelled):
+        # Raised by itself, a `link`'s deadline, or another job's: whatever its kind says, this
+        # job was neither shut down nor has it lost its lock.
+        return _cancelled(execution, error.cancellation, error, ended_ms, strategies)
     if isinstance(error, KeyboardInterrupt):
         return give_back(execution, ended_ms)
     moved = _asked_move(execution, error, ended_ms)
@@ -118,16 +136,15 @@ def _decide_asked(
     error: BaseException | None,
     ended_ms: int,
     strategies: Strategies,
-    asked: Cancellation | None,
+    asked: Cancellation,
 ) -> Outcome:
-    """Somebody asked the attempt to stop, or it says of itself that it was cancelled."""
+    """Somebody asked the attempt to stop."""
     attempt = execution.attempt
-    if asked is None:
-        assert isinstance(error, JobCancelled)
-        asked = error.cancellation
     if attempt.was_lock_lost or asked.kind == "lock_lost":
         return lost(ended_ms, asked)
     if isinstance(error, JobCancelled) or attempt.was_thrown:
+        if asked.kind == "shutdown":
+            return give_back(execution, ended_ms, asked)
         return _cancelled(execution, asked, error, ended_ms, strategies)
     if error is None:  # a result counts: cancellation is cooperative (2.5)
         outcome = _complete(execution, result, ended_ms, strategies)
@@ -156,8 +173,7 @@ def _cancelled(
     ended_ms: int,
     strategies: Strategies,
 ) -> Outcome:
-    if asked.kind == "shutdown":
-        return give_back(execution, ended_ms, asked)
+    """A failure with the text of what was asked, retried if that and the job allow it (2.6)."""
     shown = error if error is not None else JobCancelled(asked)
     outcome = failure(
         execution, shown, ended_ms, strategies, final=not asked.retry, text=asked.failed_reason()
@@ -211,7 +227,7 @@ def failure(
             delay = backoff.next_delay(
                 execution.job.wire_options, made, error, execution.job, strategies
             )
-        except Exception as broken:  # noqa: BLE001 (the user's strategy)
+        except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken
     more: dict[str, typing.Any] = {"stack": _stack(execution, error)}
@@ -271,7 +287,8 @@ def lost(ended_ms: int, asked: Cancellation) -> Outcome:
 def _told(execution: Execution, outcome: Outcome, name: str, asked: Cancellation) -> None:
     """Add the stream's own event about a cancellation (5.5)."""
     attempt = execution.attempt
-    waited = max(0.0, clock.monotonic() - attempt.requested_monotonic)
+    since = attempt.requested_monotonic  # 0 for a job that says of itself that it is cancelled
+    waited = max(0.0, clock.monotonic() - since) if since else 0.0
     reason = asked.to_json()["reason"]
     if not isinstance(reason, str):
         reason = encode("reason", reason).decode()
@@ -298,7 +315,7 @@ def printable(error: BaseException) -> str:
     """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 (a user's __str__)
+    except BaseException as broken:  # noqa: BLE001 (a user's __str__)
         text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
     return printable_text(text) or type(error).__name__
 

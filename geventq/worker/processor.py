@@ -27,7 +27,7 @@ def load_processor(process: Processor | str) -> Processor:
     try:
         found: typing.Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; what it imports is not
         raise ValueError(f"process: there is no module {module_name!r}") from None
     for name in path.split("."):

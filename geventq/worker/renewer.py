@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import typing
 
+import gevent
+import gevent.event
+
 from geventq import clock
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store.scripts import load
 from geventq.worker.loop import Loop
 
@@ -64,10 +67,27 @@ class Renewer(Loop):
         self._period = renew_time / 2
         self._renews = renews
         self._script = load("renew")
+        self._look = gevent.event.Event()
+
+    def stop(self) -> None:
+        """End the greenlet and join it.  Idempotent.  Yields."""
+        self._stop.set()
+        self._look.set()
+        super().stop()
+
+    def extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """A lock lives `seconds` from `sent_at`, for once.  Its stamp becomes that of a lock of
+        the usual length which is lost at the same moment (3.3).  Does not yield."""
+        execution.renewed_at = sent_at + seconds * _SAFETY - self._life
+        self._look.set()  # it may be lost before the next look
 
     def _loop(self) -> None:
         pause = self._period
-        while not self._stop.wait(pause):
+        while True:
+            self._look.wait(pause)
+            self._look.clear()
+            if self._stop.is_set():
+                return
             self._let_go(clock.monotonic())
             pause = self._period
             due = self._due(clock.monotonic()) if self._renews else []
@@ -92,10 +112,13 @@ class Renewer(Loop):
         args: list[str | int] = [self._keys.base, self._lock_ms]
         for execution in due:
             args += (execution.job_id, execution.lock_token)
+        # The next loss must be seen in time, whatever this call waits for: an answer, or the
+        # connection on which to ask.
+        limit = self._until_first_loss(max(1.0, self._period))
+        late = RedisUnavailableError(f"no answer within {limit:.3g} s")
         sent = clock.monotonic()
-        answers = self._client.script(
-            self._script, [self._keys.stalled], args, timeout=max(1.0, self._period)
-        )
+        with gevent.Timeout(limit, late):
+            answers = self._client.script(self._script, [self._keys.stalled], args)
         held = self._host.held
         for execution, answer in zip(due, answers, strict=True):
             if answer == 1:

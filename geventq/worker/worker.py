@@ -7,8 +7,6 @@ jobs happens there.  Checks what it is given; callable from any native thread.
 from __future__ import annotations
 
 import platform
-import signal
-import threading
 import typing
 import uuid
 
@@ -20,9 +18,11 @@ from geventq import clock
 from geventq.cancellation import Cancellation
 from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
 from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
+from geventq.postgresql import warn_if_queries_block
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import Processor, load_processor, takes_token
 from geventq.worker.settings import WorkerOptions
+from geventq.worker.signals import heeded
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -69,7 +69,6 @@ class Worker:
         self._paused = False
         self._resumed = gevent.event.Event()  # for `get_next_job`
         self._by_hand: ByHand | None = None
-        self._handlers: list[typing.Any] = []  # of signals, while it is in `run`
         if self.options.autorun:
             self.start()
 
@@ -123,13 +122,14 @@ class Worker:
             engine = self._engine
         if engine is not None:
             return
+        warn_if_queries_block()
         from geventq.store.connection import Endpoint  # this is where redis gets imported
         from geventq.store.keys import QueueKeys
         from geventq.worker.engine import Engine
-        from geventq.worker.execution import untouched_references
+        from geventq.worker.execution import untouched
 
         endpoint = Endpoint.of(self._connection)
-        untouched_references()  # yields the first time: nobody else's start may come in between
+        untouched()  # yields the first time: nobody else's start may come in between
         if self._engine is not None:
             return
         if self._started:
@@ -151,10 +151,8 @@ class Worker:
             self._engine = None
 
     def died(self, engine: Engine) -> None:
-        """Called by the engine in a forked child: there this worker was never started, and signals
-        do what they do in any process."""
+        """Called by the engine in a forked child."""
         self.ended(engine)
-        self._end_handlers()
         self._resumed = gevent.event.Event()  # the next hub may be another thread's
         if not self._paused:
             self._resumed.set()
@@ -169,26 +167,18 @@ class Worker:
     def run(self) -> None:
         """Start, and block until closed.  In the main thread the first SIGTERM or SIGINT closes
         with `close_timeout`, a second one with 0 (cancellation.md 7.2).  Yields."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers.append(gevent.signal_handler(number, self._signalled))
-        try:
+        with heeded(self._signalled) as signals:
             self.start()
+            if signals.came:  # while there was nothing to close yet
+                self._signalled(signals.came)
             if self._engine is not None:
                 self._wait_closed(self._engine)
-        finally:
-            self._end_handlers()
 
-    def _end_handlers(self) -> None:
-        while self._handlers:
-            self._handlers.pop().cancel()
-
-    def _signalled(self) -> None:
-        """In a greenlet that gevent spawns for the signal."""
-        engine = self._engine
-        if engine is not None:
-            timeout = self.options.close_timeout if engine.is_open else 0.0
-            engine.closing.begin(timeout, "worker is closing: signal")
+    def _signalled(self, times: int) -> None:
+        """A signal, the `times`-th: in a greenlet that gevent spawns for it."""
+        if self._engine is not None:
+            timeout = self.options.close_timeout if times == 1 else 0.0
+            self._engine.closing.begin(timeout, "worker is closing: signal")
 
     def close(self, timeout: float | None = None, reason: str = "worker is closing") -> None:
         """Take no new jobs, wait for the running ones, and end all greenlets and connections.

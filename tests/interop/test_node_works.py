@@ -116,10 +116,9 @@ def test_removal_policies_are_applied_by_node(sides: Sides) -> None:
     for i in range(4):
         queue.add("echo", i, remove_on_complete={"age": 3600, "count": 2})
     sides.node_worker()
-    eventually(lambda: queue.get_job_counts()["completed"] == 2 and queue.count() == 0)
+    eventually(lambda: [job.data for job in queue.get_completed()] == [3, 2])
     assert queue.get_job(gone.id) is None
     assert queue.get_job(failed.id) is None
-    eventually(lambda: [job.data for job in queue.get_completed()] == [3, 2])
 
 
 def test_progress_logs_and_events_of_a_node_worker_are_read(sides: Sides) -> None:

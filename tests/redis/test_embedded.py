@@ -17,8 +17,10 @@ import gevent
 import pytest
 import redis
 
+from geventq import Queue, QueueEvents, Worker
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store import embedded, keeper
+from geventq.store.endpoint import Endpoint
 from tests.support.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -184,6 +186,27 @@ def test_several_uses_in_one_process_are_one_membership(home: _Home) -> None:
     assert _run_id(second.socket_path) == before
     second.close()
     eventually(home.is_empty)
+
+
+def test_the_server_stops_when_the_last_of_our_objects_is_closed(home: _Home) -> None:
+    """Each is one member from its first call on, however many connections it opens."""
+    queue, events = Queue("q", home.url), QueueEvents("q", home.url, last_event_id="0")
+    with queue, events, Worker("q", lambda job: "done", home.url):
+        jobs = [queue.add("n") for _ in range(3)]
+        waiting = [gevent.spawn(job.wait_until_finished, 10) for job in jobs]
+        assert [one.get(timeout=10) for one in waiting] == ["done"] * 3
+        assert next(iter(events)).name == "added"
+        eventually(lambda: embedded._entries[home.path].users == 3)  # a link may be opening
+    assert not embedded._entries
+    eventually(home.is_empty, 10)
+    with queue:  # used again, it starts the server again, with its data
+        assert queue.get_job_counts()["completed"] == 3
+    eventually(home.is_empty, 10)
+
+
+def test_a_malformed_url_is_refused_when_a_client_is_made() -> None:
+    with pytest.raises(ValueError, match="three slashes"):
+        Endpoint.of("embedded:some/dir")
 
 
 def test_who_leaves_and_joins_again_at_once_has_a_server(home: _Home) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import typing
 
@@ -10,8 +11,9 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import Queue, QueueEvents, QueueEventsProducer, Worker
+from geventq import GeventqError, JobSpec, Queue, QueueEvents, QueueEventsProducer, Worker
 from geventq.events import QueueEvent
+from geventq.outage import Outage
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
@@ -118,18 +120,58 @@ def test_close_inside_a_listener(queue: Queue, redis_url: str, prefix: str) -> N
 
 
 def test_an_outage_is_lived_through_and_nothing_is_missed(
-    queue: Queue, redis_url: str, prefix: str, caplog: pytest.LogCaptureFixture
+    queue: Queue,
+    redis_url: str,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    tries: list[BaseException] = []
+    failed = Outage.failed
+    monkeypatch.setattr(
+        Outage, "failed", lambda outage, error: tries.append(error) or failed(outage, error)
+    )
     with Proxy(redis_url) as proxy, QueueEvents("q", proxy.url, prefix) as events:
         seen, _ = listening(events)
         with caplog.at_level(logging.WARNING, "geventq"), proxy.refusing():
             during = queue.add("during")
-            eventually(lambda: "reading the events" in caplog.text)
-            gevent.sleep(0.3)  # several tries, told once
+            eventually(lambda: len(tries) == 4)
             assert caplog.text.count("failed, trying again") == 1
         after = queue.add("after")
         eventually(lambda: len(seen) == 4)
         assert [event.job_id for event in seen] == [during.id] * 2 + [after.id] * 2
+
+
+def test_an_event_that_was_given_out_does_not_come_again_after_an_outage(
+    queue: Queue, redis_url: str, prefix: str
+) -> None:
+    """The iteration stops in the middle of what one call has read, and the link is cut."""
+    queue.add_bulk([JobSpec("n")] * 3)
+    with Proxy(redis_url) as proxy, QueueEvents("q", proxy.url, prefix, "0") as events:
+        first = [event.id for event in itertools.islice(events, 2)]
+        proxy.cut()
+        rest = [event.id for event in itertools.islice(events, 4)]
+        assert len({*first, *rest}) == 6
+
+
+def test_two_do_not_read_the_same_events(queue: Queue, redis_url: str, prefix: str) -> None:
+    """They would take each other's answers from one connection."""
+    with QueueEvents("q", redis_url, prefix) as events:
+        _, greenlet = listening(events)
+        for second in (lambda: next(iter(events)), lambda: events.on("added", print)):
+            with pytest.raises(GeventqError, match="being read already"):
+                second()
+        assert not greenlet.ready()
+    with pytest.raises(GeventqError, match="closed"):
+        iter(events)
+
+
+def test_a_connection_that_cannot_be_used_is_told_where_the_reading_begins() -> None:
+    with QueueEvents("q", "http://u:sekret@h") as events:
+        with pytest.raises(ValueError, match="connection"):
+            events.on("added", print)
+        with pytest.raises(ValueError, match="connection"):
+            iter(events)
 
 
 def test_what_others_wrote_does_not_end_the_reading(
@@ -161,17 +203,50 @@ def test_own_events_are_published(redis_url: str, prefix: str) -> None:
     producer = QueueEventsProducer("q", redis_url, prefix)
     with QueueEvents("q", redis_url, prefix) as events:
         seen, _ = listening(events)
-        entry_id = producer.publish("mine", {"jobId": "7", "n": 5, "text": "é"})
+        fields = {"jobId": "7", "n": 5, "text": "é", "on": True, "list": [1, None]}
+        entry_id = producer.publish("mine", fields)
         eventually(lambda: seen)
-        assert seen == [QueueEvent("mine", "7", {"n": "5", "text": "é"}, entry_id)]
-    with pytest.raises(ValueError, match="'event'"):
-        producer.publish("mine", {"event": "x"})
-    with pytest.raises(ValueError, match="name"):
-        producer.publish("", {})
+        told = {"n": "5", "text": "é", "on": "true", "list": "[1,null]"}
+        assert seen == [QueueEvent("mine", "7", told, entry_id)]
     producer.close()
 
 
-@pytest.mark.parametrize(("name", "last"), [("a:b", "$"), ("", "$"), ("q", "")])
-def test_bad_arguments_are_refused(name: str, last: str) -> None:
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("", {}), "name"),
+        ((5, {}), "name"),
+        (("mine", None), "fields"),
+        (("mine", {5: "x"}), "fields"),
+        (("mine", {"": "x"}), "fields"),
+        (("mine", {"event": "x"}), "fields: 'event'"),
+        (("mine", {"a": float("nan")}), r"fields\['a'\]"),
+        (("mine", {"a": {1, 2}}), r"fields\['a'\]"),
+        (("mine", {"a": "\ud800"}), r"fields\['a'\]"),
+        (("mine", {}, -1), "max_events"),
+        (("mine", {}, True), "max_events"),
+    ],
+)
+def test_events_of_ones_own_are_checked_before_a_call(
+    arguments: tuple[typing.Any, ...], field: str
+) -> None:
+    producer = QueueEventsProducer("q", "redis://127.0.0.1:1")
+    with pytest.raises((ValueError, TypeError), match=f"^{field}"):
+        producer.publish(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "error"),
+    [
+        ("a:b", "$", ValueError),
+        ("", "$", ValueError),
+        ("q", "", ValueError),
+        ("q", "now", ValueError),
+        ("q", "1-2-3", ValueError),
+        ("q", 0, TypeError),
+    ],
+)
+def test_bad_arguments_are_refused(name: str, last: typing.Any, error: type[Exception]) -> None:
+    """A bad id would be refused by Redis at every read, for ever."""
+    with pytest.raises(error):
         QueueEvents(name, last_event_id=last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import typing
 
@@ -11,7 +12,7 @@ import pytest
 import redis
 
 from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, Trap
 from tests.support.waiting import eventually
 
 
@@ -183,6 +184,71 @@ def test_a_caller_that_is_killed_takes_only_its_own_job_with_it(
             assert isinstance(greenlet.get(timeout=10), Job)
         stored = sorted(job.name for job in queue.get_waiting())
         assert stored == ["a", "also", "b", "early", "first", "held"]
+
+
+def meeting(proxy: Proxy, queue: Queue) -> tuple[Trap, gevent.Greenlet[..., Job]]:
+    """An add that is held at the server: those that come now gather behind it."""
+    queue.add("first")
+    held = proxy.hold_request(b"EVALSHA")
+    greenlet = gevent.spawn(queue.add, "held")
+    held.wait()
+    return held, greenlet
+
+
+def test_jobs_with_ids_do_not_suffer_from_those_without(redis_url: str, prefix: str) -> None:
+    """3.6: an add is sent again if its job has an id, also when the add has met others."""
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as queue:
+        held, first = meeting(proxy, queue)
+        lost = proxy.swallow_next(lambda request: b"mine" in request)
+        adding = [
+            *(gevent.spawn(queue.add, "n", job_id=f"mine{number}") for number in range(3)),
+            *(gevent.spawn(queue.add, "n") for _ in range(3)),
+        ]
+        for greenlet in adding:
+            assert isinstance(greenlet.get(timeout=10), Job)
+        assert lost.was_reached
+        held.release()
+        first.get(timeout=10)
+        assert queue.count() == 8
+
+
+def test_a_big_job_travels_alone(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a server refuses by its size, by closing the connection, fails nobody else."""
+    monkeypatch.setattr("geventq.store.gather._BIG", 1000)
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as queue:
+        held, first = meeting(proxy, queue)
+        lost = proxy.lose_next(lambda request: b"xxxx" in request)
+        big = gevent.spawn(queue.add, "big", "x" * 2000)
+        small = [gevent.spawn(queue.add, "small") for _ in range(5)]
+        for greenlet in small:
+            assert isinstance(greenlet.get(timeout=10), Job)
+        with pytest.raises(RedisUnavailableError):
+            big.get(timeout=10)
+        assert lost.was_reached
+        held.release()
+        first.get(timeout=10)
+
+
+def test_a_courier_that_is_killed_leaves_nobody_waiting(redis_url: str, prefix: str) -> None:
+    """`gevent.killall` of everything there is, for example."""
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as queue:
+        held, first = meeting(proxy, queue)
+        sent = proxy.hold_request(b"EVALSHA")
+        waiting = gevent.spawn(queue.add, "n")
+        sent.wait()
+        (courier,) = [
+            one
+            for one in gc.get_objects()
+            if isinstance(one, gevent.Greenlet) and one.name == "geventq-add-q" and not one.dead
+        ]
+        courier.kill()
+        with pytest.raises(RedisUnavailableError, match="may have been stored"):
+            waiting.get(timeout=10)
+        held.release()
+        sent.release()
+        first.get(timeout=10)
 
 
 def test_an_error_reaches_every_caller_as_its_own(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections.abc
 import json
 import logging
-import time
 
 import pytest
 import redis
 
 from geventq import GeventqError, Job, JobSpec, LockLostError, Queue, UnrecoverableError, Worker
-from tests.support.waiting import eventually
+from tests.conftest import Make
+from tests.support.waiting import TurnedClock, eventually
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def test_counts_and_states(queue: Queue, finish: collections.abc.Callable[[], No
 
 
 def test_ranges_begin_with_what_is_next_and_finished_ones_with_the_newest(
-    queue: Queue, finish: collections.abc.Callable[[], None]
+    queue: Queue, finish: collections.abc.Callable[[], None], turned_clock: TurnedClock
 ) -> None:
     for _ in range(3):
         queue.add("n")
         finish()
-        time.sleep(0.002)  # ends in milliseconds of their own: the order is theirs
+        turned_clock.advance(0.002)  # ends in milliseconds of their own: the order is theirs
     queue.add_bulk([JobSpec("n"), JobSpec("n"), JobSpec("n", options={"lifo": True})])
     queue.add_bulk([JobSpec("n", options={"delay": seconds}) for seconds in (30, 10, 20)])
     queue.add_bulk([JobSpec("n", options={"priority": priority}) for priority in (2, 1, 2)])
@@ -289,6 +289,22 @@ def test_a_running_job_is_not_removed(queue: Queue, redis_client: redis.Redis, p
     redis_client.set(f"{prefix}:q:{job.id}:lock", "somebody", px=60_000)
     assert not queue.remove(job.id)
     assert queue.get_job(job.id) is not None
+
+
+def test_a_policy_that_is_new_to_a_long_queue_does_not_stop_the_server(
+    queue: Queue, redis_client: redis.Redis, prefix: str, make: Make
+) -> None:
+    """The work of one call is bounded: each end removes a thousand, until the count is reached."""
+    key = f"{prefix}:q:completed"
+    redis_client.zadd(key, {f"old{number}": number for number in range(2500)})
+    make(lambda job: "ran")
+    left = []
+    for number in range(3):
+        job = queue.add("n", number, remove_on_complete=10)
+        assert job.wait_until_finished(10) == "ran"
+        left.append(redis_client.zcard(key))
+    assert left == [1500, 500, 10]
+    assert redis_client.zscore(key, "old2499") is not None
 
 
 # -- what a job tells ----------------------------------------------------------------------------

@@ -80,6 +80,60 @@ def test_an_earlier_job_with_the_same_id_does_not_answer(queue: Queue, make: Mak
         second.wait_until_finished(5)
 
 
+def test_an_end_that_is_read_late_is_not_the_next_jobs(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """`report` ended and is added again; then the reader, which others keep busy, comes to the
+    end of the first one."""
+    worker = make(lambda job: "first")
+    queue.add("n", job_id="report", remove_on_complete=True).wait_until_finished(5)
+    worker.close()
+    second = waiting(queue.add("n", job_id="report"))
+    ends = next(iter(queue._store._ends.values()))
+    eventually(lambda: ends._reader is not None)
+    late = [
+        (entry_id.encode(), [item.encode() for pair in fields.items() for item in pair])
+        for entry_id, fields in redis_client.xrange(f"{prefix}:q:events")
+        if fields["event"] == "completed"
+    ]
+    assert len(late) == 1
+    ends.heard(late)
+    make(lambda job: "second")
+    assert second.get(timeout=10) == "second"
+
+
+def test_an_end_between_the_look_and_its_answer_is_heard(
+    prefix: str, redis_url: str, queue: Queue
+) -> None:
+    """Others keep the reader busy.  The job is looked at, ends, the reader hears of it, and only
+    then comes the answer of the look: not yet."""
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as watched:
+        others = waiting(watched.add("n"))
+        ends = next(iter(watched._store._ends.values()))
+        eventually(lambda: ends._reader is not None)
+        job = watched.add("n", remove_on_complete=True, lifo=True)
+        answer = proxy.hold_answer(b"EVALSHA")
+        waiter = gevent.spawn(job.wait_until_finished, 10)
+        answer.wait()
+        heard = proxy.hold_request(b"XREAD")
+        with Worker("q", lambda job: "ended", redis_url, prefix) as worker:
+            eventually(lambda: queue.get_job(job.id) is None)
+            heard.wait()  # the reader has handled what came
+            worker.close()
+        heard.release()
+        answer.release()
+        assert waiter.get(timeout=10) == "ended"
+        others.kill()
+
+
+def test_closing_the_queue_lets_those_who_wait_go(redis_url: str, prefix: str) -> None:
+    queue = Queue("q", redis_url, prefix)
+    greenlet = waiting(queue.add("n"))
+    queue.close()
+    with pytest.raises(GeventqError, match="closed"):
+        greenlet.get(timeout=10)
+
+
 def test_a_job_that_is_removed_meanwhile(queue: Queue) -> None:
     job = queue.add("n")
     greenlet = waiting(job)

@@ -16,10 +16,12 @@ import typing
 import redis
 
 from geventq import Job, JobSpec, Queue, QueueEventsProducer, UnrecoverableError, Worker, clock
-from geventq.errors import GeventqError
-from geventq.options import from_wire
+from geventq.codec import encode
+from geventq.errors import GeventqError, LockLostError
+from geventq.job import STATES
+from geventq.options import StoredOptions, from_wire
 from geventq.store.connection import Client, Endpoint
-from geventq.store.jobs import QueueStore
+from geventq.store.jobs import NewJob, QueueStore
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 from geventq.worker import outcome as outcomes
@@ -27,11 +29,11 @@ from geventq.worker.admission import Admission
 from geventq.worker.exchange import Exchange, Settled
 from geventq.worker.execution import Execution
 from geventq.worker.settings import WorkerOptions
-from tests.support.javascript import UNDEFINED
+from tests.support.javascript import UNDEFINED, evaluate
 from tests.support.vectors import Vector
 from tests.support.waiting import eventually
 
-__all__ = ["Context", "Refused", "StandingClock"]
+__all__ = ["Context", "Refused", "StandingClock", "code_of", "in_json"]
 
 LOCK_MS: typing.Final = 30_000  # what the vectors were made with
 
@@ -64,10 +66,31 @@ class Refused(Exception):
         self.code = code
 
 
+_SHORT: typing.Final = {
+    "continueParentOnFailure": "cpof",
+    "deduplication": "de",
+    "failParentOnFailure": "fpof",
+    "ignoreDependencyOnFailure": "idof",
+    "keepLogs": "kl",
+    "metadata": "tm",
+    "omitContext": "omc",
+    "removeDependencyOnFailure": "rdof",
+}
+
+
+def stored_options(node: dict[str, typing.Any] | None) -> dict[str, typing.Any]:
+    """Node's job options as they are stored (wire-format section 4)."""
+    node = dict(node or {})
+    node.update(node.pop("telemetry", None) or {})
+    if isinstance(node.get("backoff"), int | float):
+        node["backoff"] = {"type": "fixed", "delay": node["backoff"]}
+    short = {_SHORT.get(name, name): value for name, value in node.items()}
+    return {"attempts": 0, **short}
+
+
 def options_of(node: dict[str, typing.Any] | None) -> dict[str, typing.Any]:
-    """Node's job options as ours."""
-    options = from_wire({**(node or {}), "kl": (node or {}).get("keepLogs")})
-    options.pop("keepLogs", None)
+    """The same as ours."""
+    options = from_wire(stored_options(node))
     if "attempts" not in (node or {}):
         del options["attempts"]
     return options
@@ -97,7 +120,10 @@ class Context:
     def q(self) -> NodeQueue:
         found = re.search(r"c\.q = await c\.queue\('(\w+)'", self.vector.setup)
         prefix = re.search(r"prefix: '([^']+)'", self.vector.setup)
-        return NodeQueue(self, found[1] if found else "q", prefix[1] if prefix else "bull")
+        queue = NodeQueue(self, found[1] if found else "q", prefix[1] if prefix else "bull")
+        if re.search(r"c\.q = await c\.queue\([^)]*telemetry: TEL", self.vector.setup):
+            queue.default_options = {"telemetry": {"metadata": "trace-md"}}
+        return queue
 
     @property
     def k(self) -> NodeQueue:
@@ -109,7 +135,9 @@ class Context:
         return NodeWorker(self, self._options_of_setup())
 
     def _options_of_setup(self) -> dict[str, typing.Any]:
-        return _WORKER_OPTIONS.get(self.vector.id, {})
+        found = re.search(r"c\.w = await c\.worker\((\{.*?\})\)", self.vector.setup)
+        told = evaluate(found[1]) if found else {}
+        return {**told, **_WORKER_OPTIONS.get(self.vector.id, {})}
 
     @property
     def j(self) -> NodeJob:
@@ -189,6 +217,7 @@ class NodeQueue:
 
     def __init__(self, context: Context, name: str, prefix: str = "bull") -> None:
         self._context = context
+        self.default_options: dict[str, typing.Any] = {}
         self.ours = Queue(name, context.url, prefix)
         context.closers.append(self.ours.close)
 
@@ -206,9 +235,21 @@ class NodeQueue:
         return self.job(self.addBulk([{"name": name, "data": data, "opts": opts}])[0])
 
     def addBulk(self, jobs: list[dict[str, typing.Any]]) -> list[Job]:  # noqa: N802
+        """By our API; what that refuses is added below its checks, by what it calls."""
+        try:
+            return self._add(jobs)
+        except (ValueError, TypeError):
+            return self.ours._store.add([self._unchecked(job) for job in jobs])
+
+    def _unchecked(self, job: dict[str, typing.Any]) -> NewJob:
+        data = job.get("data", UNDEFINED)
+        options = StoredOptions(stored_options(job.get("opts")))
+        return job["name"], b"{}" if data is UNDEFINED else encode("data", data), options
+
+    def _add(self, jobs: list[dict[str, typing.Any]]) -> list[Job]:
         specs = []
         for job in jobs:
-            options = options_of(job.get("opts"))
+            options = {**self.default_options, **options_of(job.get("opts"))}
             data = job.get("data", UNDEFINED)
             specs.append(
                 JobSpec(job["name"], options=options)
@@ -261,9 +302,10 @@ class NodeQueue:
     def addJobLog(self, job_id: str, row: str, keep: int | None = None) -> int:  # noqa: N802
         return NodeJob(self._context, self, job_id).log(row)
 
-    def getJobLogs(self, job_id: str, *_: typing.Any) -> dict[str, typing.Any]:  # noqa: N802
+    def getJobLogs(self, job_id: str, start: int = 0, end: int = -1, *_: bool) -> typing.Any:  # noqa: N802
+        """Ours gives all rows."""
         rows = self.ours.get_job_logs(job_id)
-        return {"logs": rows, "count": len(rows)}
+        return {"logs": rows[start:] if end < 0 else rows[start : end + 1], "count": len(rows)}
 
     def getJob(self, job_id: str) -> typing.Any:  # noqa: N802
         return (
@@ -298,13 +340,44 @@ class NodeQueue:
     def getRanges(self, states: list[str], start: int, end: int, ascending: bool) -> list[str]:  # noqa: N802
         return [job.id for job in self.ours.get_jobs(states, start, end, ascending=ascending)]
 
-    def getJobs(self) -> list[Job]:  # noqa: N802
-        return self.ours.get_jobs()
+    def getJobs(  # noqa: N802
+        self,
+        states: list[str] | str | None = None,
+        start: int = 0,
+        end: int = -1,
+        ascending: bool = False,
+    ) -> list[Job]:
+        if states is None:
+            return self.ours.get_jobs(None, start, end, ascending=ascending)
+        named = [states] if isinstance(states, str) else states
+        ours = ["waiting" if state == "wait" else state for state in named if state != "paused"]
+        return self.ours.get_jobs(ours, start, end, ascending=ascending)
 
     def getWorkers(self) -> list[dict[str, str]]:  # noqa: N802
         self._context.start_workers_of_setup()
         found = sorted((worker["rawname"] for worker in self.ours.get_workers()), reverse=True)
         return [{"name": self.ours.name, "rawname": name} for name in found]
+
+
+def _getters(state: str) -> dict[str, typing.Any]:
+    """``getWaiting`` and ``getWaitingCount``, ``getWaitingChildren``..."""
+    name = state.title().replace("-", "")
+
+    def page(queue: NodeQueue, start: int = 0, end: int = -1) -> list[Job]:
+        return typing.cast(
+            list[Job], getattr(queue.ours, f"get_{state.replace('-', '_')}")(start, end)
+        )
+
+    def count(queue: NodeQueue) -> int:
+        return queue.ours.get_job_count(state)
+
+    return {f"get{name}": page, f"get{name}Count": count}
+
+
+for _state in STATES:
+    for _name, _getter in _getters(_state).items():
+        if not hasattr(NodeQueue, _name):
+            setattr(NodeQueue, _name, _getter)
 
 
 class NodeWorker:
@@ -388,12 +461,16 @@ class NodeJob:
     def __init__(self, context: Context, queue: NodeQueue, job_id: str) -> None:
         self._context = context
         self._queue = queue
-        self._ours = queue.ours.get_job(job_id) or Job.from_hash(queue.ours._store, job_id, {})
+        self._ours = queue.ours.get_job(job_id) or Job(queue.ours._store, job_id, {})
         self.id = job_id
 
     @property
     def data(self) -> typing.Any:
         return self._ours.data
+
+    @property
+    def name(self) -> str:
+        return self._ours.name
 
     @property
     def attemptsMade(self) -> int:  # noqa: N802
@@ -416,6 +493,8 @@ class NodeJob:
         worker = self._context.w
         execution = worker.execution(self.id, token)
         outcome = outcomes.decide(execution, None, error, clock.wall_ms(), {})
+        if not str(error):  # below our API, which says the class's name then
+            outcome.value = ""
         return worker.settle(execution, outcome, fetch)
 
     def moveToDelayed(self, due_ms: int, token: str) -> None:  # noqa: N802
@@ -476,6 +555,28 @@ class NodeJob:
 
     def getState(self) -> str:  # noqa: N802
         return self._ours.get_state()
+
+    def isCompleted(self) -> bool:  # noqa: N802
+        return self._ours.is_completed()
+
+    def isFailed(self) -> bool:  # noqa: N802
+        return self._ours.is_failed()
+
+    def isActive(self) -> bool:  # noqa: N802
+        return self._ours.is_active()
+
+    def isWaiting(self) -> bool:  # noqa: N802
+        return self._ours.is_waiting()
+
+    def isDelayed(self) -> bool:  # noqa: N802
+        return self._ours.is_delayed()
+
+
+def code_of(error: GeventqError) -> tuple[int, ...]:
+    """The codes of wire-format section 10 that our API tells as this error."""
+    if isinstance(error, LockLostError):
+        return (-2, -6)
+    return (-1,) if "does not exist" in str(error) else (-3,)
 
 
 def in_json(value: typing.Any) -> typing.Any:

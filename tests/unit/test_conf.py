@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import pathlib
 import re
 import tomllib
+import typing
 
 import pytest
 
+from geventq.commands import settings
+from geventq.commands.settings import WORKER
+from geventq.worker.settings import _LATER, WorkerOptions
+
 CONF = pathlib.Path(__file__).parents[2] / "conf"
 
+# Of WorkerOptions, what makes no sense in a file: the command starts its worker itself.
+NOT_IN_FILES = {"autorun"}
+# Of the file, what is no option of a Worker.
+NOT_OF_THE_WORKER = {"processor", "queue", "name", "processes"}
 
-def test_every_option_in_the_example_is_valid_when_its_comment_sign_is_removed() -> None:
+
+def _uncommented() -> str:
     text = (CONF / "geventq.toml").read_text()
-    assert tomllib.loads(text) == {"connection": {}, "worker": {}}, "as shipped it changes nothing"
-    options = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
-    assert set(options["connection"]) == {"url", "prefix"}
-    assert {"concurrency", "close_timeout", "lock_duration", "cancel_mode"} <= set(
-        options["worker"]
+    return re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE)
+
+
+def _options() -> dict[str, typing.Any]:
+    return tomllib.loads(_uncommented())
+
+
+def test_as_shipped_the_file_changes_nothing() -> None:
+    text = (CONF / "geventq.toml").read_text()
+    assert tomllib.loads(text) == {"connection": {}, "worker": {}}
+
+
+def test_the_file_names_every_option_there_is_and_no_other() -> None:
+    """Commented ones count; those of later stages would be refused, so they are not named."""
+    built = {field.name for field in dataclasses.fields(WorkerOptions)} - set(_LATER)
+    assert set(_options()["worker"]) == (built - NOT_IN_FILES) | NOT_OF_THE_WORKER
+    assert set(_options()["connection"]) == {"url", "prefix"}
+
+
+def test_the_command_line_has_every_option_of_the_file() -> None:
+    assert {setting.name for setting in WORKER} == set(_options()["worker"]) - {"processor"}
+
+
+def test_the_command_accepts_the_whole_file(tmp_path: pathlib.Path) -> None:
+    """Each example is one that a worker can be made with."""
+    (tmp_path / "all.toml").write_text(_uncommented())
+    given = argparse.Namespace(
+        config=str(tmp_path / "all.toml"),
+        processor=None,
+        **{setting.name: None for setting in WORKER},
     )
+    _, options = settings.worker_settings(given)
+    for name in NOT_OF_THE_WORKER:
+        del options[name]
+    assert options.pop("backoff_strategies") == {"mine": "myapp.tasks:backoff"}
+    WorkerOptions(**options)
+
+
+def test_what_the_file_calls_a_default_is_the_default() -> None:
+    """Where the comment does not say "none", the value shown is what a worker does without it."""
+    comments = re.split(r"\n\n+", (CONF / "geventq.toml").read_text())
+    shown = 0
+    for comment in comments:
+        for name, value in re.findall(r"^# (\w+) = (.+)$", comment, flags=re.MULTILINE):
+            if name in WorkerOptions.__dataclass_fields__ and "Default:" not in comment:
+                shown += 1
+                default = WorkerOptions.__dataclass_fields__[name].default
+                assert tomllib.loads(f"x = {value}")["x"] == default, name
+    assert shown > 5
 
 
 def test_systemd_waits_longer_than_the_worker_needs_to_close() -> None:
@@ -28,6 +83,7 @@ def test_systemd_waits_longer_than_the_worker_needs_to_close() -> None:
     stop = float(re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[1])  # type: ignore[index]
     assert stop > close_timeout + 1 + 4
     assert "KillSignal=SIGTERM" in unit
+    assert "KillMode=mixed" in unit
 
 
 @pytest.mark.parametrize("name", ["geventq.toml", "geventq.service", "valkey-dev.conf"])

@@ -17,7 +17,7 @@ def job(**fields: str | bytes) -> Job:
         name.encode(): value if isinstance(value, bytes) else value.encode()
         for name, value in fields.items()
     }
-    return Job.from_hash(STORE, "7", encoded)
+    return Job(STORE, "7", encoded)
 
 
 WHOLE = {"name": "n", "data": '{"a":1}', "opts": '{"attempts":2,"delay":1500,"kl":3}'}

@@ -17,11 +17,11 @@ PACKAGE = pathlib.Path(geventq.__file__).parent
 # From the bottom up.  A module may import its own layer and those below it.
 LAYERS = [
     {"errors", "clock", "checks", "codec", "outage"},
-    {"cancellation", "options", "job", "backoff", "record"},
+    {"cancellation", "options", "job", "backoff", "record", "postgresql"},
     {"store"},
     {"worker", "control", "queue", "events", "flow", "schedule"},
     {"supervisor"},
-    {"cli", "demo", "integrations", "testing", "__main__"},
+    {"cli", "commands", "demo", "integrations", "testing", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

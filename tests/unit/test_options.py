@@ -117,7 +117,6 @@ def test_an_unknown_option_is_named_with_the_known_ones() -> None:
         {"deduplication": {"id": "d"}},
         {"parent": {"id": "1", "queue": "q"}},
         {"fail_parent_on_failure": True},
-        {"telemetry": {"metadata": "x"}},
     ],
 )
 def test_options_of_later_stages_are_refused_rather_than_ignored(
@@ -186,6 +185,7 @@ def test_stored_options_are_read_back_by_our_names() -> None:
         "keep_logs": 5,
         "timeout": 0.5,
         "remove_on_fail": {"age": 60},
+        "telemetry": {"metadata": "trace", "omit_context": True},
     }
     assert from_wire(json.loads(job_options(given).text)) == given
     assert from_wire({"custom": {"a": 1}, "delay": "soon"}) == {

@@ -5,10 +5,11 @@
 -- Reply  0 changed, -1 no such job
 -- Events none
 -- key count: 7
+--- include: job
 --- include: meta
 --- include: place
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if not is_job(KEYS[1]) then
   return -1
 end
 local job_id, priority, first = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'

@@ -5,8 +5,9 @@
 -- Reply  0 done, -1 no such job
 -- Events none
 -- key count: 2
+--- include: job
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if not is_job(KEYS[1]) then
   return -1
 end
 local keep = tonumber(ARGV[1])

@@ -2,15 +2,20 @@
 --
 -- KEYS   1 job hash  2 delayed  3 wait  4 prioritized  5 pc  6 marker  7 meta  8 active  9 events
 -- ARGV   1 job id
--- Reply  0 promoted, -3 it is not delayed
+-- Reply  0 promoted, -1 no such job, -3 it is not delayed
 -- Events waiting
 -- key count: 9
+--- include: job
 --- include: meta
 --- include: place
 
-if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   return -3
 end
+if not is_job(KEYS[1]) then
+  return -1
+end
+redis.call('ZREM', KEYS[2], ARGV[1])
 local priority = tonumber(redis.call('HGET', KEYS[1], 'priority') or 0) or 0
 if priority > 0 then
   push_prioritized(KEYS[4], KEYS[5], ARGV[1], priority)

@@ -6,8 +6,9 @@
 -- Reply  1 recorded, 0 the lock is gone or another's
 -- Events none
 -- key count: 2
+--- include: job
 
-if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('GET', KEYS[2]) ~= ARGV[1] or not is_job(KEYS[1]) then
   return 0
 end
 redis.call('HSET', KEYS[1], 'gqc', ARGV[2])

@@ -8,6 +8,7 @@
 -- Reply  1 it waits again, -1 no such job, -3 it is not in that state
 -- Events waiting
 -- key count: 9
+--- include: job
 --- include: meta
 --- include: place
 --- include: again
@@ -18,7 +19,7 @@ local function is_lifo(job_key)
 end
 
 local job_id = ARGV[1]
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if not is_job(KEYS[1]) then
   return -1
 end
 if redis.call('ZREM', KEYS[2], job_id) == 0 then

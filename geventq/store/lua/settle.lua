@@ -17,11 +17,12 @@
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), lifo,
 --                    clear (the recorded request), exhausted, event (fields of an extra event),
 --                    atm0 and stc0 (as at the take: the outcome is sent again)
--- Reply  {codes (0, or wire-format 10; -20: the hash is no hash),
+-- Reply  {codes (0; 1: a first sending had done it; wire-format 10; -20: the hash is no hash),
 --         jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms to wait for the rate limit, ms of the next delayed job or 0}
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 -- key count: 12
+--- include: job
 --- include: meta
 --- include: place
 --- include: promote
@@ -59,8 +60,11 @@ end
 -- An outcome is sent again because its answer was lost: was it carried out the first time?
 -- The hash tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.
 local function was_ours(kind, job_id, ended_ms, more)
-  local job = redis.call('HMGET', keys.base .. job_id, 'atm', 'stc', 'finishedOn')
-  local made, stalls = tonumber(job[1] or 0), tonumber(job[2] or 0)
+  local job = redis.pcall('HMGET', keys.base .. job_id, 'atm', 'stc', 'finishedOn')
+  if job.err then
+    return false
+  end
+  local made, stalls = tonumber(job[1]) or 0, tonumber(job[2]) or 0
   if kind == 'c' or kind == 'f' then
     if redis.call('EXISTS', keys.base .. job_id) == 0 then
       return more.keep ~= nil
@@ -88,11 +92,6 @@ local function file(state, job_id, ended_ms, policy)
   group.members[#group.members + 1] = job_id
 end
 
--- Whether a write that may meet a key of a foreign type has met one.
-local function failed(wrote)
-  return type(wrote) == 'table' and wrote.err ~= nil
-end
-
 -- Complete (wire-format 9.5) or finally fail (9.6) a job that has left active.
 local function finish(state, job_id, ended_ms, value, made, more)
   local job_key = keys.base .. job_id
@@ -108,7 +107,7 @@ local function finish(state, job_id, ended_ms, value, made, more)
       wrote = redis.pcall('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack,
         'finishedOn', ended_ms, 'atm', made)
     end
-    if failed(wrote) then
+    if type(wrote) == 'table' then -- an error: it is no hash
       return -20
     end
     if more.clear then
@@ -133,27 +132,20 @@ local function finish(state, job_id, ended_ms, value, made, more)
 end
 
 local function write_attempt(job_key, value, made, more)
-  local wrote
   if value ~= '' then
-    wrote = redis.pcall('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack, 'atm', made)
+    redis.call('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack, 'atm', made)
   elseif not more.move then
-    wrote = redis.pcall('HSET', job_key, 'atm', made)
-  end
-  if failed(wrote) then
-    return false
+    redis.call('HSET', job_key, 'atm', made)
   end
   if more.clear then
     redis.call('HDEL', job_key, 'gqc', 'defa')
   end
-  return true
 end
 
 -- Run again now, behind the others (9.6), or in front of them (9.8, cancellation.md 7.1).
 local function requeue(kind, job_id, value, made, more)
   local job_key = keys.base .. job_id
-  if not write_attempt(job_key, value, made, more) then
-    return -20
-  end
+  write_attempt(job_key, value, made, more)
   local blocked = is_blocked(keys.meta, keys.active)
   local priority = tonumber(redis.call('HGET', job_key, 'priority') or 0) or 0
   if priority > 0 and kind == 'r' then
@@ -179,9 +171,7 @@ end
 -- Run again later: backoff, or the processor's own wish (9.7).
 local function delay(job_id, ended_ms, value, made, more)
   local job_key = keys.base .. job_id
-  if not write_attempt(job_key, value, made, more) then
-    return -20
-  end
+  write_attempt(job_key, value, made, more)
   local due_ms = tonumber(ended_ms) + more.delay
   redis.call('HSET', job_key, 'delay', more.delay)
   redis.call('ZADD', keys.delayed, delayed_score(keys.delayed, due_ms), job_id)
@@ -198,6 +188,8 @@ local function settle(kind, job_id, ended_ms, value, made, more)
     return finish('completed', job_id, ended_ms, value, made, more)
   elseif kind == 'f' then
     return finish('failed', job_id, ended_ms, value, made, more)
+  elseif not is_job(keys.base .. job_id) then
+    return -20
   elseif kind == 'd' then
     return delay(job_id, ended_ms, value, made, more)
   end
@@ -281,12 +273,12 @@ end
 local jobs, broken, limited_ms, next_ms = {}, {}, 0, 0
 local blocked = false
 if room >= 0 then
-  local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency')
-  if meta[2] then
-    room = math.min(room, math.max(0, tonumber(meta[2]) - redis.call('LLEN', keys.active)))
+  local paused, most = read_meta(keys.meta)
+  if most then
+    room = math.min(room, math.max(0, most - redis.call('LLEN', keys.active)))
     blocked = room == 0
   end
-  blocked = blocked or meta[1] ~= false
+  blocked = blocked or paused
   promote_due(keys, now_ms, blocked)
   if room > 0 and not blocked then
     jobs, broken = take_jobs(keys, room, now_ms,

@@ -6,6 +6,7 @@
 -- Reply  ids of the jobs that went back to wait
 -- Events waiting, stalled
 -- key count: 7
+--- include: job
 --- include: meta
 --- include: place
 
@@ -31,18 +32,18 @@ for _, job_id in ipairs(suspects) do
   local job_key = ARGV[1] .. job_id
   if redis.call('EXISTS', job_key .. ':lock') == 0
     and redis.call('LREM', KEYS[4], 1, job_id) > 0 then
-    local kind = redis.call('TYPE', job_key).ok
-    if kind == 'hash' then
-      local stalls = redis.call('HINCRBY', job_key, 'stc', 1)
+    if is_job(job_key) then -- else whoever takes the id tells of it
+      local stalls = (tonumber(redis.call('HGET', job_key, 'stc')) or 0) + 1
+      redis.call('HSET', job_key, 'stc', stalls)
       if stalls > tonumber(ARGV[4]) and not is_scheduled(job_key) then
         redis.call('HSET', job_key, 'defa', 'job stalled more than allowable limit')
       end
-      redis.call('RPUSH', KEYS[3], job_id)
-      wake(KEYS[6], is_blocked(KEYS[5], KEYS[4]))
-      redis.call('XADD', KEYS[7], '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'active')
-      redis.call('XADD', KEYS[7], '*', 'event', 'stalled', 'jobId', job_id)
-      recovered[#recovered + 1] = job_id
     end
+    redis.call('RPUSH', KEYS[3], job_id)
+    wake(KEYS[6], is_blocked(KEYS[5], KEYS[4]))
+    redis.call('XADD', KEYS[7], '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'active')
+    redis.call('XADD', KEYS[7], '*', 'event', 'stalled', 'jobId', job_id)
+    recovered[#recovered + 1] = job_id
   end
 end
 

@@ -131,11 +131,11 @@ def test_a_hundred_computing_jobs_share_the_time_and_leave_the_hub_its_turns() -
     gaps: list[float] = []
 
     def tick() -> None:
-        before = time.perf_counter()
-        until = before + 2.0
-        while before < until:
+        until = time.perf_counter() + 2.0
+        before = time.process_time()  # of the CPU: what the machine does for others is no gap
+        while time.perf_counter() < until:
             gevent.sleep(0.001)
-            now = time.perf_counter()
+            now = time.process_time()
             gaps.append(now - before)
             before = now
         stop.append(True)
@@ -144,7 +144,8 @@ def test_a_hundred_computing_jobs_share_the_time_and_leave_the_hub_its_turns() -
     gevent.spawn(tick).join()
     gevent.joinall(jobs)
     gaps.sort()
-    assert gaps[len(gaps) * 9 // 10] < 0.012  # the machine is shared: not the maximum
+    assert gaps[len(gaps) * 99 // 100] < 0.010
+    assert gaps[-1] < 0.020  # a collection of garbage may fall into one
     assert min(shares) > 0 and max(shares) < 6 * (sum(shares) / 100)
 
 

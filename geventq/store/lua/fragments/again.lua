@@ -1,9 +1,10 @@
 -- Taking back a job's end, so that it can run again (wire-format 9.18; cancellation.md 4.4): a
--- recorded request, and the deferred failure that came with it, were for its earlier runs.
+-- recorded request, and the deferred failure that came with it, were for its earlier runs.  What
+-- is no hash is left alone: whoever takes the id tells of it.
 local function clear_end(job_key, state)
-  redis.call('HDEL', job_key, 'finishedOn', 'processedOn',
+  redis.pcall('HDEL', job_key, 'finishedOn', 'processedOn',
     state == 'failed' and 'failedReason' or 'returnvalue')
-  if redis.call('HDEL', job_key, 'gqc') == 1 then
+  if redis.pcall('HDEL', job_key, 'gqc') == 1 then
     redis.call('HDEL', job_key, 'defa')
   end
 end

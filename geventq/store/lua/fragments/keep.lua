@@ -23,11 +23,14 @@ local function trim_by_age(base, set_key, now_ms, age, limit)
   end
 end
 
-local function trim_by_count(base, set_key, count)
-  local ids = redis.call('ZRANGE', set_key, 0, -count - 1)
-  if #ids > 0 then
-    remove_jobs(base, ids)
-    redis.call('ZREMRANGEBYRANK', set_key, 0, -count - 1)
+-- A policy that is new to a long set must not stop the server: what is too much goes over several
+-- calls, each taking more than it files.
+local function trim_by_count(base, set_key, count, filed_count)
+  local surplus = redis.call('ZCARD', set_key) - count
+  if surplus > 0 then
+    local last = math.min(surplus, filed_count + 1000) - 1
+    remove_jobs(base, redis.call('ZRANGE', set_key, 0, last))
+    redis.call('ZREMRANGEBYRANK', set_key, 0, last)
   end
 end
 
@@ -42,7 +45,7 @@ local function file_finished(base, set_key, filed)
       trim_by_age(base, set_key, filed.now_ms, policy[2], policy[3])
     end
     if policy[1] > 0 then
-      trim_by_count(base, set_key, policy[1])
+      trim_by_count(base, set_key, policy[1], #filed.members / 2)
     end
   end
   filed.members = {}

@@ -29,10 +29,15 @@ local function delayed_score(delayed_key, due_ms)
   return low
 end
 
--- Behind the jobs of equal priority.
+-- Behind the jobs of equal priority.  A counter that is none begins anew.
 local function push_prioritized(prioritized_key, pc_key, job_id, priority)
-  local counter = redis.call('INCR', pc_key) % PRIORITY_STEP
-  redis.call('ZADD', prioritized_key, priority * PRIORITY_STEP + counter, job_id)
+  local counter = redis.pcall('INCR', pc_key)
+  if type(counter) == 'table' then
+    redis.call('DEL', pc_key)
+    counter = redis.call('INCR', pc_key)
+  end
+  local score = priority * PRIORITY_STEP + counter % PRIORITY_STEP
+  redis.call('ZADD', prioritized_key, score, job_id)
 end
 
 -- In front of the jobs of equal priority.

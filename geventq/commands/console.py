@@ -1,0 +1,102 @@
+"""What the commands say: lines for people, JSON for programs, and never a password.
+
+Owns standard output.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import sys
+import typing
+
+__all__ = ["Console", "UsageError", "safe", "say_error", "without_passwords"]
+
+# With a scheme, or with none: then a colon and an at sign are what an address has.
+_CREDENTIALS: typing.Final = re.compile(
+    r"(?<=://)[^\s'\"]*@|(?<![^\s'\"])[^\s'\":/]*:(?!//)[^\s'\"]*@"
+)
+_IN_QUERY: typing.Final = re.compile(r"(?i)([?&][^=&\s'\"]*pass[^=&\s'\"]*=)[^&\s'\"]*")
+_PAGE: typing.Final = 4000
+_LONGEST: typing.Final = 200  # characters of a user's value in a line for people
+
+
+class UsageError(Exception):
+    """The command line, the environment or the configuration cannot be used (status 2)."""
+
+
+def without_passwords(text: str) -> str:
+    """`text` with the credentials of every URL in it blotted out, and cut to a page."""
+    if len(text) > _PAGE:
+        text = text[:_PAGE] + "..."
+    return _IN_QUERY.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+
+
+def safe(text: str) -> str:
+    """`text` on one line of readable length: others' names and results must not move the
+    cursor of a terminal or look like a second line."""
+    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: _LONGEST + 1])
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + "..."
+
+
+def say_error(text: str) -> None:
+    """One error on standard error."""
+    print(f"geventq: {without_passwords(text)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int | None) -> typing.Iterator[None]:
+    if descriptor is None:
+        yield
+        return
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)  # a lock of this process; not inherited by a fork
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
+class Console:
+    """Standard output of one command.
+
+    With `only_json` everything else that writes to standard output (a processor's `print`, a
+    program that it starts) goes to standard error instead, if `claims` says that users' code
+    will run.  `taking_turns` is a file that processes which share the output lock while they
+    write: a pipe may mix what is longer than 4 kB.
+    """
+
+    def __init__(
+        self, only_json: bool, *, claims: bool = False, taking_turns: int | None = None
+    ) -> None:
+        self.only_json = only_json
+        self._turn = taking_turns
+        self._stream: typing.TextIO | None = sys.stdout
+        if only_json and claims:
+            sys.stdout.flush()
+            self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+            os.dup2(2, 1)
+            sys.stdout = sys.stderr
+
+    def line(self, text: str) -> None:
+        """A line for people; nothing if a program reads."""
+        if not self.only_json:
+            self._write(text)
+
+    def data(self, value: typing.Any) -> None:
+        """JSON on one line, for programs; nothing if people read."""
+        if self.only_json:
+            self._write(json.dumps(value, default=str))
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            with _locked(self._turn):
+                print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # as with `geventq jobs q | head`: nobody reads any more
+            self._stream = None
+            if sys.stdout is not sys.stderr:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (or its flush at exit fails)

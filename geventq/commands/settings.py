@@ -1,0 +1,266 @@
+"""The settings of the commands: one table for the command line, the environment and the file.
+
+A setting named ``lock_duration`` is ``--lock-duration`` on the command line,
+``$GEVENTQ_LOCK_DURATION`` in the environment and ``lock_duration`` in the file; the first of
+these that gives it wins.  Reading a text is this module's business, the rules of a value are
+those of `WorkerOptions` and `Queue.add`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tomllib
+import typing
+
+from geventq.checks import show
+from geventq.commands.console import UsageError, without_passwords
+
+__all__ = [
+    "ADD",
+    "WORKER",
+    "Setting",
+    "add_arguments",
+    "from_command_line",
+    "prefix",
+    "read_json",
+    "url",
+    "whole",
+    "worker_settings",
+]
+
+_TRUE: typing.Final = frozenset(("1", "true", "yes", "on"))
+_FALSE: typing.Final = frozenset(("0", "false", "no", "off"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its `name`, how its text is read, and what ``--help`` says."""
+
+    name: str
+    read: typing.Callable[[str], typing.Any]
+    help: str
+    metavar: str | None = None
+    short: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return f"GEVENTQ_{self.name.upper()}"
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("a whole number is needed") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError("seconds as a number are needed") from None
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise UsageError("true or false is needed")
+
+
+def whole(source: str, text: str) -> int:
+    """A whole number that `source` gives.  Raises `UsageError`."""
+    try:
+        return _whole(text)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}, got {show(text)}") from None
+
+
+def read_json(text: str) -> typing.Any:
+    """`text` as JSON.  Raises `UsageError`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"JSON is needed ({error})") from None
+
+
+def _strategies(text: str) -> dict[str, str]:
+    pairs = [one.partition("=") for one in text.split(",")]
+    if not all(name and equals and target for name, equals, target in pairs):
+        raise UsageError("NAME=MODULE:FUNCTION[,NAME=MODULE:FUNCTION...] is needed")
+    return {name: target for name, _, target in pairs}
+
+
+_S: typing.Final = "SECONDS"
+_KEEP: typing.Final = 'true (remove), false, how many to keep, or {"age": s, "count": n}'
+
+WORKER: typing.Final = (
+    Setting("queue", _text, "the queue", short="-q"),
+    Setting("concurrency", _whole, "jobs that run at the same time (1)", "N", "-c"),
+    Setting("processes", _whole, "worker processes; dead ones are replaced (1)", "N"),
+    Setting("name", _text, "a name for this worker"),
+    Setting("node", _text, "a name for this machine (its host name)"),
+    Setting("cancel_mode", _text, "ask, or also kill (soft)", choices=("soft", "hard")),
+    Setting("kill_after", _seconds, "between asking and killing (0)", _S),
+    Setting("job_timeout", _seconds, "that a job may run (no limit)", _S),
+    Setting("close_timeout", _seconds, "for running jobs after SIGTERM (no limit)", _S),
+    Setting("lock_duration", _seconds, "of a job's lock (30)", _S),
+    Setting("lock_renew_time", _seconds, "between renewals (half of that)", _S),
+    Setting("skip_lock_renewal", _flag, "renew no locks"),
+    Setting("stalled_interval", _seconds, "between looks for stalled jobs (30)", _S),
+    Setting("max_stalled_count", _whole, "stalls before a job fails (1)", "N"),
+    Setting("skip_stalled_check", _flag, "do not look for stalled jobs"),
+    Setting("max_started_attempts", _whole, "starts of a job at most (no limit)", "N"),
+    Setting("drain_delay", _seconds, "of one wait for jobs (5)", _S),
+    Setting("remove_on_complete", read_json, f"of completed jobs: {_KEEP}", "KEEP"),
+    Setting("remove_on_fail", read_json, f"of failed jobs: {_KEEP}", "KEEP"),
+    Setting(
+        "backoff_strategies",
+        _strategies,
+        "named back-offs, comma-separated",
+        "NAME=MODULE:FUNCTION",
+    ),
+)
+
+ADD: typing.Final = (
+    Setting("delay", _seconds, "before it may run", _S),
+    Setting("attempts", _whole, "runs at most, while it fails", "N"),
+    Setting(
+        "backoff",
+        read_json,
+        'between runs: seconds, or {"type": "exponential", "delay": s} as JSON',
+        "BACKOFF",
+    ),
+    Setting("timeout", _seconds, "that one run may take", _S),
+    Setting("priority", _whole, "1 runs before 2; none before both", "N"),
+    Setting("lifo", _flag, "run it before those that wait"),
+    Setting("job_id", _text, "an id of one's own; if it is there already nothing is added", "ID"),
+    Setting("remove_on_complete", read_json, f"when completed: {_KEEP}", "KEEP"),
+    Setting("remove_on_fail", read_json, f"when failed: {_KEEP}", "KEEP"),
+    Setting("keep_logs", _whole, "log rows to keep", "N"),
+    Setting("stack_trace_limit", _whole, "stack traces to keep", "N"),
+    Setting("size_limit", _whole, "refuse data with more JSON than this", "BYTES"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, table: typing.Iterable[Setting]) -> None:
+    """Give `parser` the options of a table.  What is not given is `None`; the rest is text."""
+    for setting in table:
+        flags = [setting.flag] if setting.short is None else [setting.short, setting.flag]
+        if setting.read is _flag:
+            parser.add_argument(
+                *flags, action=argparse.BooleanOptionalAction, default=None, help=setting.help
+            )
+        else:
+            parser.add_argument(
+                *flags, metavar=setting.metavar, choices=setting.choices, help=setting.help
+            )
+
+
+def _read(setting: Setting, source: str, text: typing.Any) -> typing.Any:
+    if not isinstance(text, str):  # a flag, which argparse has read
+        return text
+    try:
+        return setting.read(text)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}, got {show(text)}") from None
+
+
+def from_command_line(
+    given: argparse.Namespace, table: typing.Iterable[Setting]
+) -> dict[str, typing.Any]:
+    """What the command line gives of `table`."""
+    texts = ((setting, getattr(given, setting.name)) for setting in table)
+    return {
+        setting.name: _read(setting, setting.flag, text)
+        for setting, text in texts
+        if text is not None
+    }
+
+
+def from_environment(table: typing.Iterable[Setting]) -> dict[str, typing.Any]:
+    """What the environment gives of `table`; a variable that is empty gives nothing."""
+    return {
+        setting.name: _read(setting, f"${setting.variable}", text)
+        for setting in table
+        if (text := os.environ.get(setting.variable))
+    }
+
+
+def url(given: argparse.Namespace, in_file: str | None = None) -> str:
+    """Where Redis is: the command line over the environment over the file; last `embedded:`."""
+    return given.redis or os.environ.get("GEVENTQ_REDIS_URL") or in_file or "embedded:"
+
+
+def prefix(given: argparse.Namespace, in_file: str | None = None) -> str:
+    """The prefix of all keys, found likewise; last ``bull``."""
+    for found in (given.prefix, os.environ.get("GEVENTQ_PREFIX") or None, in_file):
+        if found is not None:
+            return str(found)
+    return "bull"
+
+
+_PROCESSOR: typing.Final = Setting("processor", _text, "")
+_CONNECTION: typing.Final = ("url", "prefix")
+
+
+def from_file(path: str | None) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+    """The tables ``[connection]`` and ``[worker]`` of a configuration file.
+
+    Raises `UsageError` for a file that cannot be read, and for what nobody would read in it.
+    """
+    if path is None:
+        return {}, {}
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except (OSError, ValueError) as error:  # not there, not TOML, not UTF-8
+        raise UsageError(f"--config: {path}: {error}") from None
+    known = {
+        "connection": _CONNECTION,
+        "worker": ("processor", *(setting.name for setting in WORKER)),
+    }
+    _refuse_unknown(path, "", tables, known)
+    for table, names in known.items():
+        if not isinstance(tables.setdefault(table, {}), dict):
+            raise UsageError(f"--config: {path}: {table}: a table is needed")
+        _refuse_unknown(path, f"{table}.", tables[table], names)
+    for name, value in tables["connection"].items():
+        if not isinstance(value, str):
+            raise UsageError(
+                f"--config: {path}: connection.{name}: text is needed, got {show(value)}"
+            )
+    return tables["connection"], tables["worker"]
+
+
+def _refuse_unknown(
+    path: str, before: str, found: dict[str, typing.Any], known: typing.Iterable[str]
+) -> None:
+    for name, value in found.items():
+        if name not in known:
+            shown = "a secret" if "pass" in name.lower() else without_passwords(show(value))
+            raise UsageError(
+                f"--config: {path}: {before}{name}: unknown, got {shown}; "
+                f"known are {', '.join(sorted(known))}"
+            )
+
+
+def worker_settings(
+    given: argparse.Namespace,
+) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+    """The settings of the worker command from all three sources, and the file's
+    ``[connection]``."""
+    connection, settings = from_file(given.config)
+    table = (*WORKER, _PROCESSOR)
+    return connection, settings | from_environment(table) | from_command_line(given, table)

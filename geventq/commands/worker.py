@@ -1,0 +1,213 @@
+"""``geventq worker``: the settings from three sources, the user's module, and what is printed.
+
+The process is monkey-patched before the user's module is imported.  Greenlets: those of the
+`Worker`, and with ``--processes`` those of the lifeline to the parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+import typing
+
+from geventq.commands import settings
+from geventq.commands.console import Console, UsageError, safe
+from geventq.commands.processes import Leave, Lifeline, Parent, leave_on_signals
+
+if typing.TYPE_CHECKING:
+    from geventq.job import Job
+    from geventq.worker import Worker
+
+__all__ = ["check_reachable", "run"]
+
+
+class _Plan(typing.NamedTuple):
+    """What the worker process is to do; checked as far as that needs no code of the user."""
+
+    processor: str
+    queue: str
+    url: str
+    prefix: str
+    name: str | None
+    processes: int
+    strategies: dict[str, str]
+    options: dict[str, typing.Any]
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run a worker until it is told to close, or the parent of several."""
+    plan = _plan(given)
+    lifeline = turns = None
+    if plan.processes > 1:
+        came_back = Parent(plan.processes).run()
+        if isinstance(came_back, int):
+            return came_back
+        lifeline = came_back
+        turns = lifeline.turns.fileno()
+    leave_on_signals()
+    console = Console(given.json, claims=True, taking_turns=turns)
+    return _work(plan, console, lifeline, quiet=given.quiet)
+
+
+def _plan(given: argparse.Namespace) -> _Plan:
+    from geventq.checks import check_integer, check_name, check_prefix, check_queue_name
+    from geventq.worker.settings import WorkerOptions  # imports gevent, but starts no hub
+
+    connection, options = settings.worker_settings(given)
+    processor, queue = options.pop("processor", None), options.pop("queue", None)
+    if not processor or not queue:
+        raise UsageError("worker: MODULE:FUNCTION and -q QUEUE are needed")
+    name, strategies = options.pop("name", None), options.pop("backoff_strategies", {})
+    if name is not None:
+        check_name("name", name)
+    if not isinstance(strategies, dict):
+        raise UsageError(f"backoff_strategies: a table is needed, got {strategies!r}")
+    plan = _Plan(
+        check_name("processor", processor),
+        check_queue_name(queue, "queue"),
+        settings.url(given, connection.get("url")),
+        check_prefix(settings.prefix(given, connection.get("prefix"))),
+        name,
+        check_integer("processes", options.pop("processes", 1), 1),
+        {one: check_name(f"backoff_strategies.{one}", path) for one, path in strategies.items()},
+        options,
+    )
+    WorkerOptions(**options)
+    return plan
+
+
+def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bool) -> int:
+    from gevent import monkey
+
+    monkey.patch_all()  # before the user's module is imported
+    from geventq import postgresql
+    from geventq.worker import Worker
+
+    postgresql.wait_in_hub()
+    os.environ["GEVENTQ_REDIS_URL"] = plan.url  # what a Queue in a processor will find
+    sys.path.insert(0, os.getcwd())
+    process = _imported(plan.processor)
+    strategies = {name: _imported(path) for name, path in plan.strategies.items()}
+    address = check_reachable(plan.url)
+    options = plan.options | {"backoff_strategies": strategies}
+    worker = Worker(plan.queue, process, plan.url, plan.prefix, plan.name, **options)
+    report = _Report(console, worker, with_pid=lifeline is not None)
+    report.listen(quiet)
+    report.starting(plan.processor, address)
+    if lifeline is not None:
+        lifeline.hold(worker)
+    worker.run()
+    if lifeline is not None:
+        lifeline.release()
+    return 0
+
+
+def check_reachable(url: str) -> str:
+    """The address of the server, which answered.  Raises `RedisUnavailableError`."""
+    from geventq.store.connection import Client, Endpoint
+
+    endpoint = Endpoint.of(url)
+    client = Client(endpoint)
+    try:
+        client.execute("PING")
+    finally:
+        client.close()
+    return endpoint.describe()
+
+
+def _imported(path: str) -> typing.Callable[..., typing.Any]:
+    """What ``module:function`` names.  Whatever goes wrong is told as a wrong command line."""
+    from geventq.worker.processor import load_processor
+
+    module = path.partition(":")[0]
+    try:
+        if module and module not in sys.modules and ":" in path:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise UsageError(_import_failure(module, error)) from error
+    except Leave:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(_import_failure(module, error)) from error
+    return load_processor(path)
+
+
+def _import_failure(module: str, error: BaseException) -> str:
+    text = f"importing {module!r} failed: {type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):  # its text says where
+        return text
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and frame.filename != __file__
+    ]
+    # The user's own line says more than one deep in a library.
+    here = [frame for frame in frames if frame.filename.startswith(os.getcwd() + os.sep)]
+    for frame in (here or frames)[-1:]:
+        return f"{text} ({frame.filename}, line {frame.lineno})"
+    return text
+
+
+class _Report:
+    """Tells what the worker runs and what it cancels: a line, or a JSON object, an event."""
+
+    def __init__(self, console: Console, worker: Worker, *, with_pid: bool) -> None:
+        self._console = console
+        self._worker = worker
+        self._with_pid = with_pid
+
+    def listen(self, quiet: bool) -> None:
+        """Listen to the worker's events; with `quiet` not to those of jobs that go well."""
+        on = self._worker.on
+        if not quiet:
+            on("active", lambda job: self._job("active", job))
+            on("completed", lambda job, result: self._job("completed", job, result=result))
+        for event in ("failed", "retrying"):
+            on(event, lambda job, error, event=event: self._job(event, job, error=_said(error)))
+        for event in ("cancelled", "lock_lost"):
+            on(event, lambda job, said, event=event: self._cancelled(event, job, said))
+        on("stuck", lambda job, stack: self._job("stuck", job, stack=stack))
+        on("stalled", lambda job_id: self.say("stalled", f"job {job_id} runs again", id=job_id))
+        for event in ("ready", "closing", "closed"):
+            on(event, lambda event=event: self.say(event))
+
+    def starting(self, processor: str, address: str) -> None:
+        """The first line: what will run, and for which server."""
+        concurrency = self._worker.concurrency
+        self.say(
+            "starting",
+            f"{processor}, concurrency {concurrency}, {address}",
+            processor=processor,
+            concurrency=concurrency,
+            redis=address,
+        )
+
+    def _job(self, event: str, job: Job, **detail: typing.Any) -> None:
+        shown = next(iter(detail.values()), "")
+        if not isinstance(shown, str):
+            shown = json.dumps(shown, ensure_ascii=False, default=str)
+        if event == "stuck":
+            shown = "alive although it was killed; its stack is in the log"
+        self.say(event, f"{job.name} {job.id}  {shown}", id=job.id, name=job.name, **detail)
+
+    def _cancelled(self, event: str, job: Job, said: typing.Any) -> None:
+        text = f"{job.name} {job.id}  {said}, {'hard' if said.hard else 'soft'}, {said.kind}"
+        self.say(event, text, id=job.id, name=job.name, cancellation=said.to_json())
+
+    def say(self, event: str, text: str = "", **fields: typing.Any) -> None:
+        """One event: `text` for people, `fields` for programs."""
+        queue, pid, now = self._worker.queue_name, os.getpid(), time.time()
+        who = f"[{pid}] " if self._with_pid else ""
+        clock = time.strftime("%H:%M:%S", time.localtime(now))
+        self._console.line(f"{clock} {who}{safe(queue)}  {event:<9} {safe(text)}".rstrip())
+        self._console.data({"event": event, "queue": queue, "pid": pid, "at": now, **fields})
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,151 @@
+"""psycopg2 in a worker: queries wait in the hub, and a cancelled job's query ends."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import time
+import typing
+
+import gevent
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from geventq import CancellationToken, Job, Queue, postgresql
+from tests.conftest import Make
+from tests.support.databases import postgresql_dsn  # noqa: F401 - a fixture
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.database
+
+
+@pytest.fixture
+def green() -> collections.abc.Iterator[None]:
+    """Our wait callback, as the worker command sets it."""
+    assert postgresql.wait_in_hub()
+    yield
+    psycopg2.extensions.set_wait_callback(None)
+
+
+@contextlib.contextmanager
+def connected(dsn: str) -> collections.abc.Iterator[typing.Any]:
+    connection = psycopg2.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def running(dsn: str, mark: str) -> int:
+    """How many queries with that comment PostgreSQL is working on."""
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select count(*) from pg_stat_activity where state = 'active' and query like %s"
+            " and pid <> pg_backend_pid()",
+            (f"%{mark}%",),
+        )
+        return int(cursor.fetchone()[0])
+
+
+def test_a_query_does_not_stop_the_hub(green: None, postgresql_dsn: str) -> None:  # noqa: F811
+    """Other greenlets run while PostgreSQL works; connecting waits in the hub too."""
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        while True:
+            gevent.sleep(0.005)
+            turns += 1
+
+    other = gevent.spawn(turn)
+    with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select pg_sleep(0.3), 7")
+        assert cursor.fetchone()[1] == 7
+    other.kill()
+    assert turns > 20
+
+
+def test_queries_run_side_by_side(green: None, postgresql_dsn: str) -> None:  # noqa: F811
+    def query() -> None:
+        with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_sleep(0.3)")
+
+    begun = time.monotonic()
+    gevent.joinall([gevent.spawn(query) for _ in range(5)], raise_error=True)
+    assert time.monotonic() - begun < 0.9  # one after the other: 1.5 s
+
+
+def test_errors_of_the_server_arrive(green: None, postgresql_dsn: str) -> None:  # noqa: F811
+    with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            cursor.execute("select 1/0")
+        connection.rollback()
+        cursor.execute("select 1")
+        assert cursor.fetchone() == (1,)
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(postgresql_dsn.replace("/tmp", "/nowhere"))
+
+
+@pytest.mark.parametrize("kill_after", [0.0, 30.0])
+def test_a_hard_cancel_ends_a_query_and_its_job(
+    green: None,
+    postgresql_dsn: str,  # noqa: F811
+    make: Make,
+    queue: Queue,
+    kill_after: float,
+) -> None:
+    """2.11: inside `token.cancels` the cancel comes before the throw, so PostgreSQL stops as
+    well; the hub turns all the while."""
+
+    def process(job: Job, token: CancellationToken) -> None:
+        with connected(postgresql_dsn) as connection, token.cancels(connection):
+            connection.cursor().execute(f"select pg_sleep(30) /* {job.id}-{queue.prefix} */")
+
+    worker = make(process)
+    job = queue.add("query")
+    mark = f"{job.id}-{queue.prefix}"
+    eventually(lambda: running(postgresql_dsn, mark))
+    assert worker.cancel_job(job.id, "enough", hard=True, kill_after=kill_after, retry=False)
+    eventually(lambda: queue.get_job_state(job.id) == "failed", timeout=3)
+    eventually(lambda: not running(postgresql_dsn, mark), timeout=3)
+
+
+def test_a_kill_in_a_query_closes_its_connection(
+    green: None,
+    postgresql_dsn: str,  # noqa: F811
+    make: Make,
+    queue: Queue,
+) -> None:
+    """2.14: without `token.cancels` PostgreSQL works on, but the answer that is under way can
+    reach nobody: psycopg2 has closed the connection."""
+    seen: list[typing.Any] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        connection = psycopg2.connect(postgresql_dsn)
+        seen.append(connection)
+        connection.cursor().execute("select pg_sleep(1)")
+
+    worker = make(process)
+    job = queue.add("query")
+    eventually(lambda: seen and seen[0].status == psycopg2.extensions.STATUS_BEGIN)
+    assert worker.cancel_job(job.id, "enough", hard=True, retry=False)
+    eventually(lambda: queue.get_job_state(job.id) == "failed", timeout=0.9)
+    assert seen[0].closed
+    found = queue.get_job(job.id)
+    assert found is not None
+    assert found.failed_reason == "Job cancelled: enough"
+
+
+def test_somebody_elses_callback_stays(postgresql_dsn: str) -> None:  # noqa: F811
+    """A program that has its own (psycogreen's, a pool's) keeps it."""
+
+    def theirs(connection: typing.Any) -> None:
+        raise AssertionError("not called here")
+
+    psycopg2.extensions.set_wait_callback(theirs)
+    try:
+        assert postgresql.wait_in_hub()
+        assert psycopg2.extensions.get_wait_callback() is theirs
+    finally:
+        psycopg2.extensions.set_wait_callback(None)

@@ -1,0 +1,151 @@
+"""One `Queue` serves all native threads of a program, patched or not."""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import typing
+
+import gevent
+import gevent.monkey
+import gevent.threadpool
+import pytest
+
+from geventq import Job, Queue, Worker
+from geventq.store.connection import Client
+from geventq.store.endpoint import Endpoint
+from geventq.store.link import Link
+from tests.conftest import Make
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def threads() -> collections.abc.Iterator[gevent.threadpool.ThreadPool]:
+    """Eight native threads; what runs there has a hub of its own."""
+    pool = gevent.threadpool.ThreadPool(8)
+    yield pool
+    pool.kill()
+
+
+def test_threads_add_and_read_side_by_side(
+    queue: Queue, threads: gevent.threadpool.ThreadPool
+) -> None:
+    """Every thread finds its own jobs; none gets another's answer."""
+
+    def add_and_read(thread: int) -> list[str]:
+        ids = []
+        for number in range(25):
+            job = queue.add("n", [thread, number])
+            read = queue.get_job(job.id)
+            assert read is not None
+            assert read.data == [thread, number]
+            assert job.get_state() == "waiting"
+            ids.append(job.id)
+        return ids
+
+    results = [threads.spawn(add_and_read, thread) for thread in range(8)]
+    ids = [job_id for result in results for job_id in result.get(timeout=30)]
+    assert len(set(ids)) == 200
+    assert queue.count() == 200
+
+
+def test_the_first_calls_of_several_threads_share_one_store(
+    queue: Queue, threads: gevent.threadpool.ThreadPool
+) -> None:
+    stores = [threads.spawn(lambda: queue._store) for _ in range(8)]
+    assert len({id(store.get(timeout=10)) for store in stores}) == 1
+
+
+def test_threads_wait_for_ends(
+    queue: Queue, make: Make, threads: gevent.threadpool.ThreadPool
+) -> None:
+    def add_and_wait(number: int) -> typing.Any:
+        return queue.add("n", number).wait_until_finished(10)
+
+    results = [threads.spawn(add_and_wait, number) for number in range(8)]
+    make(lambda job: job.data, concurrency=4)
+    assert [result.get(timeout=20) for result in results] == list(range(8))
+
+
+def _run_in_thread(call: collections.abc.Callable[[], typing.Any]) -> typing.Any:
+    """In a new native thread, which has ended when this returns."""
+    threads = len(os.listdir("/proc/self/task"))
+    answers: list[typing.Any] = []
+    start = gevent.monkey.get_original("_thread", "start_new_thread")
+    start(lambda: answers.append(call()), ())
+    eventually(lambda: answers and len(os.listdir("/proc/self/task")) == threads)
+    return answers[0]
+
+
+def test_threads_that_ended_leave_no_connection(redis_url: str) -> None:
+    """The system gives a new thread the id of the one that has just ended, which must not make
+    that one look alive."""
+    client = Client(Endpoint.of(redis_url))
+    links: list[Link] = []
+    hubs: list[typing.Any] = []
+
+    def call() -> tuple[int, int]:
+        hubs.append(gevent.get_hub())
+        client.execute("PING")
+        links.extend(link for pool in client._pools.values() for link in pool if link not in links)
+        return len(client._pools), [link.closed for link in links].count(False)
+
+    try:
+        for number in range(5):
+            assert _run_in_thread(call) == (1, 1)
+            assert len(links) == number + 1
+    finally:
+        client.close()
+        for hub in hubs:  # gevent leaves the loops of ended threads open
+            hub.loop.destroy()
+
+
+def test_a_client_is_closed_from_another_thread(
+    redis_url: str, threads: gevent.threadpool.ThreadPool
+) -> None:
+    client = Client(Endpoint.of(redis_url))
+    client.execute("PING")
+    (pool,) = client._pools.values()
+    (link,) = pool
+    threads.apply(client.close)
+    assert link.closed
+    assert not pool
+
+
+def test_jobs_of_one_thread_are_worked_in_another(
+    queue: Queue, threads: gevent.threadpool.ThreadPool, redis_url: str, prefix: str
+) -> None:
+    ran: list[str] = []
+
+    def work() -> None:
+        with Worker("q", lambda job: ran.append(job.id), redis_url, prefix):
+            eventually(lambda: len(ran) == 20, 20)
+
+    working = threads.spawn(work)
+    added = threads.spawn(lambda: [queue.add("n").id for _ in range(20)])
+    assert sorted(added.get(timeout=20)) == sorted(ids_after(working, ran))
+
+
+def ids_after(working: typing.Any, ran: list[str]) -> list[str]:
+    working.get(timeout=30)
+    return ran
+
+
+def test_a_forked_child_uses_the_queue_of_its_parent(queue: Queue) -> None:
+    """Its calls go over connections of its own."""
+    parents: Job = queue.add("parent")
+    reading, writing = os.pipe()
+    pid = gevent.monkey.get_original("os", "fork")()
+    if pid == 0:
+        try:
+            os.write(writing, queue.add("child").id.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        assert os.read(reading, 10) == b"2"
+    finally:
+        os.close(reading)
+        os.waitpid(pid, 0)
+    assert queue.count() == 2
+    assert parents.get_state() == "waiting"

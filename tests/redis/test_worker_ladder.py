@@ -1,0 +1,388 @@
+"""2.9-2.15 on a real worker: killing a job, whom the kill takes along, a job that does not die,
+and time limits."""
+
+from __future__ import annotations
+
+import json
+import typing
+
+import gevent
+import gevent.event
+import pytest
+
+import geventq
+from geventq import CancellationToken, Job, JobKilled, Queue
+from tests.conftest import Make
+from tests.support.told import Told, engine_of, stream_of
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder's second is 30 ms, so that stuck comes after 120 ms."""
+    monkeypatch.setattr("geventq.cancellation.ladder.INTERVAL", 0.03)
+    monkeypatch.setattr("geventq.cancellation.calls.INTERVAL", 0.03)
+    monkeypatch.setattr("geventq.cancellation.tree.GAP", 0.0)
+
+
+class Immortal:
+    """A processor that survives every kill until `go`; other jobs and later runs return."""
+
+    def __init__(self) -> None:
+        self.go = gevent.event.Event()
+        self.inside: list[str] = []
+        self.kills = 0
+
+    def __call__(self, job: Job) -> str:
+        if job.name != "immortal" or job.id in self.inside:
+            return "mortal"
+        self.inside.append(job.id)
+        while not self.go.is_set():
+            try:
+                self.go.wait()
+            except JobKilled:
+                self.kills += 1
+        return "survived"
+
+
+def kill(queue: Queue, worker: geventq.Worker, process: Immortal, **options: typing.Any) -> Job:
+    job = queue.add("immortal", attempts=2)
+    eventually(lambda: job.id in process.inside)
+    assert worker.cancel_job(job.id, "die", hard=True, **options)
+    return job
+
+
+def test_a_stuck_job_is_told_recorded_and_replaced(
+    queue: Queue,
+    make: Make,
+    short_ladder: None,
+    redis_client: typing.Any,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """2.10: thrown four times, then: an event and a log line with the stack, the request in the
+    job's hash, the lock renewed no more, and another job in its place."""
+    process = Immortal()
+    worker = make(process, lock_duration=1.0, skip_stalled_check=True)
+    told = Told(worker)
+    job = kill(queue, worker, process, retry=False)
+    stuck, stack = told.wait("stuck")
+    assert (stuck.id, process.kills) == (job.id, 4)
+    assert "in __call__" in stack
+    record = next(one for one in caplog.records if "is stuck" in one.getMessage())
+    assert stack in record.getMessage()
+    stored = json.loads(redis_client.hget(f"{prefix}:q:{job.id}", "gqc"))
+    assert (stored["reason"], stored["retry"], stored["atm"]) == ("die", False, 0)
+    assert redis_client.hget(f"{prefix}:q:{job.id}", "defa") == "Job cancelled: die"
+    another = queue.add("n")
+    eventually(lambda: queue.get_job_state(another.id) == "completed")
+    eventually(lambda: not redis_client.exists(f"{prefix}:q:{job.id}:lock"))
+    assert [one.id for one in worker.active_jobs] == [job.id]
+    process.go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert told.of(job) == ["stuck"]
+
+
+def test_the_result_of_a_stuck_job_is_refused(queue: Queue, make: Make, short_ladder: None) -> None:
+    """2.10: it ends at last, with its lock still there: its result is not stored, and the slots
+    are as many as before."""
+    process = Immortal()
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    job = kill(queue, worker, process)
+    told.wait("stuck")
+    process.go.set()
+    eventually(lambda: not worker.active_jobs)
+    after = queue.add("n")
+    eventually(lambda: told.of(after) == ["completed"])
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.get_state(), read.return_value, told.of(job)) == ("active", None, ["stuck"])
+    assert engine_of(worker).room() == 1
+
+
+def test_replacement_slots_are_as_many_as_concurrency(
+    queue: Queue, make: Make, short_ladder: None
+) -> None:
+    """2.10: with two slots and three jobs stuck one after the other there are two replacements;
+    with four stuck there is no slot left."""
+    process = Immortal()
+    worker = make(process, concurrency=2, skip_stalled_check=True)
+    told = Told(worker)
+    for number in range(1, 5):
+        kill(queue, worker, process)
+        eventually(lambda number=number: len(told.args("stuck")) == number)  # type: ignore[misc]
+        assert engine_of(worker).room() == min(2, 4 - number)
+    waits = queue.add("n")
+    gevent.sleep(0.02)
+    assert queue.get_job_state(waits.id) == "waiting"
+    process.go.set()
+    eventually(lambda: told.of(waits) == ["completed"])
+    eventually(lambda: engine_of(worker).room() == 2)
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_stuck_job_stalls_and_ends_by_its_request_elsewhere(
+    queue: Queue, make: Make, short_ladder: None, retry: bool
+) -> None:
+    """2.10: another worker brings it back and ends it by the request's `retry`, without running
+    it; where a retry is allowed, the job's own attempts decide."""
+    process = Immortal()
+    worker = make(process, lock_duration=0.5, skip_stalled_check=True)
+    told = Told(worker)
+    job = kill(queue, worker, process, retry=retry)
+    told.wait("stuck")
+    ran: list[int] = []
+    worker.pause()
+    elsewhere = Told(make(lambda job: ran.append(job.attempts_made), stalled_interval=0.05))
+    expected = ["cancelled", "retrying", "completed"] if retry else ["cancelled", "failed"]
+    eventually(lambda: elsewhere.of(job) == expected)
+    assert ran == ([1] if retry else [])
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.failed_reason, read.stalled_counter) == ("Job cancelled: die", 1)
+    process.go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert told.of(job) == ["stuck"]
+
+
+def test_close_does_not_wait_for_a_stuck_job(
+    queue: Queue, make: Make, short_ladder: None, redis_client: typing.Any, prefix: str
+) -> None:
+    """2.10, 7.1: the ladder's end is the end of waiting, and closing records no request: that
+    job stalls and runs again."""
+    process = Immortal()
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("immortal")
+    eventually(lambda: process.inside)
+    with gevent.Timeout(4):  # 1 s of grace, and the short ladder
+        worker.close(0)
+    assert told.of(job) == ["stuck"]
+    assert queue.get_job_state(job.id) == "active"
+    assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
+    process.go.set()
+    gevent.sleep(0)
+    assert told.of(job) == ["stuck"]
+
+
+# -- 2.9: shields ------------------------------------------------------------------------------
+
+
+def test_a_soft_cancel_is_told_inside_a_shield_and_nothing_raises(queue: Queue, make: Make) -> None:
+    """2.9: `check`, `cancelled`, `reason` tell; `run` and `sleep` go to their end."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    seen: list[object] = []
+
+    def commit(job: Job, token: CancellationToken) -> str:
+        with token.shield():
+            inside.set()
+            go.wait()
+            seen.extend([token.cancelled, token.reason, token.check() is not None])
+            token.sleep(0.01)
+            seen.append(token.run(lambda: "ran"))
+        return "committed"
+
+    worker = make(commit)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    assert worker.cancel_job(job.id, "soft")
+    go.set()
+    told.wait("completed")
+    assert seen == [True, "soft", True, "ran"]
+
+
+# -- 2.12, 2.13: the tree, and helpers -----------------------------------------------------------
+
+
+def sleeper(ended: list[str], name: str) -> None:
+    try:
+        gevent.sleep(60)
+    finally:
+        ended.append(name)
+
+
+def test_a_kill_takes_the_jobs_greenlets_along(queue: Queue, make: Make) -> None:
+    """2.12: children and grandchildren, also of a child that has ended; not what was detached,
+    nor another job's."""
+    ended: list[str] = []
+    spared: list[gevent.Greenlet[..., object]] = []
+    inside: list[str] = []
+
+    def process(job: Job) -> None:
+        gevent.spawn(sleeper, ended, f"{job.name}'s child")
+        gevent.spawn(gevent.spawn, sleeper, ended, f"{job.name}'s grandchild").join()
+        if job.name == "killed":
+            spared.append(geventq.detach(sleeper, ended, "detached"))
+        inside.append(job.name)
+        sleeper(ended, job.name)
+
+    worker = make(process, concurrency=2)
+    told = Told(worker)
+    job, other = queue.add("killed"), queue.add("other")
+    eventually(lambda: len(inside) == 2)
+    assert worker.cancel_job(job.id, hard=True)
+    told.wait("failed")
+    assert ended[0] == "killed"
+    assert sorted(ended) == ["killed", "killed's child", "killed's grandchild"]
+    assert worker.cancel_job(other.id, hard=True)
+    eventually(lambda: told.of(other))
+    assert "detached" not in ended
+    gevent.killall(spared)
+
+
+@pytest.mark.parametrize("end", ["returns", "is killed"])
+def test_helpers_are_joined_before_the_outcome_is_sent(queue: Queue, make: Make, end: str) -> None:
+    """2.13: the helper's cleanup still sees its job active, whichever way the processor ends."""
+    states: list[str] = []
+    inside = gevent.event.Event()
+
+    def helper(job_id: str) -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            gevent.sleep(0.02)
+            states.append(queue.get_job_state(job_id))
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.spawn(helper, job.id)
+        gevent.sleep(0)
+        inside.set()
+        if end == "is killed":
+            gevent.sleep(60)
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    if end == "is killed":
+        assert worker.cancel_job(job.id, hard=True)
+    told.wait("completed" if end == "returns" else "failed")
+    assert states == ["active"]
+
+
+@pytest.mark.parametrize("kind", ["helper", "call"])
+def test_a_helper_or_call_that_does_not_die_makes_its_job_stuck(
+    queue: Queue, make: Make, short_ladder: None, kind: str
+) -> None:
+    """2.13: as in 2.10: told with the stack of what does not die, another job in its place, and
+    the outcome refused; closing does not wait."""
+    go, inside = gevent.event.Event(), gevent.event.Event()
+
+    def survives() -> None:
+        inside.set()
+        while not go.is_set():
+            try:
+                go.wait()
+            except gevent.GreenletExit:
+                continue
+
+    def process(job: Job, token: CancellationToken) -> str:
+        if job.name == "other":
+            return "other"
+        if kind == "helper":
+            token.spawn(survives)
+            gevent.sleep(0)
+        else:
+            token.run(survives)
+        return "done"
+
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    if kind == "call":
+        assert worker.cancel_job(job.id)
+    stuck, stack = told.wait("stuck")
+    assert stuck.id == job.id
+    assert "in survives" in stack
+    other = queue.add("other")
+    eventually(lambda: told.of(other) == ["completed"])
+    with gevent.Timeout(4):
+        worker.close(0)
+    assert queue.get_job_state(job.id) == "active"
+    go.set()
+    gevent.sleep(0.01)
+    assert told.of(job) == ["stuck"]
+
+
+def test_a_call_in_run_is_killed_and_joined_first(queue: Queue, make: Make) -> None:
+    """2.13: `JobCancelled` is raised when the call has ended, cleanup and all."""
+    order: list[str] = []
+
+    def call() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            gevent.sleep(0.02)
+            order.append("the call has ended")
+
+    def process(job: Job, token: CancellationToken) -> None:
+        try:
+            token.run(call)
+        finally:
+            order.append("raised")
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    gevent.sleep(0.01)
+    assert worker.cancel_job(job.id)
+    told.wait("failed")
+    assert order == ["the call has ended", "raised"]
+
+
+# -- 2.15: time limits -----------------------------------------------------------------------
+
+
+def test_a_jobs_own_limit_wins_over_the_workers(queue: Queue, make: Make) -> None:
+    """2.15: a longer one too."""
+    told = Told(make(lambda job: gevent.sleep(0.1), concurrency=3, job_timeout=0.05))
+    longer, shorter = queue.add("n", timeout=5.0), queue.add("n", timeout=0.02)
+    plain = queue.add("n")
+    eventually(lambda: all(told.of(job) for job in (longer, shorter, plain)))
+    reasons = {job.id: str(error) for job, error in told.args("failed")}
+    assert reasons == {
+        shorter.id: "Job timed out after 0.02 s",
+        plain.id: "Job timed out after 0.05 s",
+    }
+    assert told.of(longer) == ["completed"]
+
+
+def test_a_limit_counts_anew_for_each_attempt_from_its_first_turn(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """2.15: three attempts of 60 ms with a limit of 150 ms, the third hangs; kind `timeout`,
+    retried by the job's rules; a slow `active` listener is not counted."""
+
+    def process(job: Job) -> None:
+        gevent.sleep(0.06)
+        if job.attempts_made == 2:
+            gevent.sleep(60)
+        raise ValueError("again")
+
+    worker = make(process, job_timeout=0.15)
+    worker.on("active", lambda job: gevent.sleep(0.12))
+    told = Told(worker)
+    job = queue.add("n", attempts=3)
+    told.wait("failed")
+    assert told.of(job) == ["retrying", "retrying", "cancelled", "failed"]
+    said = told.cancellation()
+    assert (said.kind, said.hard, said.retry) == ("timeout", True, True)
+    entry = stream_of(redis_client, prefix, job)[-1]
+    assert (entry["event"], entry["kind"], entry["stage"]) == ("cancelled", "timeout", "thrown")
+
+
+def test_a_limit_asks_where_there_is_a_token(queue: Queue, make: Make) -> None:
+    """2.15: soft in a soft worker: the processor hears it, and its result counts."""
+
+    def process(job: Job, token: CancellationToken) -> str:
+        said = token.wait()
+        return str(said.kind)
+
+    told = Told(make(process))
+    job = queue.add("n", timeout=0.02)
+    assert told.wait("completed")[1] == "timeout"
+    assert told.of(job) == ["completed"]

@@ -1,0 +1,421 @@
+"""Section 3: the lock of a running job is kept, its loss is noticed in time, and an attempt that
+lost it writes nothing."""
+
+from __future__ import annotations
+
+import json
+import typing
+
+import gevent
+import gevent.event
+import pytest
+from gevent import monkey
+
+from geventq import (
+    Cancellation,
+    CancellationToken,
+    Job,
+    JobKilled,
+    JobSpec,
+    LockLost,
+    LockLostError,
+    Queue,
+    Worker,
+    clock,
+)
+from geventq.store.scripts import load
+from tests.conftest import Make
+from tests.support.proxy import Proxy
+from tests.support.told import Told, engine_of
+from tests.support.waiting import TurnedClock, eventually
+
+native_sleep: typing.Final = monkey.get_original("time", "sleep")
+RENEW: typing.Final = load("renew").sha.encode()
+
+
+class Locks:
+    """The locks of the test's queue, looked at from outside."""
+
+    def __init__(self, redis_client: typing.Any, prefix: str) -> None:
+        self._client = redis_client
+        self._base = f"{prefix}:q"
+
+    def left(self, job_id: str) -> float:
+        """Seconds that a lock has left on the server; 0 without one."""
+        return max(0, self._client.pttl(f"{self._base}:{job_id}:lock")) / 1000
+
+    def lose(self, job_id: str) -> None:
+        self._client.delete(f"{self._base}:{job_id}:lock")
+
+    def give_away(self, job_id: str) -> None:
+        self._client.set(f"{self._base}:{job_id}:lock", "another worker's")
+
+    def leave_as_a_dead_worker_does(self, job_id: str, **fields: str) -> None:
+        """In *active*, with an attempt begun and without a lock."""
+        self._client.lrem(f"{self._base}:wait", 0, job_id)
+        self._client.lpush(f"{self._base}:active", job_id)
+        self._client.hset(f"{self._base}:{job_id}", mapping={"ats": 1, "processedOn": 1, **fields})
+
+
+@pytest.fixture
+def locks(redis_client: typing.Any, prefix: str) -> Locks:
+    return Locks(redis_client, prefix)
+
+
+def until_killed(noted: typing.Callable[[], object]) -> typing.Callable[[Job], None]:
+    """A processor that blocks, and notes something when it is killed."""
+
+    def process(job: Job) -> None:
+        try:
+            gevent.event.Event().wait()
+        except JobKilled:
+            noted()
+            raise
+
+    return process
+
+
+def test_all_due_locks_are_renewed_in_one_call_stamped_with_the_time_it_was_sent(
+    queue: Queue, proxy: Proxy, prefix: str
+) -> None:
+    """3.1: while the answer is held back nothing counts as renewed."""
+    trap = proxy.hold_answer(RENEW)
+    process = lambda job, token: token.sleep(60)  # noqa: E731
+    with Worker("q", process, proxy.url, prefix, concurrency=5, lock_duration=2.0) as worker:
+        jobs = queue.add_bulk([JobSpec("n") for _ in range(5)])
+        eventually(lambda: len(worker.active_jobs) == 5)
+        held = engine_of(worker).held
+        taken = {token: one.renewed_at for token, one in held.items()}
+        request = trap.wait()
+        arrived = clock.monotonic()
+        assert all(f"\r\n{job.id}\r\n".encode() in request for job in jobs)
+        gevent.sleep(0.02)
+        assert {token: one.renewed_at for token, one in held.items()} == taken
+        trap.release()
+        eventually(lambda: {one.renewed_at for one in held.values()} != set(taken.values()))
+        (stamp,) = {one.renewed_at for one in held.values()}
+        assert max(taken.values()) < stamp <= arrived
+        worker.close(0)
+
+
+def test_a_job_outlives_its_locks_first_life(queue: Queue, make: Make, locks: Locks) -> None:
+    """3.1: another worker that looks for stalled jobs all the time finds none."""
+    go = gevent.event.Event()
+    ran: list[str] = []
+
+    def process(job: Job) -> None:
+        ran.append(job.id)
+        go.wait()
+
+    worker = make(process, lock_duration=0.5)
+    told = Told(make(process, lock_duration=0.5, stalled_interval=0.05))
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs or ran)
+    gevent.sleep(1.0)
+    assert locks.left(job.id) > 0
+    go.set()
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    assert (ran, told.args("stalled")) == ([job.id], [])
+
+
+@pytest.mark.parametrize("lose", [Locks.lose, Locks.give_away])
+def test_a_lost_lock_kills_at_once_in_hard_mode_and_spares_the_others(
+    queue: Queue, make: Make, locks: Locks, lose: typing.Callable[[Locks, str], None]
+) -> None:
+    """3.2: the server says gone or foreign: no grace, reason `LockLost`, nobody else is touched."""
+    go = gevent.event.Event()
+    ended: list[tuple[str, Cancellation | None]] = []
+
+    def process(job: Job, token: CancellationToken) -> str:
+        try:
+            go.wait()
+        finally:
+            ended.append((job.id, token.check()))
+        return "done"
+
+    worker = make(
+        process,
+        concurrency=2,
+        cancel_mode="hard",
+        kill_after=60.0,
+        lock_duration=0.8,
+        skip_stalled_check=True,
+    )
+    told = Told(worker)
+    one, other = queue.add_bulk([JobSpec("n"), JobSpec("n")])
+    eventually(lambda: len(worker.active_jobs) == 2)
+    lose(locks, one.id)
+    told.wait("lock_lost")
+    eventually(lambda: len(worker.active_jobs) == 1)
+    ((job_id, said),) = ended
+    assert said is not None
+    assert (job_id, said.kind, said.reason) == (one.id, "lock_lost", LockLost(one.id))
+    go.set()
+    eventually(lambda: queue.get_job_state(other.id) == "completed")
+    assert told.of(one) == ["lock_lost"]
+    assert queue.get_job_state(one.id) == "active"
+
+
+@pytest.mark.parametrize("arity", [1, 2])
+def test_a_lost_lock_asks_only_in_soft_mode(
+    queue: Queue, make: Make, locks: Locks, arity: int
+) -> None:
+    """3.2: the processor goes on to its own end, nothing is thrown; 3.4: nobody is told that."""
+    go = gevent.event.Event()
+    ended: list[Cancellation | None] = []
+
+    def deaf(job: Job) -> str:
+        go.wait()
+        ended.append(None)
+        return "done"
+
+    def hears(job: Job, token: CancellationToken) -> str:
+        token.wait()
+        go.wait()
+        ended.append(token.check())
+        return "done"
+
+    process = deaf if arity == 1 else hears
+    worker = make(process, lock_duration=0.4, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    locks.give_away(job.id)
+    told.wait("lock_lost")
+    gevent.sleep(0.02)  # turns enough for a throw that should not come
+    assert ended == []
+    go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert [said and said.kind for said in ended] == [None if arity == 1 else "lock_lost"]
+    assert told.of(job) == ["lock_lost"]
+
+
+@pytest.mark.parametrize("how", ["silent", "refusing"])
+def test_without_an_answer_the_lock_is_lost_before_it_can_have_expired(
+    queue: Queue, proxy: Proxy, prefix: str, locks: Locks, how: str
+) -> None:
+    """3.3: sent at + lock_duration - 10 %, on the worker's own clock: as the job is killed, its
+    lock is still there on the server."""
+    left: list[float] = []
+    job_ids: list[str] = []
+    worker = Worker(
+        "q",
+        until_killed(lambda: left.append(locks.left(job_ids[0]))),
+        proxy.url,
+        prefix,
+        cancel_mode="hard",
+        lock_duration=1.6,
+        lock_renew_time=1.28,  # a renewal that waits its second would come back too late
+        skip_stalled_check=True,
+    )
+    told = Told(worker)
+    with worker:
+        job = queue.add("n")
+        job_ids.append(job.id)
+        eventually(lambda: worker.active_jobs)
+        with proxy.stalled() if how == "silent" else proxy.refusing():
+            told.wait("lock_lost")
+            eventually(lambda: left)
+            assert 0 < left[0] <= 0.16 + 0.05
+        worker.close(0)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_a_hub_that_was_blocked_for_a_locks_life_has_lost_it(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """3.3, 6: the renewer finds itself late: it does not ask whether the lock is still there (it
+    may be another's by then), and kills."""
+    seen: list[Cancellation] = []
+
+    def blocks(job: Job) -> None:
+        native_sleep(0.6)  # code that computes without yielding
+        try:
+            gevent.sleep(60)
+        except JobKilled as error:
+            seen.append(error.cancellation)
+            raise
+
+    told = Told(make(blocks, cancel_mode="hard", lock_duration=0.5, skip_stalled_check=True))
+    job = queue.add("n")
+    told.wait("lock_lost")
+    eventually(lambda: seen)
+    assert (seen[0].kind, locks.left(job.id)) == ("lock_lost", 0)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_a_machine_that_was_suspended_has_lost_its_locks(
+    queue: Queue, make: Make, turned_clock: TurnedClock
+) -> None:
+    """3.3: an hour passes at once, on the clock that counts a suspended machine's time."""
+    worker = make(lambda job, token: token.wait(), lock_duration=1.0, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    turned_clock.advance(3600)
+    told.wait("lock_lost")
+    eventually(lambda: not worker.active_jobs)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_without_renewal_only_extend_lock_keeps_a_lock(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """3.3: `skip_lock_renewal`: the rule applies all the same, from the last extension on."""
+    left: list[float] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        if job.name == "extends":
+            job.extend_lock(5.0)
+        token.wait()
+        left.append(locks.left(job.id))
+
+    worker = make(
+        process,
+        concurrency=2,
+        lock_duration=0.5,
+        skip_lock_renewal=True,
+        skip_stalled_check=True,
+    )
+    told = Told(worker)
+    extends, lapses = queue.add("extends"), queue.add("lapses")
+    told.wait("lock_lost")
+    eventually(lambda: left)
+    assert left[0] > 0
+    assert [job.id for job in worker.active_jobs] == [extends.id]
+    assert told.of(lapses) == ["lock_lost"]
+    assert worker.cancel_job(extends.id)
+    told.wait("completed")
+
+
+def test_a_lock_extended_to_less_is_lost_in_time_too(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """3.3: `extend_lock(0.5)` of a lock of 30 s, renewed by nobody: lost before 0.5 s are over,
+    and not at once."""
+    lost_after: list[tuple[float, float]] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        began = clock.monotonic()
+        job.extend_lock(0.5)
+        token.wait()
+        lost_after.append((clock.monotonic() - began, locks.left(job.id)))
+
+    told = Told(make(process, skip_lock_renewal=True, skip_stalled_check=True))
+    queue.add("n")
+    told.wait("lock_lost")
+    eventually(lambda: lost_after)
+    seconds, left = lost_after[0]
+    assert seconds >= 0.4
+    assert left > 0
+
+
+def test_an_attempt_whose_lock_was_lost_writes_nothing(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """3.4: the lock went to another, and this worker has not noticed: progress, data, log and
+    the result are refused; `lock_lost` is told, never `completed`."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    refused: list[str] = []
+
+    def process(job: Job) -> str:
+        inside.set()
+        go.wait()
+        for write in (
+            lambda: job.update_progress(99),
+            lambda: job.update_data({"mine": False}),
+            lambda: job.log("a row"),
+            lambda: job.extend_lock(5),
+        ):
+            try:
+                write()
+            except LockLostError as error:
+                refused.append(str(error))
+        return "mine"
+
+    told = Told(make(process, skip_stalled_check=True))
+    job = queue.add("n", {"mine": True})
+    inside.wait()
+    locks.give_away(job.id)
+    go.set()
+    lost, said = told.wait("lock_lost")
+    assert (lost.id, said.reason) == (job.id, LockLost(job.id))
+    assert len(refused) == 4
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.progress, read.data, read.return_value) == (0, {"mine": True}, None)
+    assert (read.attempts_made, read.get_state(), queue.get_job_logs(job.id)) == (0, "active", [])
+    assert told.of(job) == ["lock_lost"]
+
+
+@pytest.mark.parametrize("outcome", ["fails", "is cancelled", "is given back"])
+def test_no_outcome_is_written_without_the_lock(
+    queue: Queue, make: Make, locks: Locks, outcome: str
+) -> None:
+    """3.4: neither is a failure, nor a cancellation, nor a give-back."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        inside.set()
+        if outcome == "fails":
+            go.wait()
+            raise ValueError("mine")
+        token.sleep(60)
+
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    job = queue.add("n", attempts=3)
+    inside.wait()
+    locks.give_away(job.id)
+    go.set()
+    if outcome == "is cancelled":
+        assert worker.cancel_job(job.id)
+    elif outcome == "is given back":
+        worker.close(0)
+    told.wait("lock_lost")
+    assert told.of(job) == ["lock_lost"]
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.get_state(), read.failed_reason, read.attempts_started) == ("active", None, 1)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_stalled_job_runs_again_up_to_max_stalled_count(
+    queue: Queue, make: Make, locks: Locks, most: int
+) -> None:
+    """3.5: it goes back to wait, and is told; once too often, it fails without running."""
+    ran: list[str] = []
+    job = queue.add("n", attempts=3)
+    locks.leave_as_a_dead_worker_does(job.id)
+    told = Told(make(lambda job: ran.append(job.id), stalled_interval=0.02, max_stalled_count=most))
+    eventually(lambda: told.of(job))
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert told.args("stalled") == [(job.id,)]
+    assert (read.stalled_counter, read.attempts_started) == (1, 2)
+    if most:
+        assert (told.of(job), ran) == (["completed"], [job.id])
+    else:
+        assert (told.of(job), ran) == (["failed"], [])
+        assert read.failed_reason == "job stalled more than allowable limit"
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_recorded_request_survives_a_stall(
+    queue: Queue, make: Make, locks: Locks, retry: bool
+) -> None:
+    """3.5: the next worker ends the job by the request's `retry`, without running it."""
+    ran: list[int] = []
+    job = queue.add("n", attempts=2)
+    record = {"reason": "hung", "kind": "user", "hard": True, "retry": retry, "at": 1, "atm": 0}
+    deferred = {} if retry else {"defa": "Job cancelled: hung"}
+    locks.leave_as_a_dead_worker_does(job.id, gqc=json.dumps(record), **deferred)
+    told = Told(make(lambda job: ran.append(job.attempts_made), stalled_interval=0.02))
+    eventually(lambda: queue.get_job_state(job.id) == ("completed" if retry else "failed"))
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.failed_reason == "Job cancelled: hung"
+    assert (read.deferred_failure, read.cancellation) == (None, None)
+    assert ran == ([1] if retry else [])
+    expected = ["cancelled", "retrying", "completed"] if retry else ["cancelled", "failed"]
+    eventually(lambda: told.of(job) == expected)

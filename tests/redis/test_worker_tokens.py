@@ -1,0 +1,361 @@
+"""2.1-2.4 on a real worker: who gets a token, which of several requests wins, and jobs that
+compute."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import time
+import types
+import typing
+
+import gevent
+import gevent.event
+import gevent.queue
+import pytest
+
+from geventq import CancellationToken, Job, JobKilled, JobSpec, Queue, Worker
+from geventq.cancellation import Attempt
+from tests.conftest import Make
+from tests.support.told import Told, stream_of
+from tests.support.waiting import eventually
+
+Seen = list[tuple[typing.Any, ...]]
+
+
+class Processors:
+    """Callables of every kind; each notes what it was called with, the job left out."""
+
+    def __init__(self) -> None:
+        self.seen: Seen = []
+
+    def one(self, job: Job) -> None:
+        self.seen.append(())
+
+    def two(self, job: Job, token: CancellationToken) -> None:
+        self.seen.append((token,))
+
+    def __call__(self, job: Job, token: CancellationToken) -> None:
+        self.seen.append((token,))
+
+    def __len__(self) -> int:  # a falsy callable is a callable
+        return 0
+
+
+def _with_token(seen: Seen) -> list[tuple[str, typing.Any]]:
+    def default(job: Job, fmt: object = "csv") -> None:
+        seen.append((fmt,))
+
+    def variadic(*args: object) -> None:
+        seen.append(args[1:])
+
+    def job_and_rest(job: Job, *rest: object) -> None:
+        seen.append(rest)
+
+    def positional(job: Job, token: object, /, *, limit: int = 5) -> None:
+        seen.append((token,))
+
+    def three(job: Job, token: object, path: str = "/tmp") -> None:
+        assert path == "/tmp"
+        seen.append((token,))
+
+    def bound_first(path: str, job: Job, token: object) -> None:
+        seen.append((token,))
+
+    methods = Processors()
+    methods.seen = seen
+    return [
+        ("a bound method", methods.two),
+        ("a callable object", methods),
+        ("a second parameter with a default", default),
+        ("*args", variadic),
+        ("a job and *args", job_and_rest),
+        ("keyword-only beside", positional),
+        ("a third one with a default", three),
+        ("a partial", functools.partial(bound_first, "/tmp")),
+        ("a partial by keyword", functools.partial(three, path="/tmp")),
+    ]
+
+
+def _without_token(seen: Seen) -> list[tuple[str, typing.Any]]:
+    def keyword_only(job: Job, *, token: object = None) -> None:
+        assert token is None
+        seen.append(())
+
+    def keywords(job: Job, **more: object) -> None:
+        assert more == {}
+        seen.append(())
+
+    def bound_second(job: Job, token: object) -> None:
+        assert token == "bound"
+        seen.append(())
+
+    methods = Processors()
+    methods.seen = seen
+    return [
+        ("a bound method", methods.one),
+        ("keyword-only", keyword_only),
+        ("**kwargs", keywords),
+        ("a partial with the token bound", functools.partial(bound_second, token="bound")),
+        ("a lambda", lambda job: seen.append(())),
+    ]
+
+
+WITH_TOKEN: typing.Final = [name for name, _ in _with_token([])]
+WITHOUT_TOKEN: typing.Final = [name for name, _ in _without_token([])]
+
+
+@pytest.mark.parametrize("kind", WITH_TOKEN)
+def test_a_second_positional_parameter_gets_the_token(queue: Queue, make: Make, kind: str) -> None:
+    """2.1: with or without a default, however the callable is made."""
+    seen: Seen = []
+    told = Told(make(dict(_with_token(seen))[kind]))
+    queue.add("n")
+    told.wait("completed")
+    assert [tuple(type(one) for one in args) for args in seen] == [(CancellationToken,)]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_TOKEN)
+def test_without_one_no_token_is_made(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """2.1: arity 1: no token is made, checked or stored."""
+    attempts: list[Attempt] = []
+
+    class Noted(Attempt):
+        __slots__ = ()
+
+        def __init__(self, *args: typing.Any, **options: typing.Any) -> None:
+            super().__init__(*args, **options)
+            attempts.append(self)
+
+    monkeypatch.setattr("geventq.worker.admission.Attempt", Noted)
+    seen: Seen = []
+    told = Told(make(dict(_without_token(seen))[kind]))
+    queue.add("n")
+    told.wait("completed")
+    assert seen == [()]
+    assert [attempt.token for attempt in attempts] == [None]
+
+
+# -- 2.2: several requests -----------------------------------------------------------------------
+
+
+class Asked(typing.NamedTuple):
+    """One `cancel_job`, and whether it must take effect."""
+
+    took: bool
+    reason: str
+    options: typing.Mapping[str, typing.Any] = types.MappingProxyType({})
+
+
+@pytest.mark.parametrize(
+    ("requests", "reason", "made"),
+    [
+        pytest.param(
+            [Asked(True, "first"), Asked(False, "second"), Asked(True, "kill", {"hard": True})],
+            "first",
+            2,
+            id="hard is added, the text is the first's",
+        ),
+        pytest.param(
+            [
+                Asked(True, "first"),
+                Asked(True, "for good", {"retry": False}),
+                Asked(False, "again", {"retry": False}),
+                Asked(True, "kill", {"hard": True}),
+            ],
+            "for good",
+            1,
+            id="a request that forbids the retry is stronger, and gives the text",
+        ),
+        pytest.param(
+            [
+                Asked(True, "first", {"kill_after": 60}),
+                Asked(False, "longer", {"kill_after": 90}),
+                Asked(True, "shorter", {"kill_after": 30}),
+                Asked(True, "now", {"kill_after": 0}),
+            ],
+            "first",
+            2,
+            id="a shorter grace is stronger, a longer one is not",
+        ),
+    ],
+)
+def test_a_later_request_adds_what_is_stronger(
+    queue: Queue,
+    make: Make,
+    redis_client: typing.Any,
+    prefix: str,
+    requests: list[Asked],
+    reason: str,
+    made: int,
+) -> None:
+    """2.2: it says `True` only if it added something; text, retry and events follow."""
+    runs: gevent.queue.Queue[int] = gevent.queue.Queue()
+
+    def waits(job: Job, token: CancellationToken) -> None:
+        runs.put(job.attempts_made)
+        gevent.event.Event().wait()
+
+    worker = make(waits)
+    told = Told(worker)
+    job = queue.add("n", attempts=2)
+    for run in range(made):
+        assert runs.get(timeout=5) == run
+        for asked in requests:
+            took = worker.cancel_job(job.id, asked.reason, **asked.options)
+            assert took is asked.took, asked
+    told.wait("failed")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.failed_reason, read.attempts_made) == (f"Job cancelled: {reason}", made)
+    assert told.cancellation().reason == reason
+    (entry, *_) = [e for e in stream_of(redis_client, prefix, job) if e["event"] == "cancelled"]
+    assert (entry["reason"], entry["kind"], entry["stage"]) == (reason, "user", "thrown")
+
+
+def test_the_tokens_value_never_changes(queue: Queue, make: Make) -> None:
+    """2.2: what the processor saw first stays what it sees, whatever is added."""
+    values: list[typing.Any] = []
+    inside = gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        inside.set()
+        values.append(token.wait())
+        try:
+            gevent.sleep(60)
+        except JobKilled as error:
+            values.append(token.get())
+            assert error.cancellation.reason == "for good"
+            raise
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    assert worker.cancel_job(job.id, "first")
+    eventually(lambda: values)
+    assert worker.cancel_job(job.id, "for good", retry=False, hard=True)
+    told.wait("failed")
+    assert values[0] is values[1]
+    assert (values[0].reason, told.cancellation().reason) == ("first", "for good")
+
+
+def test_a_users_request_is_stronger_than_a_time_limit(queue: Queue, make: Make) -> None:
+    """2.2: the limit has passed, and nobody has answered yet; then a user asks."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.wait()
+        inside.set()
+        go.wait()
+        token.raise_if_cancelled()
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n", timeout=0.02)
+    inside.wait()
+    assert worker.cancel_job(job.id, "by hand")
+    assert not worker.cancel_job(job.id, "by hand")
+    go.set()
+    told.wait("failed")
+    said = told.cancellation()
+    assert (said.kind, said.reason) == ("user", "by hand")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.failed_reason == "Job cancelled: by hand"
+
+
+@pytest.mark.parametrize("first", ["user", "shutdown"])
+def test_a_users_request_is_stronger_than_closing(queue: Queue, make: Make, first: str) -> None:
+    """2.2, 7.1: earlier or later, it stays: the job ends by it and does not go back."""
+    inside = gevent.event.Event()
+    go = gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        inside.set()
+        token.wait()
+        go.wait()
+        token.raise_if_cancelled()
+
+    worker: Worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    ask = functools.partial(worker.cancel_job, job.id, "by hand", retry=False)
+    if first == "user":
+        assert ask()
+    closing = gevent.spawn(worker.close, 0)
+    told.wait("closing")
+    gevent.sleep(0.01)
+    if first == "shutdown":
+        assert ask()
+    go.set()
+    closing.join()
+    assert told.of(job) == ["cancelled", "failed"]
+    assert told.cancellation().kind == "user"
+    assert queue.get_job_state(job.id) == "failed"
+
+
+def test_cancel_all_jobs_counts_those_where_it_took_effect(queue: Queue, make: Make) -> None:
+    """2.2, api: a job that was asked before is not counted again."""
+    go = gevent.event.Event()
+    inside: list[str] = []
+    worker = make(lambda job, token: inside.append(job.id) or go.wait(), concurrency=3)
+    queue.add_bulk([JobSpec("n") for _ in range(3)])
+    eventually(lambda: len(inside) == 3)
+    assert worker.cancel_job(worker.active_jobs[0].id)
+    assert worker.cancel_all_jobs() == 2
+    assert worker.cancel_all_jobs() == 0
+    go.set()
+    eventually(lambda: queue.get_job_counts()["completed"] == 3)
+
+
+# -- 2.4: jobs that compute ------------------------------------------------------------------------
+
+
+class Computing:
+    """Processors that compute a millisecond at a time, checking between, until told to end."""
+
+    def __init__(self) -> None:
+        self.steps: collections.Counter[str] = collections.Counter()
+        self.over = False
+
+    def __call__(self, job: Job, token: CancellationToken) -> None:
+        while not self.over:
+            token.raise_if_cancelled()
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pass
+            self.steps[job.id] += 1
+
+
+def test_computing_jobs_leave_the_hub_its_turns_and_share_the_time(
+    queue: Queue, make: Make
+) -> None:
+    """2.4: forty jobs compute without end; locks are renewed, requests heard, and none gets many
+    times another's share.  Time limits are those of a busy machine: one turn takes 5 ms, and a
+    broken pacer makes none at all (no line: 40 * 4 ms a turn; no stamp: all to one job)."""
+    computing = Computing()
+    worker = make(computing, concurrency=40, lock_duration=1.0)
+    told = Told(worker)
+    jobs = queue.add_bulk([JobSpec("n") for _ in range(40)])
+    eventually(lambda: len(computing.steps) == 40, 20)
+    computing.steps.clear()
+    gaps = []
+    began = before = time.perf_counter()
+    while before - began < 1.5:
+        gevent.sleep(0.001)
+        gaps.append(time.perf_counter() - before)
+        before += gaps[-1]
+    steps = sorted(computing.steps[job.id] for job in jobs)
+    gaps.sort()
+    assert gaps[len(gaps) // 2] < 0.05, "the hub's usual gap"
+    assert steps[0] > 0
+    assert steps[-1] <= 4 * steps[0] + 20, "shares"
+    assert told.args("lock_lost") == []
+    assert worker.cancel_job(jobs[7].id, "one of them", retry=False)
+    eventually(lambda: told.of(jobs[7]) == ["cancelled", "failed"])
+    computing.over = True
+    eventually(lambda: queue.get_job_counts()["completed"] == 39, 20)
