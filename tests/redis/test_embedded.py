@@ -373,17 +373,19 @@ sys.stdin.readline()
 
 @pytest.mark.slow
 def test_a_forked_child_that_uses_the_server_is_a_member_of_its_own(home: _Home) -> None:
-    """7.5: a child that joins keeps the server when its parent has left."""
+    """7.5: a child that adds a job keeps the server when its parent has left; a queue that it
+    has from its parent makes it a member of its own."""
     parent = home.program(
         f"""
 import os, sys
-from geventq.store import embedded
-membership = embedded.join({home.url!r})
+from geventq import Queue
+queue = Queue("q", {home.url!r})
+queue.add("n")
 if os.fork():
     sys.stdin.readline()
 else:
-    own = embedded.join({home.url!r})
-    os.write(1, f"{{own.socket_path}} {{os.getpid()}}\\n".encode())
+    assert queue.add("n").id == "2"
+    os.write(1, f"{home.path}/geventq.sock {{os.getpid()}}\\n".encode())
     sys.stdin.read()
     os._exit(0)
 """
