@@ -18,6 +18,7 @@ import typing
 
 import gevent.select
 from gevent._waiter import Waiter
+from greenlet import greenlet
 
 __all__ = ["bury"]
 
@@ -35,22 +36,31 @@ def bury(greenlets: typing.Collection[typing.Any]) -> None:
     """
     if not greenlets:
         return
-    _graves.extend(greenlets)
-    for greenlet in greenlets:
-        greenlet.switch = greenlet.throw = _nothing
-        _stop_polling(greenlet.gr_frame)
-    _find_wakers({id(greenlet) for greenlet in greenlets})
+    found = _Heap()
+    buried = {id(one): one for one in greenlets}
+    for one in found.greenlets:  # those inside of others, as SQLAlchemy makes them
+        if any(id(parent) in buried for parent in _parents(one)):
+            buried[id(one)] = one
+    _graves.extend(buried.values())
+    for one in buried.values():
+        one.switch = one.throw = _nothing
+        _stop_polling(one.gr_frame)
+    _stop_wakers(found, buried)
 
 
 def _nothing(*_: object) -> None:
     """In the place of ``switch`` and ``throw``."""
 
 
-def _find_wakers(buried: set[int]) -> None:
+def _parents(one: typing.Any) -> typing.Iterator[typing.Any]:
+    while (one := one.parent) is not None:
+        yield one
+
+
+def _stop_wakers(found: _Heap, buried: typing.Container[int]) -> None:
     """Stop the loop's watchers and callbacks that would wake a buried greenlet, and take it out
     of every line of those who wait (for an event, a lock, a queue, another greenlet): not only
     that it would be woken, what it waits for would be handed to the dead."""
-    found = _Heap()
     waiters = {id(waiter) for waiter in found.waiters if id(waiter.greenlet) in buried}
     wakers = waiters.copy()
     for method in found.methods:
@@ -64,13 +74,17 @@ def _find_wakers(buried: set[int]) -> None:
 
 
 class _Heap:
-    """The objects that greenlets are woken by, and the lists of such."""
+    """All greenlets, the objects that they are woken by, and the lists of such."""
 
     def __init__(self) -> None:
+        self.greenlets: list[typing.Any] = []
         self.methods: list[typing.Any] = []
         self.waiters: list[typing.Any] = []
         self.watchers: list[typing.Any] = []
         self.lines: list[typing.Any] = []
+        frozen = gc.get_freeze_count()
+        if frozen:  # as is recommended before a fork; what is frozen is not shown
+            gc.unfreeze()
         where: dict[type, list[typing.Any] | None] = {}
         for found in gc.get_objects():
             kind = type(found)
@@ -80,10 +94,14 @@ class _Heap:
                 kept = where[kind] = self._where(kind)
             if kept is not None and (kept is not self.lines or (found and _may_wake(found[0]))):
                 kept.append(found)
+        if frozen:
+            gc.freeze()
 
     def _where(self, kind: type) -> list[typing.Any] | None:
         if kind in _METHODS:
             return self.methods
+        if issubclass(kind, greenlet):
+            return self.greenlets
         if issubclass(kind, Waiter):
             return self.waiters
         if kind in (list, collections.deque):

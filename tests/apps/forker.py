@@ -33,6 +33,7 @@ import gevent.queue
 import gevent.select
 import gevent.socket
 import gevent.subprocess
+import greenlet
 
 from geventq import CancellationToken, GeventqError, Job, Queue, Worker
 from geventq.store.connection import Client, Endpoint
@@ -161,6 +162,11 @@ def time_limit(token: CancellationToken) -> None:
     gevent.sleep(0.05)
 
 
+@way
+def inner(token: CancellationToken) -> None:
+    greenlet.greenlet(left_alone).switch("inner_inside")
+
+
 def left_alone(name: str) -> None:
     try:
         event.wait()
@@ -276,6 +282,8 @@ def do_fork(job: Job | None = None) -> None:
     if WHERE != "thread":  # which has connections of its own
         at_fork.update(connections())
     alive, held = os.pipe()
+    if HOW == "gevent":
+        gc.freeze()  # as its documentation recommends before a fork
     if HOW == "multiprocessing":
         multiprocessing.get_context("fork").Process(target=in_child, args=(job,)).start()
     elif not (os.fork() if HOW == "os" else gevent.os.fork()):
