@@ -236,6 +236,78 @@ def test_sys_exit_in_the_child_of_a_job_ends_the_child(
     assert said == {"parent": {"status": 3}}
 
 
+@both
+def test_of_a_job_whose_helper_forks_the_helper_alone_goes_on(
+    redis_url: str, prefix: str, patched: str
+) -> None:
+    """7.5: the job waits for its helper, which ends in the child: the job does not hear of it."""
+    said = program(
+        redis_url,
+        prefix,
+        patched,
+        """
+        def helper():
+            pid = gevent.os.fork()
+            if pid:
+                child_ends(pid)
+            else:
+                ended.append(gevent.spawn_later(0.05, end_child))
+        def end_child():
+            say("child", ended=ended[0] is gevent.getcurrent())
+            os._exit(0)
+        ended = []
+        def process(job, token):
+            try:
+                token.spawn(helper).join()
+            finally:
+                say("parent" if os.getpid() == parent else "job in the child")
+        parent = os.getpid()
+        queue = Queue("q", URL, PREFIX)
+        with Worker("q", process, URL, PREFIX):
+            queue.add("n").wait_until_finished(10)
+        """,
+    ).says()
+    assert said == {"child": {"ended": True}, "parent": {}}
+
+
+@both
+def test_a_grandchild_begins_anew_as_well(redis_url: str, prefix: str, patched: str) -> None:
+    """7.5: for a child that runs a worker of its own and forks, the same holds."""
+    said = program(
+        redis_url,
+        prefix,
+        patched,
+        """
+        ids = []
+        queue = Queue("q", URL, PREFIX)
+        worker = Worker("q", lambda job: ids.append(worker.id) or os.getpid(), URL, PREFIX)
+        def works():
+            worker.start()
+            mine = queue.add("n").wait_until_finished(10) == os.getpid()
+            worker.pause()
+            return mine
+        def generation(name, deeper):
+            mine, pid = works(), deeper and gevent.os.fork()
+            if deeper and not pid:
+                assert not worker.is_running
+                worker.resume()
+                generation(*deeper)
+            if pid:
+                child_ends(pid)
+            worker.resume()
+            say(name, mine=mine, again=works(), ids=len(set(ids)), jobs=len(ids))
+            worker.close()
+            sys.exit()
+        generation("parent", ("child", ("grandchild", None)))
+        """,
+    ).says()
+    assert said == {
+        "parent": {"mine": True, "again": True, "ids": 1, "jobs": 2},
+        "child": {"mine": True, "again": True, "ids": 2, "jobs": 3},
+        "grandchild": {"mine": True, "again": True, "ids": 3, "jobs": 4},
+    }
+
+
 # -- queues and events -------------------------------------------------------------------------
 
 
