@@ -191,7 +191,7 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
                 stalled_interval=0.5,
                 close_timeout=0.0,  # when the story is over, nobody waits for a job that is not
             )
-            with Board(JOBS, silent=only_json) as board:
+            with Board(JOBS, console) as board:
                 story = _Story(board, ids)
                 story.listen(worker)
                 with worker:

@@ -16,7 +16,7 @@ import typing
 import gevent
 import gevent.event
 
-from geventq.commands.console import safe
+from geventq.commands.console import Console, safe
 
 __all__ = ["Board", "Row"]
 
@@ -43,13 +43,13 @@ class Row:
 
 
 class Board:
-    """Use it as a context manager.  `silent` shows nothing at all."""
+    """Use it as a context manager.  Where the console is for JSON only, it shows nothing."""
 
-    def __init__(self, names: typing.Iterable[str], *, silent: bool = False) -> None:
+    def __init__(self, names: typing.Iterable[str], console: Console) -> None:
         self.rows = {name: Row(name) for name in names}
-        self._silent = silent
+        self._write = console.paint
         self._begun = time.perf_counter()
-        self._live = not silent and _can_draw(len(self.rows))
+        self._live = not console.only_json and _can_draw(len(self.rows))
         self._coloured = self._live and not os.environ.get("NO_COLOR")
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         self._full, self._empty = "█░" if encoding == "utf8" else "#."
@@ -80,8 +80,6 @@ class Board:
 
     def say(self, text: str = "") -> None:
         """A line of the story, with the time since its beginning."""
-        if self._silent:
-            return
         line = f"{self._seconds():6.1f} s  {text}" if text else ""
         if self._live:
             self._write(self._back() + line + "\n" + self._block())
@@ -109,7 +107,7 @@ class Board:
         return time.perf_counter() - self._begun
 
     def _plainly(self, row: Row) -> None:
-        if not self._live and not self._silent:
+        if not self._live:
             share = "" if row.done is None else f"{row.done:4.0%} "
             text = f"{row.name:<10} {row.state:<10} {share:<6}{row.note}".rstrip()
             self._write(f"{self._seconds():6.1f} s  {text}\n")
@@ -143,11 +141,6 @@ class Board:
             begin, end = len(head), len(head) + 10
             line = f"{line[:begin]}\x1b[{colour}m{line[begin:end]}\x1b[0m{line[end:]}"
         return line
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
 
 
 def _can_draw(rows: int) -> bool:

@@ -90,12 +90,17 @@ class Console:
         if self.only_json:
             self._write(json.dumps(value, default=str))
 
-    def _write(self, text: str) -> None:
+    def paint(self, text: str) -> None:
+        """Text for people as it is, with what moves the cursor."""
+        if not self.only_json:
+            self._write(text, end="")
+
+    def _write(self, text: str, end: str = "\n") -> None:
         if self._stream is None:
             return
         try:
             with _locked(self._turn):
-                print(text, file=self._stream, flush=True)
+                print(text, file=self._stream, end=end, flush=True)
         except BrokenPipeError:  # as with `geventq jobs q | head`: nobody reads any more
             self._stream = None
             if sys.stdout is not sys.stderr:

@@ -126,7 +126,7 @@ def _imported(path: str) -> typing.Callable[..., typing.Any]:
 
     module = path.partition(":")[0]
     try:
-        if module and module not in sys.modules and ":" in path:
+        if module and ":" in path:
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
@@ -173,7 +173,10 @@ class _Report:
         for event in ("cancelled", "lock_lost"):
             on(event, lambda job, said, event=event: self._cancelled(event, job, said))
         on("stuck", lambda job, stack: self._job("stuck", job, stack=stack))
-        on("stalled", lambda job_id: self.say("stalled", f"job {job_id} runs again", id=job_id))
+        on(
+            "stalled",
+            lambda job_id: self.say("stalled", f"job {job_id} had lost its worker", id=job_id),
+        )
         for event in ("ready", "closing", "closed"):
             on(event, lambda event=event: self.say(event))
 

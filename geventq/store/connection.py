@@ -59,7 +59,7 @@ class _Pool(deque[Link]):
     def close(self) -> None:
         """Close them all."""
         while link := self._next():
-            link.close_unused()
+            link.close()
 
     def _next(self) -> Link | None:
         try:
@@ -143,8 +143,7 @@ class Client:
 
     def open_link(self, *, name: str | None = None) -> Link:
         """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
-        if self._generation != fork.generation:
-            self._forget_parent()
+        self._check_process()
         name = name or self._name
         if self.endpoint.embedded is None:
             return Link.open(self.endpoint, name=name)
@@ -181,8 +180,7 @@ class Client:
         return replies
 
     def _pool(self) -> _Pool:
-        if self._generation != fork.generation:
-            self._forget_parent()
+        self._check_process()
         self._refuse_if_closed()
         hub = get_hub()
         pool = self._pools.get(hub)
@@ -202,9 +200,11 @@ class Client:
                 self._pools.pop(hub, None)
                 pool.close()
 
-    def _forget_parent(self) -> None:
-        """In a forked child, where the links have lost their connections, and the membership is
-        closed."""
+    def _check_process(self) -> None:
+        """In a forked child, begin anew: the links have lost their connections there, and the
+        membership is closed."""
+        if self._generation == fork.generation:
+            return
         self._generation = fork.generation
         self._guard = _new_guard()  # a thread of the parent may have held it
         self._membership = None
@@ -214,8 +214,7 @@ class Client:
 
     def close(self) -> None:
         """Close the idle links; those in use close when their call ends.  Idempotent."""
-        if self._generation != fork.generation:
-            self._forget_parent()
+        self._check_process()
         with self._guard:
             self._closed = True
             membership, self._membership = self._membership, None

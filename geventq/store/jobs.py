@@ -109,7 +109,7 @@ class QueueStore:
         for state, found in zip(states, self._client.pipeline(ranges, again=True), strict=True):
             if state in _LISTS and ascending:
                 found.reverse()  # new ones enter on the left
-            ids += [job_id.decode() for job_id in found]
+            ids += [job_id.decode("utf-8", "replace") for job_id in found]
         jobs: list[Job] = []
         for first in range(0, len(ids), _PAGE):
             jobs += self._read_all(ids[first : first + _PAGE])
@@ -156,7 +156,11 @@ class QueueStore:
         (wire-format 11); ``name`` is the worker's name, empty for one without."""
         ours = self.keys.client_name()
         found = []
-        for line in self._client.execute("CLIENT", "LIST", again=True).decode().splitlines():
+        for line in (
+            self._client.execute("CLIENT", "LIST", again=True)
+            .decode("utf-8", "replace")
+            .splitlines()
+        ):
             client = dict(part.partition("=")[::2] for part in line.split(" "))
             raw = client.get("name", "")
             if raw == ours or raw.startswith(f"{ours}:w:"):

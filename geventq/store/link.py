@@ -10,6 +10,7 @@ its connection (`geventq.store.fork`).
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import typing
 import weakref
@@ -167,13 +168,14 @@ class Link:
     Not shared: whoever holds it makes one `call` at a time, in the native thread that made it.
     """
 
-    __slots__ = ("_reader", "_sock", "_thread", "_timeout", "address", "idle_since")
+    __slots__ = ("_busy", "_reader", "_sock", "_thread", "_timeout", "address", "idle_since")
 
     def __init__(self, sock: gevent.socket.socket, address: str) -> None:
         self._sock: gevent.socket.socket | None = sock
         self._reader = hiredis.Reader(notEnoughData=_NEVER)
         self._timeout: float | None = CONNECT_TIMEOUT
         self._thread = life_of_this_thread()
+        self._busy = False  # a call is under way
         self.address = address
         self.idle_since = 0.0
 
@@ -218,6 +220,7 @@ class Link:
         with ``answer_lost = True`` when the connection broke or nothing came within `timeout`
         seconds (each wait): the commands may have been carried out.
         """
+        self._busy = True  # before the look at the socket: `close` does the two the other way
         sock = self._sock
         if sock is None:
             raise lost_answer(f"the connection to Redis at {self.address} is closed", False)
@@ -247,8 +250,10 @@ class Link:
                 raise
             raise lost_answer(f"Redis at {self.address}: {_plain(error)}", True) from error
         finally:
-            if not whole:  # also when the greenlet was killed in mid-call
-                self.close()
+            self._busy = False
+            if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
+                self._sock = None
+                sock.close()
 
     def is_dead(self) -> bool:
         """Whether the server has hung up on this idle link.  Never yields."""
@@ -265,23 +270,21 @@ class Link:
         return True  # end of file, or bytes that nobody asked for
 
     def close(self) -> None:
-        """Close the socket, from whatever thread; a call under way in it ends.  Idempotent, never
+        """Close the socket, from whatever thread; a call under way ends.  Idempotent, never
         raises, never yields."""
         sock: typing.Any = self._sock
-        hub = None if sock is None else sock.hub
-        if hub is None or hub is get_hub_if_exists() or hub.loop is None or self._thread() is None:
-            self.close_unused()
-        else:  # its loop must not be touched by another thread
-            self._sock = None
-            hub.loop.run_callback_threadsafe(sock.close)
-
-    def close_unused(self) -> None:
-        """The same for a link that nobody calls on: another thread's loop, which may never turn
-        again, need not be asked."""
-        sock: typing.Any = self._sock
         self._sock = None
-        if sock is not None:
-            (sock if sock.hub is get_hub_if_exists() else sock._sock).close()
+        if sock is None:
+            return
+        if sock.hub is get_hub_if_exists():
+            sock.close()
+        elif self._busy and self._thread() is not None:
+            # Another thread's loop watches it, and must not be touched.  The end wakes the call,
+            # which closes the socket.
+            with contextlib.suppress(OSError):
+                sock._sock.shutdown(gevent.socket.SHUT_RDWR)
+        else:
+            sock._sock.close()
 
 
 def lost_answer(text: str, sent: bool) -> RedisUnavailableError:

@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Closing"]
 
 _SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least (7.1)
+_LISTENERS: typing.Final = 2.0  # seconds past the deadline for listeners that hang
 
 log = logging.getLogger("geventq")
 
@@ -76,8 +77,29 @@ class Closing:
                 )
             engine.end_parts()
         finally:
-            engine.ended()
+            self._hear_out()
             self.done.set()
+
+    def _hear_out(self) -> None:
+        """Let the listeners hear the last events.  One that hangs is waited for like a job: as
+        long as nobody gave a time, else for a while."""
+        heard = gevent.event.Event()
+
+        def notice(_: object) -> None:
+            heard.set()
+            self._news.set()
+
+        listeners = self._engine.ended(notice)
+        began = clock.monotonic()
+        while listeners is not None and not heard.is_set():
+            self._news.clear()
+            left = None
+            if self._deadline is not None:
+                left = max(began, self._deadline) + _LISTENERS - clock.monotonic()
+                if left <= 0:
+                    listeners.abandon()
+                    return
+            self._news.wait(left)
 
     def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
         """Wait until no processor runs, or the deadline (which may come nearer) has passed."""

@@ -154,11 +154,12 @@ class Engine:
         gevent.joinall(list(self._reports))
         self._client.close()
 
-    def ended(self) -> None:
-        """The close is over, but for what the listeners still have to hear."""
+    def ended(self, notice: typing.Callable[[object], None]) -> Listeners | None:
+        """The close is over, but for what the listeners still have to hear: `notice` is called
+        in the hub when they have, if there is anything.  Does not yield."""
         self.face.ended(self)
         self.tell("closed")
-        self._listeners.stop()
+        return self._listeners if self._listeners.stop(notice) else None
 
     @property
     def is_open(self) -> bool:
@@ -343,10 +344,12 @@ class Engine:
     def _settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         if execution.lock_token not in self.held:
             # Lost or stuck: listeners were told, and nothing may be written (2.10, 3.4).
+            execution.over()
             self.want()
             return
         if outcome.kind == outcomes.NOTHING:
             del self.held[execution.lock_token]
+            execution.over()
             self.want()
             return
         execution.settling = True
@@ -358,6 +361,7 @@ class Engine:
         """The outcome is in Redis: tell it once."""
         self.held.pop(execution.lock_token, None)
         tell, job = self.tell, execution.job
+        execution.over()
         if outcome.cancellation is not None:
             tell("cancelled", job, outcome.cancellation)
         if outcome.kind == outcomes.COMPLETE:
@@ -382,6 +386,7 @@ class Engine:
             self._tell_lost(execution)
         else:
             self.error(GeventqError(refusal(execution.job_id, code)))
+        execution.over()
 
     # -- stopping ----------------------------------------------------------------------------
 
@@ -460,6 +465,7 @@ class Engine:
 
     def _give_up_on(self, execution: Execution, stack: str) -> None:
         self._stuck += 1
+        job = execution.job  # it may be over when Redis has answered
         log.error(
             "job %s of queue %s is stuck: it is alive although it was killed\n%s",
             execution.job_id,
@@ -473,6 +479,6 @@ class Engine:
         except GeventqError as error:
             self.error(error)
         self.held.pop(execution.lock_token, None)
-        self.tell("stuck", execution.job, stack)
+        self.tell("stuck", job, stack)
         self.closing.notice()
         self.want()

@@ -101,6 +101,11 @@ class Execution:
         self.job._owner = _Parent(self.job_id)
         return self.attempt.disown()
 
+    def over(self) -> None:
+        """Nobody asks for the job any more.  Breaks the cycle between the two, so that all of a
+        run dies with it, without the collector."""
+        del self.job
+
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""
         return self.max_started is not None and self.started >= self.max_started

@@ -8,6 +8,7 @@ Redis or jobs.
 from __future__ import annotations
 
 import logging
+import traceback
 import typing
 from collections import deque
 
@@ -41,7 +42,7 @@ class Listeners:
         self._by_event: dict[str, list[Listener]] = {}
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
-        self._ended = False
+        self._ended = self._abandoned = False
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     def on(self, event: str, listener: Listener) -> Listener:
@@ -81,7 +82,7 @@ class Listeners:
 
     def start(self) -> None:
         """Start the greenlet that calls listeners."""
-        self._ended = False
+        self._ended = self._abandoned = False
         self.greenlet = gevent.Greenlet(self._loop)
         self.greenlet.name = f"geventq-listeners-{self._name}"
         self.greenlet.spawn_tree_locals = {MARK: self}
@@ -92,13 +93,31 @@ class Listeners:
         marks = getattr(greenlet, "spawn_tree_locals", None)
         return marks is not None and marks.get(MARK) is self
 
-    def stop(self) -> None:
-        """Call the listeners of the events that still wait, then end.  Yields until then, except
-        in a listener itself."""
+    def stop(self, notice: typing.Callable[[object], None]) -> bool:
+        """Call the listeners of the events that still wait, then end and call `notice` in the
+        hub; whether there is anything to wait for.  Does not yield."""
         self._ended = True
         self._wake.set()
-        if self.greenlet is not None and not self.is_inside(gevent.getcurrent()):
-            self.greenlet.join()
+        if self.greenlet is None or self.greenlet.dead:
+            return False
+        self.greenlet.rawlink(notice)
+        return True
+
+    def abandon(self) -> None:
+        """A listener hangs while its worker closes: kill it, and drop the events behind it.
+        Yields for a second at most."""
+        greenlet = self.greenlet
+        if greenlet is None or greenlet.dead:
+            return
+        log.error(
+            "a listener of worker %s hangs and is killed, %d events behind it are dropped\n%s",
+            self._name,
+            len(self._waiting),
+            "".join(traceback.format_stack(greenlet.gr_frame)),
+            extra={"worker": self._name},
+        )
+        self._abandoned = True
+        greenlet.kill(timeout=1.0)
 
     def disown(self) -> gevent.Greenlet[..., None] | None:
         """In a forked child: forget what the parent's listeners wait for.  Returns their greenlet,
@@ -109,17 +128,23 @@ class Listeners:
         return greenlet
 
     def _loop(self) -> None:
-        while True:
-            while self._waiting:
-                event, args = self._waiting.popleft()
-                self.call(event, *args)
-                if self.greenlet is not gevent.getcurrent():
-                    return  # a listener has forked, and this is the child
-            if self._ended:
+        current = gevent.getcurrent()
+        # Else a listener of `closed` has started the worker anew, or one has forked.
+        while self.greenlet is current:
+            if self._abandoned:
+                self._waiting.clear()
+            if self._waiting:
+                self._call_next()
+            elif self._ended:
                 return
-            self._wake.clear()
-            if not self._waiting:
+            else:
+                self._wake.clear()
                 self._wake.wait()
+
+    def _call_next(self) -> None:
+        # Not in the loop, whose variables would keep the last job while there is no next one.
+        event, args = self._waiting.popleft()
+        self.call(event, *args)
 
     def call(self, event: str, *args: object) -> None:
         """Call the listeners of `event` now, in the current greenlet."""
@@ -135,6 +160,8 @@ class Listeners:
                 interrupt_main(error)
             except BaseException as error:  # noqa: BLE001 (told as an error event; gevent.Timeout
                 # and SystemExit are no `Exception`, and must not end what called us)
+                if self._abandoned:
+                    return
                 if event == "error":  # the listener of errors fails: the log is what is left
                     self._log(error)
                 else:

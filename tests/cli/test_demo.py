@@ -58,6 +58,7 @@ class Runs:
     pipe: Program
     as_json: Program
     wrong: dict[str, Program]
+    half_read: subprocess.Popen[bytes]
     terminal: subprocess.Popen[bytes]
     screen: int
     begun: float
@@ -81,25 +82,35 @@ def runs(
     terminal = subprocess.Popen(
         [sys.executable, "-m", "geventq", "demo"],
         cwd=directory,
-        env=programs.environment | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
+        env=programs.environment
+        | {"GEVENTQ_PREFIX": "demo-screen", "TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
     )
     os.close(theirs)
+    half_read = subprocess.Popen(
+        [sys.executable, "-m", "geventq", "demo"],
+        cwd=directory,
+        env=programs.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         yield Runs(
             programs.geventq("demo"),
             programs.geventq("demo", "--json"),
             wrong,
+            half_read,
             terminal,
             screen,
             time.monotonic(),
         )
     finally:
         programs.end()
-        terminal.kill()
-        terminal.wait()
+        for process in (terminal, half_read):
+            process.kill()
+            process.communicate()
         os.close(screen)
 
 
@@ -209,6 +220,18 @@ def test_for_a_program_it_is_json_and_nothing_else(runs: Runs) -> None:
     assert all(row["ok"] for row in rows)
 
 
+def test_a_reader_that_leaves_early_does_not_end_the_story(runs: Runs) -> None:
+    """``geventq demo | head -1``"""
+    process = runs.half_read
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith(b"geventq demo")
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_an_outcome_that_is_wrong_is_told_and_ends_with_1(runs: Runs, name: str) -> None:
     """A job that cancellation does not stop, a commit that is cut, a retry that does not come."""
@@ -222,6 +245,7 @@ def test_an_outcome_that_is_wrong_is_told_and_ends_with_1(runs: Runs, name: str)
 def test_it_takes_some_seconds_and_leaves_nothing_in_redis(runs: Runs, redis_url: str) -> None:
     programs = [runs.pipe, runs.as_json, *runs.wrong.values()]
     eventually(lambda: not any(one.is_running for one in programs), timeout=30)
+    runs.half_read.wait(10)
     assert time.monotonic() - runs.begun < 30
     with redis.Redis.from_url(redis_url) as client:
         assert list(client.scan_iter("demo-test:*", count=1000)) == []

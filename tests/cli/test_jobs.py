@@ -55,15 +55,13 @@ def test_an_added_job_is_listed_with_its_id_name_and_state(
     assert json.loads(out) == [{"id": job_id, "name": "export", "state": "waiting"}]
 
 
-def test_people_see_the_id(programs: Programs, queue: Queue) -> None:
-    assert programs.run("add", "q", "export", "--job-id", "mine") == (
-        *(0, "added job mine to q\n", ""),
-    )
-    status, out, _ = programs.run("jobs", "q")
+def test_people_see_the_id(here: Here, queue: Queue) -> None:
+    assert here("add", "q", "export", "--job-id", "mine") == (*(0, "added job mine to q\n", ""),)
+    status, out, _ = here("jobs", "q")
     assert (status, out.split()) == (0, ["mine", "waiting", "export"])
 
 
-def test_every_option_of_add_reaches_the_job(programs: Programs, queue: Queue) -> None:
+def test_every_option_of_add_reaches_the_job(here: Here, queue: Queue) -> None:
     options = {
         "--delay": "5",
         "--attempts": "3",
@@ -78,7 +76,7 @@ def test_every_option_of_add_reaches_the_job(programs: Programs, queue: Queue) -
         "--size-limit": "1000",
     }
     given = [word for pair in options.items() for word in pair]
-    assert programs.run("add", "q", "export", "[1]", *given, "--lifo")[0] == 0
+    assert here("add", "q", "export", "[1]", *given, "--lifo")[0] == 0
     job = queue.get_job("mine")
     assert job is not None
     assert job.opts == {
@@ -98,35 +96,31 @@ def test_every_option_of_add_reaches_the_job(programs: Programs, queue: Queue) -
     assert job.get_state() == "delayed"
 
 
-def test_states_can_be_chosen_and_an_empty_list_is_json_too(
-    programs: Programs, queue: Queue
-) -> None:
+def test_states_can_be_chosen_and_an_empty_list_is_json_too(here: Here, queue: Queue) -> None:
     queue.add("now")
     queue.add("later", delay=60.0)
-    _, out, _ = programs.run("jobs", "q", "--json", "--state", "delayed")
+    _, out, _ = here("jobs", "q", "--json", "--state", "delayed")
     assert [row["name"] for row in json.loads(out)] == ["later"]
-    _, out, _ = programs.run("jobs", "q", "--json", "--state", "delayed", "--state", "waiting")
+    _, out, _ = here("jobs", "q", "--json", "--state", "delayed", "--state", "waiting")
     assert [row["name"] for row in json.loads(out)] == ["later", "now"]
-    assert programs.run("jobs", "q", "--json", "--state", "failed") == (0, "[]\n", "")
-    assert programs.run("jobs", "nobody") == (0, "no jobs in nobody\n", "")
+    assert here("jobs", "q", "--json", "--state", "failed") == (0, "[]\n", "")
+    assert here("jobs", "nobody") == (0, "no jobs in nobody\n", "")
 
 
-def test_a_long_list_is_cut_for_people_and_whole_for_programs(
-    programs: Programs, queue: Queue
-) -> None:
+def test_a_long_list_is_cut_for_people_and_whole_for_programs(here: Here, queue: Queue) -> None:
     for number in range(103):
         queue.add(f"n{number}")
-    _, out, _ = programs.run("jobs", "q")
+    _, out, _ = here("jobs", "q")
     assert len(out.splitlines()) == 101
     assert out.splitlines()[-1] == "... more are waiting: --limit N shows N of each state"
-    assert len(json.loads(programs.run("jobs", "q", "--json")[1])) == 103
-    assert len(json.loads(programs.run("jobs", "q", "--json", "--limit", "2")[1])) == 2
+    assert len(json.loads(here("jobs", "q", "--json")[1])) == 103
+    assert len(json.loads(here("jobs", "q", "--json", "--limit", "2")[1])) == 2
 
 
-def test_a_job_cannot_write_to_the_terminal(programs: Programs, queue: Queue) -> None:
+def test_a_job_cannot_write_to_the_terminal(here: Here, queue: Queue) -> None:
     """A name with an escape sequence or a line end is shown, not obeyed."""
     queue.add("a\x1b[2J\nb\u2028c")
-    out = programs.run("jobs", "q")[1]
+    out = here("jobs", "q")[1]
     assert out.split(maxsplit=2)[2] == "a\\x1b[2J\\nb\\u2028c\n"
 
 

@@ -113,6 +113,26 @@ def test_a_wrong_file_is_refused_with_field_and_value(
     ("arguments", "said"),
     [
         ([], "MODULE:FUNCTION and -q QUEUE are needed"),
+        (["tasks:process", "-q", "a:b"], "queue: must not contain ':'"),
+        (["tasks:process", "-q", "q", "-c", "many"], "--concurrency: a whole number is needed"),
+        (["tasks:process", "-q", "q", "-c", "0"], "concurrency: at least 1 is needed, got 0"),
+        (["tasks:process", "-q", "q", "--kill-after", "inf"], "kill_after: a finite number"),
+        (["tasks:process", "-q", "q", "--remove-on-fail", "x"], "--remove-on-fail: JSON is needed"),
+        (["tasks:process", "-q", "q", "--config", "none.toml"], "none.toml: [Errno 2] No such"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_is_imported(
+    arguments: list[str], said: str
+) -> None:
+    given = cli._parser().parse_args(["worker", *arguments])
+    with pytest.raises((UsageError, ValueError, TypeError)) as raised:
+        worker_command._plan(given)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["tasks:process"], "MODULE:FUNCTION and -q QUEUE are needed"),
         (["tasks", "-q", "q"], "'package.module:function' is needed, got 'tasks'"),
         (["tasks:", "-q", "q"], "'package.module:function' is needed, got 'tasks:'"),
@@ -125,13 +145,7 @@ def test_a_wrong_file_is_refused_with_field_and_value(
         (["raising:f", "-q", "q"], "raising.py, line 2"),
         (["leaving:f", "-q", "q"], "importing 'leaving' failed: SystemExit: 0"),
         (["wide:f", "-q", "q"], "at most two required parameters"),
-        (["tasks:process", "-q", "a:b"], "queue: must not contain ':'"),
-        (["tasks:process", "-q", "q", "-c", "many"], "--concurrency: a whole number is needed"),
-        (["tasks:process", "-q", "q", "-c", "0"], "concurrency: at least 1 is needed, got 0"),
-        (["tasks:process", "-q", "q", "--kill-after", "inf"], "kill_after: a finite number"),
         (["tasks:process", "-q", "q", "--cancel-mode", "odd"], "invalid choice: 'odd'"),
-        (["tasks:process", "-q", "q", "--remove-on-fail", "x"], "--remove-on-fail: JSON is needed"),
-        (["tasks:process", "-q", "q", "--config", "none.toml"], "none.toml: [Errno 2] No such"),
         (["tasks:process", "-q", "q", "--config", "wrong.toml"], "worker.speed: unknown, got 5"),
         (["tasks:process", "-q", "q", "--redis", "http://:secret@h"], "well-formed: http://h"),
         (["tasks:process", "-q", "q", "--backoff-strategies", "a=tasks:b"], "'tasks' has no 'b'"),

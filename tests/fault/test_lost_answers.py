@@ -97,6 +97,28 @@ def test_a_job_that_was_taken_by_a_lost_answer_runs_at_once(
     assert (read.attempts_started, seen.ran, seen.lost) == (1, [job.id], [])
 
 
+def test_a_broken_hash_among_the_jobs_of_a_lost_answer_stops_nobody(
+    queue: Queue, proxy: Proxy, worker: Worker, seen: Seen, redis_client: typing.Any, prefix: str
+) -> None:
+    """The take is carried out, its answer held back; the hash of a job is replaced; then the
+    connection breaks."""
+    errors: list[BaseException] = []
+    worker.on("error", errors.append)
+    broken = queue.add("n")
+    answer = proxy.hold_answer(settles(b""))
+    worker.start()
+    answer.wait()
+    redis_client.delete(f"{prefix}:q:{broken.id}")
+    redis_client.set(f"{prefix}:q:{broken.id}", "no hash")
+    proxy.cut()
+    answer.release()
+    sound = queue.add("n")
+    eventually(lambda: queue.get_job_state(sound.id) == "completed")
+    eventually(lambda: queue.get_job_state(broken.id) == "unknown")
+    assert seen.ran == [sound.id]
+    assert "WRONGTYPE" not in str(errors)
+
+
 def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
     queue: Queue, proxy: Proxy, redis_client: typing.Any, prefix: str, seen: Seen
 ) -> None:

@@ -77,6 +77,7 @@ class Child:
             stderr=subprocess.PIPE,
         )
         self._errors: collections.deque[bytes] = collections.deque(maxlen=200)
+        self._unheard: list[Message] = []
         self._reader = gevent.Greenlet(self._read_errors)
         self._reader.name = f"child-{self._name}-errors"
         self._reader.start()
@@ -101,6 +102,8 @@ class Child:
 
     def hear(self, timeout: float = 20.0) -> Message:
         """The next line.  Raises `AssertionError` with the child's errors if none comes."""
+        if self._unheard:
+            return self._unheard.pop(0)
         line = b""
         with gevent.Timeout(timeout, False):
             line = self._process.stdout.readline()
@@ -119,6 +122,11 @@ class Child:
             while not heard or not wanted(heard[-1]):
                 heard.append(self.hear(timeout))
         return heard
+
+    def hear_ready(self) -> None:
+        """Wait until it is ready.  What it said before, because there was work at once, is heard
+        afterwards."""
+        *self._unheard, _ = self.hear_until(lambda message: message.get("ready"))
 
     def ask(self, message: Message, timeout: float = 20.0) -> Message:
         """Send one line, and return the next one that comes."""

@@ -71,7 +71,7 @@ class Sides:
         child = self._stack.enter_context(
             node(script, url=self.url, prefix=self.prefix, queue=self.name, **options)
         )
-        assert child.hear() == {"ready": True}
+        child.hear_ready()
         return child
 
     def node_worker(

@@ -11,7 +11,7 @@ import gevent.monkey
 import gevent.threadpool
 import pytest
 
-from geventq import Job, Queue, Worker
+from geventq import GeventqError, Job, Queue, QueueEvents, Worker
 from geventq.store.connection import Client
 from geventq.store.endpoint import Endpoint
 from geventq.store.link import Link
@@ -110,6 +110,33 @@ def test_a_client_is_closed_from_another_thread(
     threads.apply(client.close)
     assert link.closed
     assert not pool
+
+
+def test_events_are_read_in_one_thread_and_closed_in_another(
+    queue: Queue, threads: gevent.threadpool.ThreadPool, redis_url: str, prefix: str
+) -> None:
+    """The reader is blocked in its call; closing wakes it."""
+    events = QueueEvents("q", redis_url, prefix)
+    seen: list[str] = []
+    reading = threads.spawn(lambda: [seen.append(event.name) for event in events])
+    eventually(events.ready.is_set)
+    queue.add("n")
+    eventually(lambda: seen == ["added", "waiting"])
+    events.close()
+    reading.get(timeout=10)
+
+
+def test_closing_the_queue_lets_those_go_who_wait_in_other_threads(
+    queue: Queue, threads: gevent.threadpool.ThreadPool
+) -> None:
+    job = queue.add("n")
+    waiting = threads.spawn(job.wait_until_finished)
+    eventually(lambda: len(queue._store._ends) == 1)
+    (ends,) = queue._store._ends.values()
+    eventually(lambda: ends._reader is not None)
+    queue.close()
+    with pytest.raises(GeventqError, match="closed"):
+        waiting.get(timeout=10)
 
 
 def test_jobs_of_one_thread_are_worked_in_another(

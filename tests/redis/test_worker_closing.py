@@ -279,6 +279,71 @@ def test_a_worker_starts_anew_after_its_close(queue: Queue, make: Make) -> None:
     assert worker.id != before
 
 
+def test_a_hanging_listener_is_killed_in_the_end(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """7.1: where a time was given, closing takes no longer than that and a while; the log shows
+    where the listener sits.  7.4: its greenlet is gone (tests/support/leaks.py)."""
+    monkeypatch.setattr("geventq.worker.closing._LISTENERS", 0.1)
+    inside = gevent.event.Event()
+
+    def hangs(job: Job, result: object) -> None:
+        while True:
+            try:
+                inside.set()
+                gevent.event.Event().wait()
+            except ValueError:  # what is thrown is none
+                continue
+
+    worker = make(lambda job: "done")
+    worker.on("completed", hangs)
+    queue.add_bulk([JobSpec("n") for _ in range(3)])
+    inside.wait()
+    eventually(lambda: queue.get_job_counts()["completed"] == 3)
+    with gevent.Timeout(3):
+        worker.close(0)
+    (record,) = [one for one in caplog.records if "hangs and is killed" in one.getMessage()]
+    assert "in hangs" in record.getMessage()
+
+
+def test_without_a_time_the_last_listener_is_waited_for(queue: Queue, make: Make) -> None:
+    """7.1, api: a slow listener hears everything, `closed` included."""
+    go = gevent.event.Event()
+    worker = make(lambda job: "done")
+    worker.on("completed", lambda job, result: go.wait())
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    closing = gevent.spawn(worker.close)
+    gevent.sleep(0.05)
+    assert not closing.ready()
+    go.set()
+    closing.join()
+    heard = [event for event, _ in told.events if event != "drained"]
+    assert heard[-3:] == ["completed", "closing", "closed"]
+
+
+def test_a_listener_of_closed_may_start_the_worker_anew(queue: Queue, make: Make) -> None:
+    """api: as a supervisor does; the events of its new life come once each and in order."""
+    worker = make(lambda job: "done")
+    again = [1]
+
+    def restart() -> None:
+        if again:
+            again.pop()
+            worker.start()
+
+    worker.on("closed", restart)
+    told = Told(worker)
+    worker.close()
+    told.wait("ready")
+    jobs = queue.add_bulk([JobSpec("n", number) for number in range(20)])
+    eventually(lambda: len(told.args("completed")) == 20)
+    assert [job.id for job, _ in told.args("completed")] == [job.id for job in jobs]
+    worker.close()
+    assert not worker.is_running
+
+
 def test_a_hanging_active_listener_is_killed_like_the_job_it_holds_up(
     queue: Queue, make: Make
 ) -> None:

@@ -4,17 +4,21 @@ and time limits."""
 from __future__ import annotations
 
 import json
+import logging
 import typing
 
 import gevent
 import gevent.event
 import pytest
+from gevent import monkey
 
 import geventq
 from geventq import CancellationToken, Job, JobKilled, Queue
 from tests.conftest import Make
 from tests.support.told import Told, engine_of, stream_of
 from tests.support.waiting import eventually
+
+native_sleep: typing.Final = monkey.get_original("time", "sleep")
 
 
 @pytest.fixture
@@ -164,6 +168,54 @@ def test_close_does_not_wait_for_a_stuck_job(
     process.go.set()
     gevent.sleep(0)
     assert told.of(job) == ["stuck"]
+
+
+class Yields(logging.Handler):
+    """A log handler that waits for its turn, as one whose lock a parked greenlet holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, bool]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        in_hub = gevent.getcurrent() is gevent.get_hub()
+        self.said.append((record.getMessage().partition("\n")[0], in_hub))
+        gevent.sleep(0)
+
+
+def test_nothing_is_logged_in_the_hub(queue: Queue, make: Make, short_ladder: None) -> None:
+    """2.9: there a handler that must wait would raise. A shield outlasts its cap, a callback fails,
+    a job gets stuck, a listener fails: each is logged by a greenlet."""
+    process = Immortal()
+    inside = gevent.event.Event()
+
+    def shielded(job: Job, token: CancellationToken) -> None:
+        token.on_cancel(lambda: 1 / 0)
+        with token.shield(max=0.02):
+            inside.set()
+            gevent.sleep(60)
+
+    handler = Yields()
+    logger = logging.getLogger("geventq")
+    logger.addHandler(handler)
+    try:
+        worker = make(shielded)
+        job = queue.add("n")
+        inside.wait()
+        assert worker.cancel_job(job.id, hard=True)
+        eventually(lambda: queue.get_job_state(job.id) == "failed")
+        worker.close()
+        immortals = make(process, skip_stalled_check=True)
+        immortals.on("stuck", lambda job, stack: 1 / 0)
+        kill(queue, immortals, process)
+        eventually(lambda: any("division by zero" in text for text, _ in handler.said))
+    finally:
+        logger.removeHandler(handler)
+        process.go.set()
+    assert not any(in_hub for _, in_hub in handler.said)
+    texts = " / ".join(text for text, _ in handler.said)
+    for part in ("outlasted its cap", "on_cancel callback failed", "is stuck"):
+        assert part in texts
 
 
 # -- 2.9: shields ------------------------------------------------------------------------------
@@ -334,6 +386,31 @@ def test_a_call_in_run_is_killed_and_joined_first(queue: Queue, make: Make) -> N
     assert order == ["the call has ended", "raised"]
 
 
+def test_a_killed_job_does_not_wait_for_its_call_in_the_thread_pool(
+    queue: Queue, make: Make
+) -> None:
+    """2.12: a DNS look-up, say: the call runs to its end there, the job ends at once."""
+    done: list[str] = []
+    inside = gevent.event.Event()
+
+    def call() -> None:
+        native_sleep(0.4)
+        done.append("the call")
+
+    def process(job: Job) -> None:
+        inside.set()
+        gevent.get_hub().threadpool.apply(call)
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    assert worker.cancel_job(job.id, hard=True)
+    told.wait("failed")
+    assert done == []
+    eventually(lambda: done)
+
+
 # -- 2.15: time limits -----------------------------------------------------------------------
 
 
@@ -373,6 +450,21 @@ def test_a_limit_counts_anew_for_each_attempt_from_its_first_turn(
     assert (said.kind, said.hard, said.retry) == ("timeout", True, True)
     entry = stream_of(redis_client, prefix, job)[-1]
     assert (entry["event"], entry["kind"], entry["stage"]) == ("cancelled", "timeout", "thrown")
+
+
+def test_a_limit_kills_in_a_hard_worker(queue: Queue, make: Make) -> None:
+    """2.15: also where there is a token, after the worker's grace."""
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        heard.append(token.wait().kind)  # type: ignore[union-attr]
+        gevent.sleep(60)
+
+    told = Told(make(process, cancel_mode="hard", kill_after=0.03))
+    job = queue.add("n", timeout=0.02)
+    error = told.wait("failed")[1]
+    assert (type(error), error.cancellation.hard, heard) == (JobKilled, True, ["timeout"])
+    assert told.of(job) == ["cancelled", "failed"]
 
 
 def test_a_limit_asks_where_there_is_a_token(queue: Queue, make: Make) -> None:

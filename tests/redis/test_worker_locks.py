@@ -379,6 +379,38 @@ def test_no_outcome_is_written_without_the_lock(
     assert (read.get_state(), read.failed_reason, read.attempts_started) == ("active", None, 1)
 
 
+def test_an_attempt_and_its_successor_are_told_apart_in_one_worker(
+    queue: Queue, make: Make, locks: Locks
+) -> None:
+    """1: the first attempt lost its lock and goes on, the job stalls and comes back to the same
+    worker: the end of the first neither hides the second nor speaks for it."""
+    gates = [gevent.event.Event(), gevent.event.Event()]
+    begun: list[int] = []
+
+    def process(job: Job, token: CancellationToken) -> str:
+        begun.append(job.attempts_started)
+        gates[len(begun) - 1].wait()
+        token.raise_if_cancelled()
+        return f"attempt {job.attempts_started}"
+
+    worker = make(process, concurrency=2, lock_duration=0.4, stalled_interval=0.05)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: begun == [1])
+    locks.lose(job.id)
+    eventually(lambda: begun == [1, 2])
+    told.wait("lock_lost")
+    gates[0].set()
+    eventually(lambda: len(worker.active_jobs) == 1)
+    assert worker.cancel_job(job.id, "the second", retry=False)
+    gates[1].set()
+    told.wait("failed")
+    assert told.of(job) == ["lock_lost", "cancelled", "failed"]
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.failed_reason, read.attempts_made) == ("Job cancelled: the second", 1)
+
+
 @pytest.mark.parametrize("most", [0, 1])
 def test_a_stalled_job_runs_again_up_to_max_stalled_count(
     queue: Queue, make: Make, locks: Locks, most: int

@@ -220,6 +220,36 @@ def test_the_failed_reason_tells_the_reason(
     assert told.cancellation().reason == reason
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_loop_that_logs_exceptions_does_not_eat_a_cancellation(
+    queue: Queue, make: Make, hard: bool
+) -> None:
+    """1: neither `JobCancelled` nor `JobKilled` is an `Exception` or a `GreenletExit`."""
+    logged: list[Exception | gevent.GreenletExit] = []
+    inside = gevent.event.Event()
+
+    def items(job: Job, token: CancellationToken) -> None:
+        while True:
+            try:
+                inside.set()
+                if hard:
+                    gevent.sleep(60)
+                token.sleep(0.001)
+                raise ValueError("a bad item")
+            except (Exception, gevent.GreenletExit) as error:
+                logged.append(error)
+
+    worker = make(items)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    assert worker.cancel_job(job.id, "enough", hard=hard)
+    error = told.wait("failed")[1]
+    assert type(error) is (JobKilled if hard else JobCancelled)
+    assert error.cancellation.reason == "enough"
+    assert all(type(one) is ValueError for one in logged)
+
+
 def test_a_job_that_says_of_itself_that_it_is_cancelled(queue: Queue, make: Make) -> None:
     """2.6: `token.cancel()` in the job itself, raised at its next check, which raises again."""
     raised: list[str] = []

@@ -24,6 +24,7 @@ from gevent import monkey
 import geventq
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
+from tests.support.told import engine_of
 from tests.support.waiting import eventually
 
 Part = collections.abc.Callable[..., object]
@@ -36,17 +37,26 @@ class InTurn:
 
     def __init__(self, queue: Queue, make: Make, first: Part, second: Part, **options: object):
         self.returned: list[object] = []
-        self.greenlets: list[int] = []
+        self.begun = 0
+        self.greenlets = 0  # how many were made; their ids would tell nothing, being used again
         self.jobs: list[Job] = []
         parts = [first, second]
 
         def process(job: Job, token: CancellationToken) -> None:
-            part = parts[len(self.greenlets)]
-            self.greenlets.append(id(gevent.getcurrent()))
+            self.begun += 1
+            part = parts[self.begun - 1]
             self.returned.append(part(token))
 
         self.worker = make(process, **options)
         self._queue = queue
+        runners: typing.Any = engine_of(self.worker).runners
+        make_one = runners._new
+
+        def counted() -> object:
+            self.greenlets += 1
+            return make_one()
+
+        runners._new = counted
 
     def run(self) -> list[object]:
         for _ in range(2):
@@ -72,7 +82,7 @@ def test_a_greenlet_is_used_again_where_nobody_can_tell(queue: Queue, make: Make
     """2.16: without this, every other test of this file would pass for no reason."""
     turn = InTurn(queue, make, lambda token: "one", lambda token: "two")
     assert turn.run() == ["one", "two"]
-    assert turn.greenlets[0] == turn.greenlets[1]
+    assert turn.greenlets == 1
 
 
 def test_contextvars_start_from_those_of_start(queue: Queue, make: Make) -> None:
@@ -113,6 +123,41 @@ def test_what_a_contextvar_held_dies_with_its_job(queue: Queue, make: Make) -> N
         return held() is None
 
     eventually(is_gone, every=0.02)
+
+
+class Result(dict[str, int]):
+    """JSON, and weakly referable."""
+
+
+@pytest.mark.parametrize("end", ["returns", "fails", "is cancelled"])
+def test_an_idle_worker_keeps_nothing_of_its_last_job(queue: Queue, make: Make, end: str) -> None:
+    """2.16: its result, its error and its token die when all have heard of them."""
+    held: list[weakref.ref[typing.Any]] = []
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> object:
+        held.append(weakref.ref(token))
+        if end == "is cancelled":
+            token.cancel("enough")
+            token.raise_if_cancelled()
+        if end == "fails":
+            error = ValueError("bad")
+            held.append(weakref.ref(error))
+            raise error
+        result = Result(a=1)
+        held.append(weakref.ref(result))
+        return result
+
+    worker = make(process)
+    for event in ("completed", "failed"):
+        worker.on(event, lambda job, what: heard.append(job.id))
+    queue.add("n")
+    eventually(lambda: heard)
+    gc.disable()  # reference counts alone: nothing waits for the collector
+    try:
+        eventually(lambda: [one() for one in held] == [None] * len(held), 1.0)
+    finally:
+        gc.enable()
 
 
 def test_locals_of_a_greenlet_are_new(queue: Queue, make: Make) -> None:
@@ -204,7 +249,7 @@ def test_a_greenlet_that_is_still_known_is_not_the_next_jobs(
     turn.start()
     turn.ended()
     turn.start()
-    eventually(lambda: len(turn.greenlets) == 2)
+    eventually(lambda: turn.begun == 2)
     _kill_kept(kept[0])
     turn.ended()
     assert turn.returned[1] == "unharmed"
@@ -243,7 +288,7 @@ def test_what_comes_late_never_reaches_the_next_job(queue: Queue, make: Make, le
     """2.16: job 1 ends at once; what it started falls due while job 2 sleeps."""
     turn = InTurn(queue, make, lambda token: leave(), unharmed)
     assert turn.run()[1] == "unharmed"
-    assert turn.greenlets[0] != turn.greenlets[1]
+    assert turn.greenlets == 2
 
 
 def test_a_request_to_an_attempt_that_is_over_does_not_reach_the_next(
@@ -255,7 +300,7 @@ def test_a_request_to_an_attempt_that_is_over_does_not_reach_the_next(
     turn.start()
     turn.ended()
     turn.start()
-    eventually(lambda: len(turn.greenlets) == 2)
+    eventually(lambda: turn.begun == 2)
     assert kept[0].cancel("too late") is False
     assert turn.worker.cancel_job(turn.jobs[0].id, "too late", hard=True) is False
     turn.ended()
@@ -276,7 +321,7 @@ def test_a_callback_of_an_earlier_job_is_not_called_for_the_next(queue: Queue, m
 
     turn = InTurn(queue, make, first, second)
     turn.run()
-    assert turn.greenlets[0] == turn.greenlets[1]
+    assert turn.greenlets == 1
     assert called == ["job 2's"]
 
 
@@ -308,7 +353,7 @@ def test_what_an_earlier_job_left_running_lives_on(queue: Queue, make: Make) -> 
     turn.start()
     turn.ended()
     turn.start()
-    eventually(lambda: len(turn.greenlets) == 2)
+    eventually(lambda: turn.begun == 2)
     assert turn.worker.cancel_job(turn.jobs[1].id, "kill", hard=True)
     turn.ended()
     go.set()

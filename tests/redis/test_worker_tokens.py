@@ -298,6 +298,83 @@ def test_a_users_request_is_stronger_than_closing(queue: Queue, make: Make, firs
     assert queue.get_job_state(job.id) == "failed"
 
 
+@pytest.mark.parametrize(
+    ("worker_options", "call_options", "kills"),
+    [
+        ({}, {}, False),
+        ({}, {"hard": True}, True),
+        ({}, {"kill_after": 0.05}, True),
+        ({"cancel_mode": "hard", "kill_after": 0.05}, {}, True),
+        ({"cancel_mode": "hard"}, {"hard": False}, False),
+        ({"kill_after": 60.0}, {"hard": True, "kill_after": 0.05}, True),
+    ],
+)
+def test_hard_means_cancel_at_once_and_kill_after_the_grace(
+    queue: Queue,
+    make: Make,
+    worker_options: dict[str, typing.Any],
+    call_options: dict[str, typing.Any],
+    kills: bool,
+) -> None:
+    """1, 2.10: `None` is the worker's mode and grace; `kill_after` without `hard` means hard."""
+    grace = call_options.get("kill_after", worker_options.get("kill_after", 0.0))
+    inside, go = gevent.event.Event(), gevent.event.Event()
+    tokens: list[CancellationToken] = []
+    killed: list[float] = []
+
+    def process(job: Job, token: CancellationToken) -> str:
+        tokens.append(token)
+        inside.set()
+        try:
+            go.wait()
+        except JobKilled:
+            killed.append(time.perf_counter())
+            raise
+        return "done"
+
+    worker = make(process, **worker_options)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    asked = time.perf_counter()
+    assert worker.cancel_job(job.id, **call_options)
+    assert tokens[0].cancelled
+    if not kills:
+        gevent.sleep(0.02)
+        go.set()
+    told.wait("failed" if kills else "completed")
+    assert len(killed) == kills
+    if kills:
+        assert killed[0] - asked >= grace - 0.005
+
+
+def test_what_makes_no_sense_is_refused_before_anything_happens(queue: Queue, make: Make) -> None:
+    """api: with the argument's name; the job goes on."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> bool:
+        inside.set()
+        go.wait()
+        return token.cancelled
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    inside.wait()
+    for error, named, reason, options in [
+        (ValueError, "kill_after", "x", {"hard": False, "kill_after": 1}),
+        (ValueError, "kill_after", "x", {"kill_after": -1}),
+        (TypeError, "hard", "x", {"hard": 1}),
+        (TypeError, "retry", "x", {"retry": "no"}),
+        (TypeError, "reason", object(), {}),
+        (ValueError, "reason", float("nan"), {}),
+    ]:
+        with pytest.raises(error, match=named):
+            worker.cancel_job(job.id, reason, **options)  # type: ignore[arg-type]
+    go.set()
+    assert told.wait("completed")[1] is False
+
+
 def test_cancel_all_jobs_counts_those_where_it_took_effect(queue: Queue, make: Make) -> None:
     """2.2, api: a job that was asked before is not counted again."""
     go = gevent.event.Event()

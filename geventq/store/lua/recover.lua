@@ -6,9 +6,10 @@
 --        2 the lock token, or, if numbers follow, its beginning
 --        3 lock duration in ms
 --        4... pairs: first number, and how many, of the lock tokens that were sent
--- Reply  jobs {id, lock token, hash}
+-- Reply  jobs {id, lock token, hash; empty if it is none}
 -- Events none
 -- key count: 1
+--- include: job
 
 local base, beginning, duration = ARGV[1], ARGV[2], ARGV[3]
 
@@ -40,8 +41,9 @@ for first = 1, #active, 5000 do
   for n, holder in ipairs(redis.call('MGET', unpack(lock_keys))) do
     if holder and was_sent(holder) then
       local job_id = active[first + n - 1]
+      local fields = is_job(base .. job_id) and redis.call('HGETALL', base .. job_id) or {}
       redis.call('PEXPIRE', base .. job_id .. ':lock', duration)
-      found[#found + 1] = { job_id, holder, redis.call('HGETALL', base .. job_id) }
+      found[#found + 1] = { job_id, holder, fields }
     end
   end
 end
