@@ -358,7 +358,7 @@ for _ in range(2):
         os._exit(0)
     if not _:
         os.waitpid(child, 0)
-print(membership.socket_path, child, flush=True)
+os.write(1, f"{{membership.socket_path}} {{child}}\\n".encode())
 sys.stdin.readline()
 """
     )
