@@ -6,7 +6,6 @@ business; redis is imported when the first call is made.
 
 from __future__ import annotations
 
-import os
 import typing
 import weakref
 
@@ -131,7 +130,7 @@ class Queue:
         """The adds under way in this hub."""
         hub = get_hub()
         gathering = self._gatherings.get(hub)
-        if gathering is None or gathering.pid != os.getpid():
+        if gathering is None or not gathering.is_ours:
             from geventq.store.gather import Gathering
 
             gathering = self._gatherings[hub] = Gathering(self._store)

@@ -143,6 +143,17 @@ class Attempt:
             except BaseException:  # noqa: BLE001, S112 (see above)
                 continue
 
+    def disown(self) -> list[typing.Any]:
+        """In a forked child, where the run is the parent's: nothing can be asked of it any more
+        (7.5).  Returns its greenlets, which are not ended.  Does not yield."""
+        greenlets = self.family()
+        if self.greenlet is not None:
+            greenlets.append(self.greenlet)
+        if self.token is not None:
+            greenlets += self.token._disown()
+        self.end()
+        return greenlets
+
     def _stop_limit(self) -> None:
         self._limit.stop()
         self._limit.close()

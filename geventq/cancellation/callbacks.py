@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextvars
 import logging
 import typing
+import weakref
 
 import gevent
 
 from geventq.cancellation import tree
 
-__all__ = ["LIMIT", "Callback"]
+__all__ = ["LIMIT", "Callback", "at_work"]
 
 #: Seconds a callback may take.
 LIMIT: typing.Final = 1.0
@@ -22,22 +23,29 @@ LIMIT: typing.Final = 1.0
 _log = logging.getLogger("geventq")
 
 
+#: The greenlets of jobs' callbacks that are under way.  A job's end does not wait for them.
+at_work: typing.Final[weakref.WeakSet[gevent.Greenlet[..., typing.Any]]] = weakref.WeakSet()
+
+
 class Callback:
     """A registered callback: the handle that `on_cancel` returns."""
 
-    __slots__ = ("_args", "_context", "_ended", "_fn", "_greenlet", "_undone")
+    __slots__ = ("_args", "_context", "_ended", "_fn", "_greenlet", "_of_a_job", "_undone")
 
     def __init__(
         self,
         fn: typing.Callable[..., typing.Any],
         args: tuple[typing.Any, ...],
         ended: typing.Callable[[Callback], None],
+        *,
+        of_a_job: bool,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"on_cancel needs a callable, not {fn!r}")
         self._fn = fn
         self._args = args
         self._ended = ended
+        self._of_a_job = of_a_job
         self._context = contextvars.copy_context()
         self._greenlet: gevent.Greenlet[..., typing.Any] | None = None
         self._undone = False
@@ -65,6 +73,8 @@ class Callback:
         """Start the callback's greenlet.  Does not yield; may be called in the hub."""
         if self._greenlet is None and not self._undone:
             self._greenlet = tree.apart(self._run, name="geventq-on-cancel", context=self._context)
+            if self._of_a_job:
+                at_work.add(self._greenlet)
 
     def _run(self) -> None:
         limit = gevent.Timeout(LIMIT)

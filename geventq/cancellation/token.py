@@ -141,7 +141,9 @@ class CancellationToken(_Base):
         waits for it.  What it raises is logged.  The handle's `undo()` takes it back.
         """
         extras = self._rare()
-        callback = Callback(fn, args, self._callback_ended)
+        root = self._root()
+        of_a_job = root._attempt is not None or root._sealed
+        callback = Callback(fn, args, self._callback_ended, of_a_job=of_a_job)
         extras.callbacks.append(callback)
         if self._cancellation is not None:
             callback.start()
@@ -294,6 +296,18 @@ class CancellationToken(_Base):
         self._sealed = True
         if self._extras is not None and self._extras.guard is not None:
             self._extras.guard.attempt = None
+
+    def _disown(self) -> list[Greenlet[..., typing.Any]]:
+        """In a forked child: stop the clocks; return the helpers."""
+        extras = self._extras
+        if extras is None:
+            return []
+        helpers, extras.helpers = extras.helpers, []
+        if extras.deadline is not None:
+            extras.deadline.stop()
+        for child in list(extras.links):
+            child._disown()
+        return helpers
 
     def _root(self) -> CancellationToken:
         token = self

@@ -9,7 +9,6 @@ in this module.
 
 from __future__ import annotations
 
-import os
 import typing
 from collections import deque
 
@@ -20,6 +19,7 @@ from gevent import get_hub
 
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 from geventq.store.link import Link, Reply, life_of_this_thread, lost_answer, outage
 from geventq.store.scripts import Script
@@ -84,7 +84,7 @@ class Client:
         self._membership: Membership | None = None
         # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.
         self._guard = _new_guard()
-        self._pid = os.getpid()
+        self._generation = fork.generation
         self._closed = False
 
     def execute(
@@ -153,7 +153,11 @@ class Client:
         """The socket of the embedded server, which is started again if it has died."""
         from geventq.store import embedded  # only where it is used
 
+        since = fork.generation
         joined = embedded.join(url)
+        if since != fork.generation:  # what was to be sent is for the parent to send
+            joined.close()
+            raise lost_answer("the process was forked before it had a connection to Redis", False)
         with self._guard:
             if self._membership is None and not self._closed:
                 self._membership = joined
@@ -197,11 +201,11 @@ class Client:
                 pool.close()
 
     def _check_process(self) -> None:
-        """In a forked child, begin anew: the sockets are the parent's too, so only our ends are
-        closed, and the membership is the parent's."""
-        if self._pid == os.getpid():
+        """In a forked child, begin anew: the links have lost their connections there, and the
+        membership is closed."""
+        if self._generation == fork.generation:
             return
-        self._pid = os.getpid()
+        self._generation = fork.generation
         self._guard = _new_guard()  # a thread of the parent may have held it
         self._membership = None
         pools, self._pools = self._pools, {}
@@ -210,6 +214,7 @@ class Client:
 
     def close(self) -> None:
         """Close the idle links; those in use close when their call ends.  Idempotent."""
+        self._check_process()
         with self._guard:
             self._closed = True
             membership, self._membership = self._membership, None

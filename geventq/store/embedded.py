@@ -6,7 +6,9 @@ greenlets of its own: whoever joins waits, and while it waits the hub turns, in 
 and in unpatched processes.
 
 A member holds a shared flock on ``members.lock``.  The kernel drops it when the process ends,
-however it ends, and a forked child inherits it, so that nobody has to be told who has left.
+however it ends, so that nobody has to be told who has left.  A forked child would share it, and
+keep its parent's membership for as long as it lives itself: it closes its copy, and joins when it
+uses the server.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import gevent.socket
 
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import keeper
+from geventq.store import fork, keeper
 
 __all__ = ["Membership", "directory_of", "join", "server_binary"]
 
@@ -64,15 +66,19 @@ class _Entry:
 # stop other native threads, hence not a patched lock.
 _entries: dict[str, _Entry] = {}
 _guard = gevent.monkey.get_original("_thread", "allocate_lock")()
-# Held start locks.  A forked child must not keep what its parent will release.
-_starting: set[int] = set()
+# Descriptors of joins under way, which become members or hold the start lock.
+_joining: set[int] = set()
 
 
 def _after_fork_in_child() -> None:
+    """A child must not hold what its parent will release."""
     global _guard
     _guard = gevent.monkey.get_original("_thread", "allocate_lock")()
-    while _starting:
-        os.close(_starting.pop())
+    for entry in _entries.values():
+        os.close(entry.descriptor)
+    _entries.clear()
+    while _joining:
+        os.close(_joining.pop())
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -80,11 +86,13 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 class Membership:
     """One use of an embedded server.  The process is a member until its last use is closed, or
-    it ends; a use that is only forgotten counts until the process ends."""
+    it ends; a use that is only forgotten counts until the process ends.  In a forked child it is
+    closed."""
 
     def __init__(self, directory: str, socket_path: str) -> None:
         self.directory = directory
         self.socket_path = socket_path
+        self._generation = fork.generation
         self._closed = False
 
     def close(self) -> None:
@@ -94,7 +102,8 @@ class Membership:
             if self._closed:
                 return
             self._closed = True
-            _release(self.directory)
+            if self._generation == fork.generation:
+                _release(self.directory)
 
     def __enter__(self) -> Membership:
         return self
@@ -118,6 +127,7 @@ def join(url: str) -> Membership:
     """
     directory = directory_of(url)
     while True:
+        since = fork.generation
         try:
             try:
                 os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -127,8 +137,9 @@ def join(url: str) -> Membership:
             try:
                 return Membership(directory, _ensure(directory))
             except BaseException:
-                with _guard:
-                    _release(directory)
+                if since == fork.generation:
+                    with _guard:
+                        _release(directory)
                 raise
         except _Forked:
             continue
@@ -202,27 +213,37 @@ def _enter(directory: str) -> None:
         if entry := _entries.get(directory):
             entry.users += 1
             return
-    descriptor = _open_lock(directory, keeper.MEMBERS_LOCK)
-    try:
+    with _held_open(_open_lock(directory, keeper.MEMBERS_LOCK)) as descriptor:
         _lock_in_turn(descriptor, fcntl.LOCK_SH, f"the server in {directory} does not end")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    with _guard:
-        entry = _entries.setdefault(directory, _Entry(descriptor))
-        entry.users += 1
-    if entry.descriptor != descriptor:
-        os.close(descriptor)  # another greenlet of ours was quicker
+        with _guard:
+            entry = _entries.get(directory)
+            if entry is None:  # else another greenlet of ours was quicker
+                _joining.discard(descriptor)
+                entry = _entries[directory] = _Entry(descriptor)
+            entry.users += 1
 
 
 def _release(directory: str) -> None:
-    """Count one user less; with `_guard` held.  Closing is leaving: an explicit unlock would also
-    unlock for forked children, which share the open file."""
+    """Count one user less; with `_guard` held.  Closing is leaving."""
     entry = _entries[directory]
     entry.users -= 1
     if not entry.users:
         del _entries[directory]
         os.close(entry.descriptor)
+
+
+@contextlib.contextmanager
+def _held_open(descriptor: int) -> typing.Iterator[int]:
+    """Close `descriptor` at the end, or at a fork in the child; unless it was taken out of
+    `_joining`."""
+    since = fork.generation
+    _joining.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        if since == fork.generation and descriptor in _joining:
+            _joining.discard(descriptor)
+            os.close(descriptor)
 
 
 def _open_lock(directory: str, name: str) -> int:
@@ -244,7 +265,7 @@ class _Patience:
 
     def __init__(self, failure: str) -> None:
         self._failure = failure
-        self._pid = os.getpid()
+        self._generation = fork.generation
         self._pause = 0.002
         self.renew()
 
@@ -262,7 +283,7 @@ class _Patience:
 
     def check(self) -> None:
         """Raises `_Forked` in a child; to be called after each turn of the hub."""
-        if os.getpid() != self._pid:
+        if self._generation != fork.generation:
             raise _Forked
 
 
@@ -274,20 +295,17 @@ def _ensure(directory: str) -> str:
     socket_path = _socket_path(directory)
     if socket_path and _state(socket_path) == "ready" and _is_held(directory, keeper.KEEPER_LOCK):
         return socket_path
-    descriptor = _open_lock(directory, keeper.START_LOCK)
-    _starting.add(descriptor)
-    pid = os.getpid()
-    try:
+    since = fork.generation
+    with _held_open(_open_lock(directory, keeper.START_LOCK)) as descriptor:
         _lock_in_turn(
             descriptor, fcntl.LOCK_EX, f"another process did not finish to start {directory}"
         )
-        return _ensure_alone(directory)
-    finally:
-        if os.getpid() == pid:  # a forked child closed it at the fork
-            _starting.discard(descriptor)
-            # Unlocked, not only closed: a child between fork and exec has a copy for a moment.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+        try:
+            return _ensure_alone(directory)
+        finally:
+            if since == fork.generation:  # a child has closed its copy
+                # Unlocked, not only closed: a child of `subprocess` has a copy until it execs.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _ensure_alone(directory: str) -> str:

@@ -12,7 +12,6 @@ an outage, the jobs are looked at again, for it is trimmed.
 
 from __future__ import annotations
 
-import os
 import typing
 
 import gevent
@@ -22,6 +21,7 @@ from gevent.event import AsyncResult
 from geventq.codec import decode
 from geventq.errors import GeventqError
 from geventq.outage import Outage
+from geventq.store import fork
 from geventq.store.scripts import load
 from geventq.store.stream import Entry, Stream
 
@@ -60,14 +60,19 @@ class _Waiter:
 
 
 class Ends:
-    """Those who wait for jobs of one queue, in one hub of one process (`pid`)."""
+    """Those who wait for jobs of one queue, in one hub of one process."""
 
     def __init__(self, client: Client, keys: QueueKeys) -> None:
-        self.pid = os.getpid()
+        self._generation = fork.generation
         self._client = client
         self._keys = keys
         self._waiting: dict[str, list[_Waiter]] = {}
         self._reader: _Reader | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was made in this process."""
+        return self._generation == fork.generation
 
     def wait(self, job_id: str) -> typing.Any:
         """The result of the job; raises `GeventqError` with its failed reason, or if it is gone

@@ -11,13 +11,13 @@ Nobody suffers from whom he travels with: jobs with ids of their own, whose call
 
 from __future__ import annotations
 
-import os
 import typing
 
 import gevent
 from gevent.event import AsyncResult
 
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store import fork
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -51,14 +51,20 @@ class _Batch:
 
 
 class Gathering:
-    """The adds of one queue in one hub of one process (`pid`)."""
+    """The adds of one queue in one hub of one process.  In a forked child the couriers end: what
+    they had sent may have been stored, and the rest is the parent's to send."""
 
     def __init__(self, store: QueueStore) -> None:
-        self.pid = os.getpid()
+        self._generation = fork.generation
         self._store = store
         self._outstanding = 0  # adds that are not answered yet, sent or not
         self._batches: list[_Batch] = []  # not sent yet; the last one is open
         self._couriers = 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was made in this process."""
+        return self._generation == fork.generation
 
     def add(self, job: NewJob) -> Job:
         """Store one job.  Yields."""
@@ -108,10 +114,18 @@ class Gathering:
     def _carry(self) -> None:
         try:
             while self._batches:
+                if not self.is_ours:
+                    self._refuse()
+                    return
                 self._send(self._next_batches())
                 gevent.sleep(0)  # those who were answered may have the next job ready
         finally:
             self._couriers -= 1
+
+    def _refuse(self) -> None:
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            batch.done.set(RedisUnavailableError("the process was forked before the job was sent"))
 
     def _next_batches(self) -> list[_Batch]:
         """The oldest, with others that fit to it."""

@@ -7,7 +7,6 @@ Texts go in encoded, times in milliseconds.  Every method yields to the hub and 
 from __future__ import annotations
 
 import logging
-import os
 import typing
 import weakref
 
@@ -254,7 +253,7 @@ class QueueStore:
 
         hub = gevent.get_hub()
         ends = self._ends.get(hub)
-        if ends is None or ends.pid != os.getpid():
+        if ends is None or not ends.is_ours:
             ends = self._ends[hub] = Ends(self._client, self.keys)
         with gevent.Timeout(timeout):
             return ends.wait(job_id)

@@ -4,7 +4,8 @@ redis-py connects, authenticates and selects the database, on gevent sockets of 
 it works in unpatched processes too.  From then on requests are packed and replies parsed by
 hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
 (targets.md, facts).  A link whose call did not end normally is closed and never used again: the
-next answer on it would be somebody else's (cancellation.md 2.14).
+next answer on it would be somebody else's (cancellation.md 2.14).  In a forked child it has lost
+its connection (`geventq.store.fork`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from geventq.errors import RedisUnavailableError
+from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 
 __all__ = ["Life", "Link", "Reply", "life_of_this_thread", "lost_answer", "outage"]
@@ -63,8 +65,10 @@ class _Sockets:
     def _connect(self) -> gevent.socket.socket:
         connection = typing.cast(typing.Any, self)
         path = getattr(connection, "path", None)
+        since = fork.generation
         if path is not None:
             sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+            fork.watch(sock, since)
             try:
                 sock.settimeout(CONNECT_TIMEOUT)
                 sock.connect(path)
@@ -75,6 +79,7 @@ class _Sockets:
         sock = gevent.socket.create_connection(
             (connection.host, connection.port), timeout=CONNECT_TIMEOUT
         )
+        fork.watch(sock, since)
         try:
             sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
             sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
@@ -127,9 +132,17 @@ def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket
         context.minimum_version = options.ssl_min_version
     if options.ssl_ciphers:
         context.set_ciphers(options.ssl_ciphers)
-    return typing.cast(
-        gevent.socket.socket, context.wrap_socket(sock, server_hostname=options.host)
+    since = fork.generation
+    encrypted = context.wrap_socket(
+        sock, server_hostname=options.host, do_handshake_on_connect=False
     )
+    fork.watch(encrypted, since)
+    try:
+        encrypted.do_handshake()
+    except BaseException:
+        encrypted.close()
+        raise
+    return typing.cast(gevent.socket.socket, encrypted)
 
 
 class Life:

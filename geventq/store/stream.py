@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typing
 
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store import fork
 from geventq.store.connection import Argument, Client, checked, pack
 
 if typing.TYPE_CHECKING:
@@ -61,7 +62,13 @@ class Stream:
         if self._closed:  # perhaps while it was being opened
             self._link.close()
             raise GeventqError("this stream is closed")
-        return checked(self._link.call(pack(command), 1, timeout))[0]
+        since = fork.generation
+        try:
+            return checked(self._link.call(pack(command), 1, timeout))[0]
+        except RedisUnavailableError:
+            if since == fork.generation:
+                raise
+            return self._call(command, timeout)  # a forked child's own: no outage
 
     def close(self) -> None:
         """Close the connection, which ends a call that is under way.  Idempotent."""

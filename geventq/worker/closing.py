@@ -37,6 +37,7 @@ class Closing:
         self._news = gevent.event.Event()  # a job has left, or the deadline has come nearer
         self.done = gevent.event.Event()  # waited for from any native thread
         self.greenlet: gevent.Greenlet[..., None] | None = None
+        self.stopper: gevent.Greenlet[..., None] | None = None  # ends the intake
 
     @property
     def begun(self) -> bool:
@@ -126,7 +127,7 @@ class Closing:
         """Send what is left until Redis answers, or until every lock has lapsed (7.1); the ids
         of the jobs whose outcome nobody took."""
         intake = self._engine.intake
-        stopper = gevent.Greenlet(intake.stop)
+        self.stopper = stopper = gevent.Greenlet(intake.stop)
         stopper.name = f"geventq-close-intake-{self._queue}"
         stopper.start()
         stopper.join(self._engine.options.lock_duration)

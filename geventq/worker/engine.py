@@ -21,6 +21,7 @@ from geventq.errors import GeventqError, JobCancelled, RateLimitError, Unrecover
 from geventq.store.connection import Client, Endpoint
 from geventq.store.jobs import QueueStore
 from geventq.store.keys import QueueKeys
+from geventq.worker import fork
 from geventq.worker import outcome as outcomes
 from geventq.worker.admission import Admission, Taken
 from geventq.worker.closing import Closing
@@ -57,6 +58,9 @@ class Face(typing.Protocol):
     def ended(self, engine: Engine) -> None:
         """The engine has closed: nothing of it is left but its listeners' greenlet."""
 
+    def died(self, engine: Engine) -> None:
+        """The process was forked, and this is the child: the engine is the parent's."""
+
 
 class Engine:
     """Made and started by `Worker.start`; ended by its `closing`.
@@ -86,6 +90,7 @@ class Engine:
         self.closing = Closing(self, keys.name)
         self._by_id: dict[str, Execution] = {}  # the newest running attempt of each job
         self._overtaken = False  # an older attempt of a job ran on: look at all of them
+        self._is_dead = False  # in a forked child
         self._stuck = 0
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
         self._limited_until = 0.0
@@ -130,6 +135,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the parts' greenlets.  Does not yield."""
+        fork.watch(self)
         self._listeners.start()
         self.intake.start()
         self.idle.start()
@@ -158,7 +164,27 @@ class Engine:
     @property
     def is_open(self) -> bool:
         """Whether it takes jobs, or would if it were not paused."""
-        return not self.closing.begun
+        return not (self.closing.begun or self._is_dead)
+
+    def die(self) -> list[typing.Any]:
+        """In a forked child (7.5): all of this is the parent's.  Returns all greenlets of ours."""
+        self._is_dead = True
+        loops = (self.idle, self.renewer, self.stalled_checker)
+        greenlets = [
+            *self.runners.alive,
+            *self.intake.greenlets,
+            *(loop.greenlet for loop in loops if loop is not None),
+            *(self._listeners.disown(), self.closing.greenlet, self.closing.stopper),
+            *self._reports,
+        ]
+        for execution in {**self.held, **self.running}.values():
+            greenlets += execution.disown()
+        self.runners.ended = True
+        self.held.clear()
+        self.running.clear()
+        self._by_id.clear()
+        self.face.died(self)
+        return [greenlet for greenlet in greenlets if greenlet is not None]
 
     def is_inside(self, greenlet: typing.Any) -> bool:
         """Whether `greenlet` belongs to a job that runs here, or runs listeners: `close` would
@@ -259,6 +285,8 @@ class Engine:
         if self._listeners.wants("active"):
             attempt.enter(getcurrent())
             self._listeners.call("active", execution.job)
+            if self._is_dead:
+                return  # a listener has forked, and this is the child
         if attempt.strongest is not None:  # cancelled before its first turn (2.8)
             attempt.end()
             error = JobCancelled(attempt.strongest)
@@ -276,7 +304,10 @@ class Engine:
             else:
                 attempt.end()
             attempt.reap()
-        self._ended(execution, result, error)
+        if self._is_dead:
+            self._ended_in_child(execution, error)
+        else:
+            self._ended(execution, result, error)
         del error
 
     def _ended(self, execution: Execution, result: object, error: BaseException | None) -> None:
@@ -289,6 +320,13 @@ class Engine:
             self._limited_until = clock.monotonic() + error.seconds
         self._leave(execution)
         self._settle(execution, outcome)
+
+    def _ended_in_child(self, execution: Execution, error: BaseException | None) -> None:
+        """The processor has forked, and ends in the child too: only the parent's end counts."""
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.hub.loop.run_callback(self.hub.parent.throw, error)
+        elif error is not None:
+            log.error("job %s ended so in a forked child", execution.job_id, exc_info=error)
 
     def _leave(self, execution: Execution) -> None:
         """The processor runs no more: its slot is free."""

@@ -95,6 +95,12 @@ class Execution:
         """Refused: the worker settles what it runs."""
         raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
 
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: the job is the parent's to write to and to stop (7.5).  Returns the
+        run's greenlets, which are not ended."""
+        self.job._owner = _Parent(self.job_id)
+        return self.attempt.disown()
+
     def over(self) -> None:
         """Nobody asks for the job any more.  Breaks the cycle between the two, so that all of a
         run dies with it, without the collector."""
@@ -103,6 +109,27 @@ class Execution:
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""
         return self.max_started is not None and self.started >= self.max_started
+
+
+class _Parent:
+    """The owner of a job that the parent of this process runs."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+
+    @property
+    def lock_token(self) -> str:
+        raise GeventqError(f"job {self._job_id} runs in the process that this one was forked from")
+
+    def progressed(self, job: Job, value: typing.Any) -> None:
+        """Never: it needs the lock token."""
+
+    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+        """Never, as well."""
+
+    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+        """Refused, here too."""
+        raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
 
 
 class Host(typing.Protocol):

@@ -119,9 +119,18 @@ class Listeners:
         self._abandoned = True
         greenlet.kill(timeout=1.0)
 
+    def disown(self) -> gevent.Greenlet[..., None] | None:
+        """In a forked child: forget what the parent's listeners wait for.  Returns their greenlet,
+        which is not ended."""
+        greenlet, self.greenlet = self.greenlet, None
+        self._waiting.clear()
+        self._wake = gevent.event.Event()  # the next hub may be another thread's
+        return greenlet
+
     def _loop(self) -> None:
         current = gevent.getcurrent()
-        while self.greenlet is current:  # else a listener of `closed` has started the worker anew
+        # Else a listener of `closed` has started the worker anew, or one has forked.
+        while self.greenlet is current:
             if self._abandoned:
                 self._waiting.clear()
             if self._waiting:

@@ -19,18 +19,18 @@ class Loop(abc.ABC):
     def __init__(self, name: str, what: str, queue: str) -> None:
         self._stop = gevent.event.Event()
         self._outage = Outage(what, queue, self._stop)
-        self._greenlet = gevent.Greenlet(self._loop)
-        self._greenlet.name = f"geventq-{name}-{queue}"
-        self._greenlet.spawn_tree_locals = {}  # it belongs to no job (2.12)
+        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet.name = f"geventq-{name}-{queue}"
+        self.greenlet.spawn_tree_locals = {}  # it belongs to no job (2.12)
 
     def start(self) -> None:
         """Start the greenlet.  Does not yield."""
-        self._greenlet.start()
+        self.greenlet.start()
 
     def stop(self) -> None:
         """End the greenlet and join it.  Idempotent.  Yields."""
         self._stop.set()
-        self._greenlet.join()
+        self.greenlet.join()
 
     @abc.abstractmethod
     def _loop(self) -> None:

@@ -2,7 +2,8 @@
 
 The signals reach gevent's loop, which wakes for them at once and calls in a greenlet, so nothing
 that a handler may do is forbidden there.  What had been installed before is installed again when
-the last worker that runs in this process has closed.
+the last worker that runs in this process has closed; in a forked child, where the workers are
+dead, at once.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ _NUMBERS: typing.Final = (signal.SIGTERM, signal.SIGINT)
 # touched in the main thread.
 _before: dict[int, typing.Any] = {}
 _users = 0
+_watchers: list[typing.Any] = []
 
 
 def _after_fork_in_child() -> None:
+    """Whether or not it was forked in the main thread: this is the main thread here."""
     global _users
     _users = 0
-    _before.clear()
+    while _watchers:
+        _watchers.pop().cancel()
+    _restore()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -61,12 +66,14 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
 
     pid = os.getpid()
     watchers = [gevent.signal_handler(number, caught) for number in _NUMBERS]
+    _watchers.extend(watchers)
     try:
         yield signals
     finally:
-        for watcher in watchers:
-            watcher.cancel()
         if os.getpid() == pid:
+            for watcher in watchers:
+                watcher.cancel()
+                _watchers.remove(watcher)
             _leave()
 
 
@@ -84,7 +91,11 @@ def _leave() -> None:
     global _users
     _users -= 1
     if not _users:
-        for number, handler in _before.items():
-            if handler is not None:  # None: installed by C code, out of Python's reach
-                signal.signal(number, handler)
-        _before.clear()
+        _restore()
+
+
+def _restore() -> None:
+    for number, handler in _before.items():
+        if handler is not None:  # None: installed by C code, out of Python's reach
+            signal.signal(number, handler)
+    _before.clear()

@@ -150,6 +150,13 @@ class Worker:
         if self._engine is engine:
             self._engine = None
 
+    def died(self, engine: Engine) -> None:
+        """Called by the engine in a forked child."""
+        self.ended(engine)
+        self._resumed = gevent.event.Event()  # the next hub may be another thread's
+        if not self._paused:
+            self._resumed.set()
+
     def __enter__(self) -> Worker:
         self.start()
         return self

@@ -341,27 +341,64 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(home: _Home) 
 
 
 @pytest.mark.slow
-def test_a_forked_child_is_a_member_too(home: _Home) -> None:
-    parent = home.member(
-        then="""
-if os.fork():
-    membership.close(); print("left", flush=True); sys.stdin.read()
-else:
-    print(os.getpid(), flush=True); sys.stdin.read(); os._exit(0)
-""".replace("\n", "\n        ").strip(" ")
+def test_a_forked_child_neither_keeps_nor_ends_its_parents_membership(home: _Home) -> None:
+    """7.5: with the parent gone the server stops, although the child lives; with the child gone,
+    or its copy of the membership closed, the parent's server runs on."""
+    parent = home.program(
+        f"""
+import os, sys
+from geventq.store import embedded
+membership = embedded.join({home.url!r})
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        membership.close()
+        os.write(1, b"closed\\n")
+        sys.stdin.read() if _ else os._exit(0)
+        os._exit(0)
+    if not _:
+        os.waitpid(child, 0)
+os.write(1, f"{{membership.socket_path}} {{child}}\\n".encode())
+sys.stdin.readline()
+"""
     )
-    path = parent.line()
+    said = sorted(parent.line() for _ in range(3))
+    assert said[1:] == ["closed", "closed"]
+    path, child = said[0].split()
+    assert _run_id(path), "the parent is a member still"
+    parent.kill()
+    eventually(home.is_empty, timeout=20.0, what="the server ends with its last member")
+    os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_forked_child_that_uses_the_server_is_a_member_of_its_own(home: _Home) -> None:
+    """7.5: a child that adds a job keeps the server when its parent has left; a queue that it
+    has from its parent makes it a member of its own."""
+    parent = home.program(
+        f"""
+import os, sys
+from geventq import Queue
+queue = Queue("q", {home.url!r})
+queue.add("n")
+if os.fork():
+    sys.stdin.readline()
+else:
+    assert queue.add("n").id == "2"
+    os.write(1, f"{home.path}/geventq.sock {{os.getpid()}}\\n".encode())
+    sys.stdin.read()
+    os._exit(0)
+"""
+    )
+    path, child = parent.line().split()
     before = _run_id(path)
-    said = {parent.line(), parent.line()}
-    assert "left" in said
-    child = int((said - {"left"}).pop())
+    parent.kill()
     visitor = home.member()
     visitor.line()
     visitor.leave()
     assert _run_id(path) == before, "the child alone keeps the server"
-    os.kill(child, signal.SIGKILL)
-    eventually(home.is_empty)
-    parent.leave()
+    os.kill(int(child), signal.SIGKILL)
+    eventually(home.is_empty, timeout=20.0)
 
 
 @pytest.mark.slow
@@ -371,7 +408,7 @@ def test_a_fork_in_the_middle_of_a_join_leaves_both_with_a_server(home: _Home) -
 import os, sys, gevent
 from geventq.store import embedded
 joining = gevent.spawn(embedded.join, {home.url!r})
-while not embedded._starting:
+while not embedded._joining:
     gevent.sleep(0)
 child = gevent.os.fork()
 membership = joining.get(timeout=20)

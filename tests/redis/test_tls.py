@@ -6,12 +6,14 @@ import collections.abc
 import gc
 import pathlib
 import ssl
+import sys
 import urllib.parse
 
 import gevent
 import gevent.server
 import gevent.socket
 import gevent.ssl
+import gevent.subprocess
 import pytest
 
 from geventq import Queue, QueueEvents, RedisUnavailableError, Worker
@@ -108,3 +110,27 @@ def test_a_certificate_that_does_not_fit_is_refused(port: int, prefix: str, host
 def test_checks_can_be_switched_off(port: int, prefix: str) -> None:
     with Queue("q", f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none", prefix) as queue:
         eventually(lambda: queue.count() == 0)
+
+
+def test_a_forked_child_leaves_the_parents_connection_alone(url: str, prefix: str) -> None:
+    """7.5: the child has a connection and a TLS session of its own; the parent's go on."""
+    program = """
+import os, sys, gevent.os
+from geventq import Queue
+queue = Queue("q", *sys.argv[1:])
+own = lambda: queue._store._client.execute("CLIENT", "ID")
+before = own()
+child = gevent.os.fork()
+if not child:
+    assert own() != before
+    queue.add("n")
+    queue.close()
+    sys.exit()
+assert gevent.os.waitpid(child, 0)[1] == 0
+assert own() == before
+queue.add("n")
+"""
+    done = gevent.subprocess.run([sys.executable, "-c", program, url, prefix], timeout=30)
+    assert done.returncode == 0
+    with Queue("q", url, prefix) as queue:
+        assert queue.count() == 2
