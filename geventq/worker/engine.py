@@ -314,12 +314,19 @@ class Engine:
         outcome = outcomes.decide(
             execution, result, error, clock.wall_ms(), self.options.backoff_strategies
         )
-        if isinstance(error, KeyboardInterrupt):
-            interrupt_main(error)
-        if isinstance(error, RateLimitError) and outcome.kind == outcomes.WAIT:
-            self._limited_until = clock.monotonic() + error.seconds
+        if error is not None:
+            self._heed(error, outcome)
         self._leave(execution)
         self._settle(execution, outcome)
+
+    def _heed(self, error: BaseException, outcome: outcomes.Outcome) -> None:
+        """What a processor raised may concern more than its job."""
+        kind = type(error)  # an error may lie about its class, or fail to tell it
+        if issubclass(kind, KeyboardInterrupt):
+            interrupt_main(typing.cast(KeyboardInterrupt, error))
+        elif issubclass(kind, RateLimitError) and outcome.kind == outcomes.WAIT:
+            seconds = typing.cast(RateLimitError, error).seconds
+            self._limited_until = clock.monotonic() + seconds
 
     def _ended_in_child(self, execution: Execution, error: BaseException | None) -> None:
         """The processor has forked, and ends in the child too: only the parent's end counts."""

@@ -84,6 +84,7 @@ class Intake:
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take
+        self._most = _BATCH  # outcomes in a call: fewer after one that failed
         self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
         self.greenlets: list[gevent.Greenlet[..., None]] = []
 
@@ -162,7 +163,7 @@ class Intake:
             self._outage.over()
 
     def _make_call(self) -> None:
-        batch, self._pending = self._pending[:_BATCH], self._pending[_BATCH:]
+        batch, self._pending = self._pending[: self._most], self._pending[self._most :]
         room = -1 if self._stopping else max(0, self._room())
         first = self._next_lock
         self._next_lock += max(0, room)
@@ -177,13 +178,24 @@ class Intake:
             if lost:
                 for execution, outcome in batch:
                     outcome.send_again(execution)
-            self._pending = batch + self._pending
+            self._take_back(batch, unsent=isinstance(error, RedisUnavailableError) and not lost)
             raise
         finally:
             self.asked -= max(0, room)
+        self._most = min(2 * self._most, _BATCH)
         self._handle(batch, reply, sent_at)
         if room > 0:
             self._note_supply(reply, room, wanted)
+
+    def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
+        """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
+        smaller calls find it, and it goes behind them."""
+        if unsent or not batch:
+            self._pending = batch + self._pending
+            return
+        self._most = max(1, len(batch) // 2)
+        alone = len(batch) == 1
+        self._pending = self._pending + batch if alone else batch + self._pending
 
     def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
         """Whether to look for more.  An answer that tells of too few jobs says nothing about those
