@@ -148,18 +148,20 @@ class Engine:
     def end_parts(self) -> None:
         """End what still runs when the last outcome is delivered.  Yields."""
         self.runners.end()
+        self.idle.stop()
         self.renewer.stop()
         if self.stalled_checker is not None:
             self.stalled_checker.stop()
         gevent.joinall(list(self._reports))
         self._client.close()
 
-    def ended(self, notice: typing.Callable[[object], None]) -> Listeners | None:
+    def ended(self, notice: typing.Callable[[object], None]) -> typing.Callable[[], None] | None:
         """The close is over, but for what the listeners still have to hear: `notice` is called
-        in the hub when they have, if there is anything.  Does not yield."""
+        in the hub when they have, if there is anything.  Answers how to give up on one that hangs
+        (`Listeners.stop`).  Does not yield."""
         self.face.ended(self)
         self.tell("closed")
-        return self._listeners if self._listeners.stop(notice) else None
+        return self._listeners.stop(notice)
 
     @property
     def is_open(self) -> bool:
@@ -219,15 +221,13 @@ class Engine:
             return
         limited = self._limited_until - clock.monotonic()
         if limited > 0:
-            self.idle.begin(clock.wall_ms() + round(limited * 1000) + 1)
+            self.idle.begin_later(limited + 0.001)
         self.intake.want()
 
     def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
         """Start what was taken; what cannot run is settled without running."""
         known = self.held
         self._is_dry = False
-        if recovered:  # the same job may be found twice
-            jobs = [taken for taken in jobs if taken[1] not in known]
         executions = self._admission.executions(
             jobs, sent_at, self._not_admitted, recovered=recovered
         )
@@ -360,7 +360,7 @@ class Engine:
             self.want()
             return
         execution.settling = True
-        if execution.clears_record:
+        if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
             outcome.more = {**(outcome.more or {}), "clear": True}
         self.intake.settle(execution, outcome)
 
@@ -480,11 +480,14 @@ class Engine:
             stack,
             extra={"job": execution.job_id, "queue": self.face.queue_name},
         )
+        execution.clears_record = True  # if it ends by itself meanwhile
         try:
             if execution.lock_token in self.held:
                 self._store.record_stuck(execution)
         except GeventqError as error:
             self.error(error)
+        if execution.lock_token not in self.running:
+            return  # it has ended after all, and its outcome is on its way, or told
         self.held.pop(execution.lock_token, None)
         self.tell("stuck", job, stack)
         self.closing.notice()
