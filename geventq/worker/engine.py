@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextvars
 import logging
 import typing
+import weakref
 
 import gevent
 from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
+from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.store.connection import Client, Endpoint
@@ -93,6 +95,7 @@ class Engine:
         self._is_dead = False  # in a forked child
         self._stuck = 0
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
+        self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
         self._limited_until = 0.0
         self._is_dry = False  # told of since the last job
         self._process = process
@@ -153,6 +156,8 @@ class Engine:
         if self.stalled_checker is not None:
             self.stalled_checker.stop()
         gevent.joinall(list(self._reports))
+        for callback in list(self._callbacks):
+            callback.join()
         self._client.close()
 
     def ended(self, notice: typing.Callable[[object], None]) -> typing.Callable[[], None] | None:
@@ -303,7 +308,9 @@ class Engine:
                 error = raised
             else:
                 attempt.end()
-            attempt.reap()
+            callbacks = attempt.reap()
+            if callbacks:
+                self._callbacks.update(callbacks)
         if self._is_dead:
             self._ended_in_child(execution, error)
         else:

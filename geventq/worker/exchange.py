@@ -20,8 +20,14 @@ if typing.TYPE_CHECKING:
     from geventq.worker.outcome import Outcome
 
 __all__ = [
-    *("LOCK_GONE", "OURS", "PENDING_CHILDREN", "SAFETY"),
-    *("Exchange", "Reply", "Settled", "refusal"),
+    "LOCK_GONE",
+    "OURS",
+    "PENDING_CHILDREN",
+    "SAFETY",
+    "Exchange",
+    "Reply",
+    "Settled",
+    "refusal",
 ]
 
 Settled = tuple["Execution", "Outcome"]

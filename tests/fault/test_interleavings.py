@@ -448,3 +448,28 @@ def test_a_worker_without_a_free_slot_leaves_the_wake_up_to_the_others(
         eventually(lambda job=job: queue.get_job_state(job.id) == "completed", 3)
     assert first.is_running
     assert second.is_running
+
+
+def test_a_callback_that_outlives_its_job_has_ended_when_the_worker_is_closed(
+    queue: Queue, make: Make
+) -> None:
+    """2.11, 7.4: the job obeys at once, its callback takes a moment, and the worker closes: the
+    callback is neither cut nor left behind (tests/support/leaks.py)."""
+    ended: list[str] = []
+
+    def cleanup() -> None:
+        gevent.sleep(0.2)
+        ended.append("cleanup")
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.on_cancel(cleanup)
+        linked = token.link()
+        linked.on_cancel(cleanup)
+        linked.sleep(60)
+
+    worker = make(process)
+    queue.add("n", attempts=1)
+    eventually(lambda: worker.active_jobs)
+    gevent.sleep(0)
+    worker.close(0)
+    assert ended == ["cleanup", "cleanup"]
