@@ -11,6 +11,8 @@ import json
 import traceback
 import typing
 
+import gevent
+
 from geventq import backoff, clock
 from geventq.codec import encode
 from geventq.errors import (
@@ -45,6 +47,8 @@ WAIT: typing.Final = "w"
 GIVE_BACK: typing.Final = "b"
 NOTHING: typing.Final = ""  # the lock was lost: nothing may be written (3.4)
 
+#: Seconds that a back-off strategy may take: nothing can cancel it, and `close` waits for it.
+STRATEGY_LIMIT = 10.0
 #: Bytes of JSON that a result may have.
 LARGEST: typing.Final = 128 * 2**20
 _LONGEST: typing.Final = 2**20  # characters of an error's text that are kept, and of its trace
@@ -231,9 +235,10 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and made < policy.attempts and not execution.started_too_often():
         try:
-            delay = backoff.next_delay(
-                execution.job.wire_options, made, error, execution.job, strategies
-            )
+            with gevent.Timeout(STRATEGY_LIMIT if strategies else None):
+                delay = backoff.next_delay(
+                    execution.job.wire_options, made, error, execution.job, strategies
+                )
         except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken

@@ -235,3 +235,37 @@ def test_a_reason_that_is_nested_too_deeply_is_refused(queue: Queue, make: Make)
         reason = [reason]
     with pytest.raises(ValueError, match="reason"):
         worker.cancel_all_jobs(reason)
+
+
+def test_a_back_off_strategy_that_hangs_holds_up_no_close(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.1: it is asked when the processor has ended, so that nothing can cancel it: it has a limit
+    of its own."""
+    monkeypatch.setattr("geventq.worker.outcome.STRATEGY_LIMIT", 0.1)
+    asked = gevent.event.Event()
+
+    def hangs(made: int, error: BaseException, job: Job) -> float:
+        asked.set()
+        gevent.event.Event().wait()
+        return 0.0
+
+    worker = make(PROCESSORS["MemoryError"], backoff_strategies={"hangs": hangs})
+    job = queue.add("n", attempts=2, backoff={"type": "hangs"})
+    asked.wait()
+    with gevent.Timeout(5):
+        worker.close(0)
+    assert queue.get_job_state(job.id) == "failed"
+
+
+@pytest.mark.parametrize("kind", ["shutdown", "lock_lost"])
+def test_a_record_of_a_kind_that_is_never_recorded_is_void(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, kind: str
+) -> None:
+    """4.4, 7.1: a job with such a record would be taken and given back without end."""
+    job = queue.add("n", delay=0.2)
+    told = {"reason": None, "kind": kind, "hard": False, "retry": True, "at": 1, "atm": 0}
+    redis_client.hset(f"{prefix}:q:{job.id}", "gqc", json.dumps(told))
+    make(lambda job: "done")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
