@@ -245,8 +245,8 @@ class Engine:
         if ready:
             self.runners.dispatch(ready)
 
-    def _not_admitted(self, job_id: str, error: Exception) -> None:
-        failure = GeventqError(f"job {job_id} could not be started: {error!r}")
+    def _not_admitted(self, job_id: str, error: BaseException) -> None:
+        failure = GeventqError(f"job {job_id} could not be run: {error!r}")
         failure.__cause__ = error
         self.error(failure)
 
@@ -316,6 +316,18 @@ class Engine:
         else:
             self._ended(execution, result, error)
         del error
+
+    def run_failed(self, execution: Execution, error: BaseException) -> None:
+        """The job has no outcome, and would be active, and renewed, for ever: it goes back."""
+        if isinstance(error, KeyboardInterrupt):
+            interrupt_main(error)
+        else:
+            self._not_admitted(execution.job_id, error)
+        if execution.settling or not hasattr(execution, "job"):
+            return
+        execution.attempt.end()
+        self._leave(execution)
+        self._settle(execution, outcomes.give_back(execution, clock.wall_ms()))
 
     def _ended(self, execution: Execution, result: object, error: BaseException | None) -> None:
         outcome = outcomes.decide(

@@ -473,3 +473,58 @@ def test_a_callback_that_outlives_its_job_has_ended_when_the_worker_is_closed(
     gevent.sleep(0)
     worker.close(0)
     assert ended == ["cleanup", "cleanup"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """7.1, 7.2: it is raised where the outcome is made (or a defect of ours is): the job would be
+    active for ever, and close(0) would wait for it.  It goes back, and runs again."""
+    from geventq.worker import outcome
+
+    decide = outcome.decide
+    ran: list[str] = []
+    hit: list[int] = []
+
+    def interrupted(*args: typing.Any) -> object:
+        if not hit:
+            hit.append(1)
+            raise error
+        return decide(*args)
+
+    monkeypatch.setattr(outcome, "decide", interrupted)
+    worker = make(lambda job: ran.append(job.id))
+    worker.on("error", lambda error: None)
+    job = queue.add("n")
+    with contextlib.suppress(KeyboardInterrupt):
+        eventually(lambda: queue.get_job_state(job.id) == "completed")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    assert ran == [job.id, job.id]
+    with gevent.Timeout(5):
+        worker.close(0)
+
+
+def test_ctrl_c_in_the_hub_holds_up_no_job(queue: Queue, make: Make) -> None:
+    """7.2: it hits the hub between the first turns of two jobs."""
+    turns: list[str] = []
+
+    class Interrupting(list[typing.Any]):
+        def pop(self, index: typing.Any = -1) -> typing.Any:
+            if len(self) == 2 and not turns:
+                turns.append("hit")
+                raise KeyboardInterrupt
+            return super().pop(index)
+
+    class Fake:
+        dead = False
+
+        def switch(self) -> None:
+            turns.append("turn")
+
+    from geventq.worker.execution import _switch_into
+
+    gevent.get_hub().loop.run_callback(_switch_into, Interrupting([Fake(), Fake()]))
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(1)
+    eventually(lambda: turns == ["hit", "turn", "turn"])

@@ -117,6 +117,10 @@ class Storm:
         token.raise_if_cancelled()
         return "done"
 
+    def lasts(self, run: Run, job: Job, token: CancellationToken) -> object:
+        gevent.sleep(self.random.random() * 2)
+        return "done"
+
     def ignores(self, run: Run, job: Job, token: CancellationToken) -> object:
         gevent.sleep(self.random.random() * 0.1)
         return "done"
@@ -177,6 +181,7 @@ class Storm:
     def add(self) -> None:
         kinds = ("returns", "obeys", "ignores", "fails", "moves", "shields", "spawns")
         for _ in range(self.random.randrange(1, 20)):
+            kind = "lasts" if self.random.random() < 0.01 else self.random.choice(kinds)
             options: dict[str, typing.Any] = {"attempts": self.random.randrange(1, 4)}
             if self.random.random() < 0.2:
                 options["delay"] = self.random.random() * 0.1
@@ -186,7 +191,7 @@ class Storm:
                 options["backoff"] = {"type": "fixed", "delay": 0.02}
             if self.random.random() < 0.1:
                 options["timeout"] = 0.03
-            self.ids.append(self.queue.add(self.random.choice(kinds), **options).id)
+            self.ids.append(self.queue.add(kind, **options).id)
 
     def cancel(self) -> None:
         worker = self.random.choice(self.workers)
