@@ -15,7 +15,7 @@ PATCHED := tests/unit tests/redis tests/fault
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-patched test-plain lint format bench clean
+.PHONY: help demo test test-fast test-patched test-plain lint format bench soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(VENV)/.dev ## put the code into the one shape
 
 bench: $(VENV)/.dev $(INTEROP)/node_modules/.stamp ## npm bullmq and geventq side by side; prints the ratios
 	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: $(VENV)/.dev ## two workers in random storms, then 50,000 jobs and what grows (5 min)
+	$(BIN)/python -m tests.support.storm --seconds 200 $(ARGS)
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) $(INTEROP)/node_modules build dist *.egg-info

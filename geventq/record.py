@@ -24,9 +24,12 @@ def record_of(asked: Cancellation, made: int) -> bytes:
 
 
 def cancellation_of(record: bytes) -> Cancellation | None:
-    """The request of a record; `None` for one that another program has broken."""
+    """The request of a record; `None` for one that another program has broken, or of a kind that
+    concerns a single worker and is never recorded: the job would come back for ever."""
     try:
         told = decode(record)
+        if told["kind"] in ("shutdown", "lock_lost"):
+            return None
         return Cancellation(
             told.get("reason"),
             told["kind"],

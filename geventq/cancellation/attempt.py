@@ -19,6 +19,7 @@ import gevent
 
 from geventq import clock
 from geventq.cancellation import calls, tree
+from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.threads import get_ident, in_thread_of, interrupt_main
@@ -124,24 +125,26 @@ class Attempt:
         if self.token is not None:
             self.token._seal()
 
-    def reap(self) -> None:
-        """Kill and join the helpers of `token.spawn` (2.13).  May yield.
+    def reap(self) -> typing.Collection[Callback]:
+        """Kill and join the helpers of `token.spawn` (2.13).  Returns the `on_cancel` callbacks
+        that are still at work.  May yield.
 
         What hits this greenlet meanwhile (a `gevent.Timeout` that the processor left running, a
         user's own late kill) comes for an attempt that is over, and is dropped (2.7).
         """
         token = self.token
         if token is None or token._extras is None:
-            return
+            return ()
         helpers, token._extras.helpers = token._extras.helpers, []
         while helpers:
             try:
                 calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
-                return
+                break
             except KeyboardInterrupt as error:
                 interrupt_main(error)
             except BaseException:  # noqa: BLE001, S112 (see above)
                 continue
+        return list(token._callbacks_at_work())
 
     def disown(self) -> list[typing.Any]:
         """In a forked child, where the run is the parent's: nothing can be asked of it any more
@@ -262,7 +265,7 @@ class Attempt:
 
     def callbacks_running(self) -> bool:
         """Whether `on_cancel` callbacks hold the throw back."""
-        return self.token is not None and self.token._callbacks_running()
+        return self.token is not None and any(self.token._callbacks_at_work())
 
     def callback_ended(self) -> None:
         """One of them has ended."""

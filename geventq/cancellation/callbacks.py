@@ -30,7 +30,16 @@ at_work: typing.Final[weakref.WeakSet[gevent.Greenlet[..., typing.Any]]] = weakr
 class Callback:
     """A registered callback: the handle that `on_cancel` returns."""
 
-    __slots__ = ("_args", "_context", "_ended", "_fn", "_greenlet", "_of_a_job", "_undone")
+    __slots__ = (
+        "__weakref__",
+        "_args",
+        "_context",
+        "_ended",
+        "_fn",
+        "_greenlet",
+        "_of_a_job",
+        "_undone",
+    )
 
     def __init__(
         self,

@@ -61,10 +61,7 @@ class Ladder:
         self._timer: typing.Any = None
         self._warned = False
         self._over = False
-        if attempt.shielded_until() is None:
-            self.poke()
-        else:
-            self.step()
+        self.poke()
 
     def poke(self) -> None:
         """Look again at the hub's next turn."""
@@ -76,7 +73,7 @@ class Ladder:
         self._disarm()
 
     def step(self) -> None:
-        """Do what is due.  In the hub, or from the job where nothing can be thrown."""
+        """Do what is due.  In the hub: thrown from anywhere else, a kill would hit whoever asks."""
         if self._over:
             return
         now = clock.monotonic()
@@ -106,7 +103,7 @@ class Ladder:
         now = clock.monotonic()
         if self.throws and self._left is None:
             self._left = max(0.0, self._next - now)
-        self.step()
+        self.poke()  # a shield may be over at once
 
     def left_shield(self) -> None:
         """The last shield was left: throw what fell due, here if this is the job's greenlet."""

@@ -148,3 +148,5 @@ def _check_reason(reason: typing.Any) -> None:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"reason must be None, text or a JSON value, not {reason!r}: {error}") from None
+    except RecursionError:  # its repr would end in another
+        raise ValueError("reason must be a JSON value: it is nested too deeply") from None

@@ -334,13 +334,12 @@ class CancellationToken(_Base):
         guard = self._guard_if_any()
         return guard is not None and guard.covers(getcurrent()) is not None
 
-    def _callbacks_running(self) -> bool:
+    def _callbacks_at_work(self) -> typing.Iterator[Callback]:
         extras = self._extras
-        if extras is None:
-            return False
-        return any(callback.running for callback in extras.callbacks) or any(
-            child._callbacks_running() for child in extras.links
-        )
+        if extras is not None:
+            yield from [callback for callback in extras.callbacks if callback.running]
+            for child in list(extras.links):
+                yield from child._callbacks_at_work()
 
     def _callback_ended(self, callback: Callback) -> None:
         extras = self._extras

@@ -65,7 +65,7 @@ class Closing:
     def _run(self, reason: str) -> None:
         engine = self._engine
         try:
-            engine.idle.stop()
+            engine.idle.leave()
             if not self._drained(lambda: self._deadline):
                 self._shut_down(reason)
             undelivered = self._deliver_rest()
@@ -89,15 +89,15 @@ class Closing:
             heard.set()
             self._news.set()
 
-        listeners = self._engine.ended(notice)
+        give_up = self._engine.ended(notice)
         began = clock.monotonic()
-        while listeners is not None and not heard.is_set():
+        while give_up is not None and not heard.is_set():
             self._news.clear()
             left = None
             if self._deadline is not None:
                 left = max(began, self._deadline) + _LISTENERS - clock.monotonic()
                 if left <= 0:
-                    listeners.abandon()
+                    give_up()
                     return
             self._news.wait(left)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextvars
 import logging
 import typing
+import weakref
 
 import gevent
 from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
+from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.store.connection import Client, Endpoint
@@ -93,6 +95,7 @@ class Engine:
         self._is_dead = False  # in a forked child
         self._stuck = 0
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
+        self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
         self._limited_until = 0.0
         self._is_dry = False  # told of since the last job
         self._process = process
@@ -148,18 +151,22 @@ class Engine:
     def end_parts(self) -> None:
         """End what still runs when the last outcome is delivered.  Yields."""
         self.runners.end()
+        self.idle.stop()
         self.renewer.stop()
         if self.stalled_checker is not None:
             self.stalled_checker.stop()
         gevent.joinall(list(self._reports))
+        for callback in list(self._callbacks):
+            callback.join()
         self._client.close()
 
-    def ended(self, notice: typing.Callable[[object], None]) -> Listeners | None:
+    def ended(self, notice: typing.Callable[[object], None]) -> typing.Callable[[], None] | None:
         """The close is over, but for what the listeners still have to hear: `notice` is called
-        in the hub when they have, if there is anything.  Does not yield."""
+        in the hub when they have, if there is anything.  Answers how to give up on one that hangs
+        (`Listeners.stop`).  Does not yield."""
         self.face.ended(self)
         self.tell("closed")
-        return self._listeners if self._listeners.stop(notice) else None
+        return self._listeners.stop(notice)
 
     @property
     def is_open(self) -> bool:
@@ -219,15 +226,13 @@ class Engine:
             return
         limited = self._limited_until - clock.monotonic()
         if limited > 0:
-            self.idle.begin(clock.wall_ms() + round(limited * 1000) + 1)
+            self.idle.begin_later(limited + 0.001)
         self.intake.want()
 
     def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
         """Start what was taken; what cannot run is settled without running."""
         known = self.held
         self._is_dry = False
-        if recovered:  # the same job may be found twice
-            jobs = [taken for taken in jobs if taken[1] not in known]
         executions = self._admission.executions(
             jobs, sent_at, self._not_admitted, recovered=recovered
         )
@@ -240,8 +245,8 @@ class Engine:
         if ready:
             self.runners.dispatch(ready)
 
-    def _not_admitted(self, job_id: str, error: Exception) -> None:
-        failure = GeventqError(f"job {job_id} could not be started: {error!r}")
+    def _not_admitted(self, job_id: str, error: BaseException) -> None:
+        failure = GeventqError(f"job {job_id} could not be run: {error!r}")
         failure.__cause__ = error
         self.error(failure)
 
@@ -303,23 +308,44 @@ class Engine:
                 error = raised
             else:
                 attempt.end()
-            attempt.reap()
+            callbacks = attempt.reap()
+            if callbacks:
+                self._callbacks.update(callbacks)
         if self._is_dead:
             self._ended_in_child(execution, error)
         else:
             self._ended(execution, result, error)
         del error
 
+    def run_failed(self, execution: Execution, error: BaseException) -> None:
+        """The job has no outcome, and would be active, and renewed, for ever: it goes back."""
+        if isinstance(error, KeyboardInterrupt):
+            interrupt_main(error)
+        else:
+            self._not_admitted(execution.job_id, error)
+        if execution.settling or not hasattr(execution, "job"):
+            return
+        execution.attempt.end()
+        self._leave(execution)
+        self._settle(execution, outcomes.give_back(execution, clock.wall_ms()))
+
     def _ended(self, execution: Execution, result: object, error: BaseException | None) -> None:
         outcome = outcomes.decide(
             execution, result, error, clock.wall_ms(), self.options.backoff_strategies
         )
-        if isinstance(error, KeyboardInterrupt):
-            interrupt_main(error)
-        if isinstance(error, RateLimitError) and outcome.kind == outcomes.WAIT:
-            self._limited_until = clock.monotonic() + error.seconds
+        if error is not None:
+            self._heed(error, outcome)
         self._leave(execution)
         self._settle(execution, outcome)
+
+    def _heed(self, error: BaseException, outcome: outcomes.Outcome) -> None:
+        """What a processor raised may concern more than its job."""
+        kind = type(error)  # an error may lie about its class, or fail to tell it
+        if issubclass(kind, KeyboardInterrupt):
+            interrupt_main(typing.cast(KeyboardInterrupt, error))
+        elif issubclass(kind, RateLimitError) and outcome.kind == outcomes.WAIT:
+            seconds = typing.cast(RateLimitError, error).seconds
+            self._limited_until = clock.monotonic() + seconds
 
     def _ended_in_child(self, execution: Execution, error: BaseException | None) -> None:
         """The processor has forked, and ends in the child too: only the parent's end counts."""
@@ -353,7 +379,7 @@ class Engine:
             self.want()
             return
         execution.settling = True
-        if execution.clears_record:
+        if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
             outcome.more = {**(outcome.more or {}), "clear": True}
         self.intake.settle(execution, outcome)
 
@@ -473,11 +499,14 @@ class Engine:
             stack,
             extra={"job": execution.job_id, "queue": self.face.queue_name},
         )
+        execution.clears_record = True  # if it ends by itself meanwhile
         try:
             if execution.lock_token in self.held:
                 self._store.record_stuck(execution)
         except GeventqError as error:
             self.error(error)
+        if execution.lock_token not in self.running:
+            return  # it has ended after all, and its outcome is on its way, or told
         self.held.pop(execution.lock_token, None)
         self.tell("stuck", job, stack)
         self.closing.notice()

@@ -19,9 +19,20 @@ if typing.TYPE_CHECKING:
     from geventq.worker.execution import Execution
     from geventq.worker.outcome import Outcome
 
-__all__ = ["LOCK_GONE", "OURS", "PENDING_CHILDREN", "Exchange", "Reply", "Settled", "refusal"]
+__all__ = [
+    "LOCK_GONE",
+    "OURS",
+    "PENDING_CHILDREN",
+    "SAFETY",
+    "Exchange",
+    "Reply",
+    "Settled",
+    "refusal",
+]
 
 Settled = tuple["Execution", "Outcome"]
+
+SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.3)
 
 # What the script answers for one outcome (wire-format 10).
 OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
@@ -71,6 +82,8 @@ class Exchange:
             keys.limiter,
         ]
         self._lock_ms = round(lock_duration * 1000)
+        #: Seconds from the sending of a take for which its locks are surely ours (3.3).
+        self.lock_life = lock_duration * SAFETY
         self._worker_name = worker_name
         self._settle, self._recover = load("settle"), load("recover")
 

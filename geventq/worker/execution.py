@@ -138,6 +138,10 @@ class Host(typing.Protocol):
     def run_execution(self, execution: Execution) -> None:
         """Run the processor and hand its outcome on.  Called in a runner."""
 
+    def run_failed(self, execution: Execution, error: BaseException) -> None:
+        """`run_execution` was left by an error: a Ctrl-C that hit it after the processor's end,
+        or a defect of ours."""
+
 
 if typing.TYPE_CHECKING:
     _Greenlet = gevent.Greenlet[..., None]
@@ -162,7 +166,11 @@ class Runner(_Greenlet):
             while True:
                 execution, self.execution = self.execution, None
                 if execution is not None:
-                    run(execution)
+                    try:
+                        run(execution)
+                    except BaseException as error:  # noqa: BLE001 (told)
+                        runners.host.run_failed(execution, error)
+                        return
                     if execution.attempt.was_thrown or self.has_links() or runners.ended:
                         return
                     del execution
@@ -254,6 +262,9 @@ class _Nobody:
     def run_execution(self, execution: Execution) -> None:
         raise AssertionError("nothing is dispatched here")
 
+    def run_failed(self, execution: Execution, error: BaseException) -> None:
+        raise AssertionError("nothing is dispatched here")
+
 
 @functools.cache
 def untouched() -> tuple[int, int]:
@@ -278,14 +289,18 @@ def _switch_into(batch: list[Runner]) -> None:
     """Give runners their turns, last one first.  Runs in the hub; a timer between slices keeps
     I/O and timers alive when the jobs compute before their first switch (2.4)."""
     started = time.perf_counter()
-    while batch:
-        runner = batch.pop()
-        if not runner.dead:
-            runner.switch()
-        if batch and time.perf_counter() - started > _TURN:
-            timer = gevent.get_hub().loop.timer(1e-9)
-            timer.start(_next_slice, timer, batch)
-            return
+    try:
+        while batch:
+            runner = batch.pop()
+            if not runner.dead:
+                runner.switch()
+            if batch and time.perf_counter() - started > _TURN:
+                timer = gevent.get_hub().loop.timer(1e-9)
+                timer.start(_next_slice, timer, batch)
+                return
+    except KeyboardInterrupt:  # it hit the hub, which hands it to the main greenlet
+        gevent.get_hub().loop.run_callback(_switch_into, batch)
+        raise
 
 
 def _next_slice(timer: typing.Any, batch: list[Runner]) -> None:

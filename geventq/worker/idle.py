@@ -30,9 +30,8 @@ _SHORTEST: typing.Final = 0.002
 class Host(typing.Protocol):
     """Who waits for jobs: the worker's engine."""
 
-    @property
-    def takes(self) -> bool:
-        """Whether it would run a job now."""
+    def room(self) -> int:
+        """How many jobs it would run now."""
 
     def want(self) -> None:
         """There may be a job."""
@@ -45,9 +44,11 @@ class IdleWait(Loop):
     """Waits while the queue is dry, then tells its host.  Owned, started and joined by the worker.
 
     `begin` lets it wait (again); the host is told when a marker was popped, a delayed job is due,
-    or the time is over.  A host that is paused by then would leave the job to nobody: the marker
-    is put back for the others.
+    or the time is over.  A host that has no free slot by then, or is paused, would leave the job to
+    nobody: the marker is put back for the others.
     """
+
+    _host: Host
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class IdleWait(Loop):
         self._drain_delay = drain_delay
         self._begin = gevent.event.Event()
         self._due_ms = 0
+        self._rest = 0.0
         self._link: Link | None = None
 
     def begin(self, due_ms: int) -> None:
@@ -73,14 +75,27 @@ class IdleWait(Loop):
         self._due_ms = due_ms
         self._begin.set()
 
-    def stop(self) -> None:
-        """End the greenlet and join it; a wake-up it may have taken is handed on.  Yields."""
+    def begin_later(self, seconds: float) -> None:
+        """The host will not run a job for `seconds`: the markers are for others."""
+        self._rest = seconds
+        self._begin.set()
+
+    def leave(self) -> None:
+        """Wait no more; a wake-up that it may have taken is handed on.  Idempotent.  Does not
+        yield."""
         self._stop.set()
         self._begin.set()
         link = self._link
         if link is not None:
             link.close()
+
+    def stop(self) -> None:
+        """`leave`, and join the greenlet.  Yields."""
+        self.leave()
         super().stop()
+
+    def _begin_anew(self) -> None:
+        self._begin.set()
 
     def _loop(self) -> None:
         try:
@@ -92,7 +107,7 @@ class IdleWait(Loop):
                     self._begin.wait()
                     self._begin.clear()
                     if not self._stop.is_set() and self._wait(self._link):
-                        if not self._host.takes:
+                        if self._host.room() <= 0:
                             self._hand_on()
                         self._host.want()
                 except GeventqError as error:
@@ -110,6 +125,9 @@ class IdleWait(Loop):
     def _wait(self, link: Link) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A
         marker for a later time is waited for in turn."""
+        rest, self._rest = self._rest, 0.0
+        if rest:
+            return not self._stop.wait(rest)
         due_ms = self._due_ms
         while not self._stop.is_set():
             seconds = self._drain_delay

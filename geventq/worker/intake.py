@@ -19,7 +19,8 @@ import gevent.event
 from gevent import get_hub, getcurrent
 
 from geventq import clock
-from geventq.errors import RedisUnavailableError
+from geventq.cancellation.threads import interrupt_main
+from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.outage import Outage
 from geventq.worker.exchange import OURS, Exchange, Reply, Settled
 
@@ -30,7 +31,8 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Intake"]
 
-_LostTake = tuple[float, tuple[int, int]]  # when; its lock tokens' first number, and how many
+_Numbers = tuple[int, int]  # of lock tokens: the first one, and how many
+_LostTake = tuple[float, _Numbers]  # when it was sent, and for what
 
 _LANES: typing.Final = 4
 _BATCH: typing.Final = 500  # outcomes and jobs a call
@@ -81,9 +83,11 @@ class Intake:
         self._parked: list[typing.Any] = []
         self._stopping = False
         self._stop = gevent.event.Event()
+        self._life = exchange.lock_life
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take
+        self._most = _BATCH  # outcomes in a call: fewer after one that failed
         self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
         self.greenlets: list[gevent.Greenlet[..., None]] = []
 
@@ -148,7 +152,7 @@ class Intake:
 
     def _guarded_call(self) -> None:
         """One call, and what follows from its failure.  A defect of our own is told like an
-        outage: a lane never dies silently."""
+        outage: a lane never dies silently, nor by a Ctrl-C that hits it."""
         try:
             if self._lost_takes:
                 self._recover()
@@ -158,11 +162,13 @@ class Intake:
             if self._outage.failed(error):
                 self._host.error(error)
             self._outage.pause()
+        except KeyboardInterrupt as error:
+            interrupt_main(error)
         else:
             self._outage.over()
 
     def _make_call(self) -> None:
-        batch, self._pending = self._pending[:_BATCH], self._pending[_BATCH:]
+        batch, self._pending = self._pending[: self._most], self._pending[self._most :]
         room = -1 if self._stopping else max(0, self._room())
         first = self._next_lock
         self._next_lock += max(0, room)
@@ -171,19 +177,35 @@ class Intake:
         try:
             reply = self._exchange.settle(batch, room, self._lock_base, first)
         except BaseException as error:
-            lost = isinstance(error, RedisUnavailableError) and error.answer_lost
+            lost = _may_be_done(error)
             if lost and room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
             if lost:
                 for execution, outcome in batch:
                     outcome.send_again(execution)
-            self._pending = batch + self._pending
+            self._take_back(batch, unsent=not lost and isinstance(error, RedisUnavailableError))
             raise
         finally:
             self.asked -= max(0, room)
+        self._most = min(2 * self._most, _BATCH)
+        if reply.jobs and clock.monotonic() > sent_at + self._life:
+            # Others may run them by now (3.3): whoever looks again sees what is still ours.
+            self._lost_takes.append((sent_at, (first, room)))
+            reply.jobs.clear()
+            self._wanted += 1  # so that this answer does not tell of a dry queue
         self._handle(batch, reply, sent_at)
         if room > 0:
             self._note_supply(reply, room, wanted)
+
+    def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
+        """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
+        smaller calls find it, and it goes behind them."""
+        if unsent or not batch:
+            self._pending = batch + self._pending
+            return
+        self._most = max(1, len(batch) // 2)
+        alone = len(batch) == 1
+        self._pending = self._pending + batch if alone else batch + self._pending
 
     def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
         """Whether to look for more.  An answer that tells of too few jobs says nothing about those
@@ -217,7 +239,17 @@ class Intake:
         except BaseException:
             self._lost_takes = lost + self._lost_takes
             raise
-        self._late_takes += [late for late in lost if late[0] > sent_at - _LATE]
+        if jobs and clock.monotonic() > sent_at + self._life:
+            self._lost_takes += lost  # as in `_make_call`
+            return
+        # What was found is not asked for again: the answer might come after the job's end.
+        found = sorted(int(lock_token[len(self._lock_base) :]) for _, lock_token, _ in jobs)
+        self._late_takes += [
+            (when, rest)
+            for when, numbers in lost
+            if when > sent_at - _LATE
+            for rest in _without(found, numbers)
+        ]
         if jobs:
             self._host.taken(jobs, sent_at, recovered=True)
 
@@ -227,3 +259,24 @@ class Intake:
             self._lost_takes += self._late_takes
             self._late_takes = []
             self.wake()
+
+
+def _may_be_done(error: BaseException) -> bool:
+    """Whether a call that ended with `error` may have been carried out: only an answer, or a
+    connection that was never made, says that it was not."""
+    if isinstance(error, RedisUnavailableError):
+        return error.answer_lost
+    return not isinstance(error, GeventqError)
+
+
+def _without(found: typing.Iterable[int], numbers: _Numbers) -> typing.Iterator[_Numbers]:
+    """What is left of `numbers` without those that were `found` (in order)."""
+    first, count = numbers
+    end = first + count
+    for number in found:
+        if first <= number < end:
+            if number > first:
+                yield first, number - first
+            first = number + 1
+    if first < end:
+        yield first, end - first

@@ -42,7 +42,8 @@ class Listeners:
         self._by_event: dict[str, list[Listener]] = {}
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
-        self._ended = self._abandoned = False
+        self._ended = False
+        self._abandoned: object = None  # a greenlet whose listener hangs
         self.greenlet: gevent.Greenlet[..., None] | None = None
 
     def on(self, event: str, listener: Listener) -> Listener:
@@ -82,7 +83,7 @@ class Listeners:
 
     def start(self) -> None:
         """Start the greenlet that calls listeners."""
-        self._ended = self._abandoned = False
+        self._ended = False
         self.greenlet = gevent.Greenlet(self._loop)
         self.greenlet.name = f"geventq-listeners-{self._name}"
         self.greenlet.spawn_tree_locals = {MARK: self}
@@ -93,30 +94,33 @@ class Listeners:
         marks = getattr(greenlet, "spawn_tree_locals", None)
         return marks is not None and marks.get(MARK) is self
 
-    def stop(self, notice: typing.Callable[[object], None]) -> bool:
+    def stop(self, notice: typing.Callable[[object], None]) -> typing.Callable[[], None] | None:
         """Call the listeners of the events that still wait, then end and call `notice` in the
-        hub; whether there is anything to wait for.  Does not yield."""
+        hub.  Answers how to give up on one that hangs, or `None` where there is nothing to wait
+        for.  Does not yield."""
         self._ended = True
         self._wake.set()
-        if self.greenlet is None or self.greenlet.dead:
-            return False
-        self.greenlet.rawlink(notice)
-        return True
-
-    def abandon(self) -> None:
-        """A listener hangs while its worker closes: kill it, and drop the events behind it.
-        Yields for a second at most."""
         greenlet = self.greenlet
         if greenlet is None or greenlet.dead:
+            return None
+        greenlet.rawlink(notice)
+        return lambda: self._abandon(greenlet)
+
+    def _abandon(self, greenlet: gevent.Greenlet[..., None]) -> None:
+        """A listener hangs while its worker closes: kill it, and drop the events behind it; if
+        the worker has been started anew, its next greenlet tells them.  Yields for a second at
+        most."""
+        if greenlet.dead:
             return
+        dropped = len(self._waiting) if self.greenlet is greenlet else 0
         log.error(
             "a listener of worker %s hangs and is killed, %d events behind it are dropped\n%s",
             self._name,
-            len(self._waiting),
+            dropped,
             "".join(traceback.format_stack(greenlet.gr_frame)),
             extra={"worker": self._name},
         )
-        self._abandoned = True
+        self._abandoned = greenlet
         greenlet.kill(timeout=1.0)
 
     def disown(self) -> gevent.Greenlet[..., None] | None:
@@ -131,7 +135,7 @@ class Listeners:
         current = gevent.getcurrent()
         # Else a listener of `closed` has started the worker anew, or one has forked.
         while self.greenlet is current:
-            if self._abandoned:
+            if self._abandoned is current:
                 self._waiting.clear()
             if self._waiting:
                 self._call_next()
@@ -160,7 +164,7 @@ class Listeners:
                 interrupt_main(error)
             except BaseException as error:  # noqa: BLE001 (told as an error event; gevent.Timeout
                 # and SystemExit are no `Exception`, and must not end what called us)
-                if self._abandoned:
+                if self._abandoned is gevent.getcurrent():
                     return
                 if event == "error":  # the listener of errors fails: the log is what is left
                     self._log(error)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import abc
+import typing
 
 import gevent
 import gevent.event
 
+from geventq.cancellation.threads import interrupt_main
 from geventq.outage import Outage
 
 __all__ = ["Loop"]
+
+
+class Host(typing.Protocol):
+    """Who is told: the worker's engine."""
+
+    def error(self, error: BaseException) -> None:
+        """Tell an error."""
 
 
 class Loop(abc.ABC):
     """Owns the greenlet ``geventq-<name>-<queue>``, its end and its outages; owned, started and
     stopped by the worker."""
 
+    _host: typing.Any  # a `Host`, or what a subclass needs beyond it
+
     def __init__(self, name: str, what: str, queue: str) -> None:
         self._stop = gevent.event.Event()
         self._outage = Outage(what, queue, self._stop)
-        self.greenlet = gevent.Greenlet(self._loop)
+        self.greenlet = gevent.Greenlet(self._run)
         self.greenlet.name = f"geventq-{name}-{queue}"
         self.greenlet.spawn_tree_locals = {}  # it belongs to no job (2.12)
 
@@ -32,6 +43,25 @@ class Loop(abc.ABC):
         self._stop.set()
         self.greenlet.join()
 
+    def _run(self) -> None:
+        """`_loop`, which never ends for another reason than `stop`: what a Redis that is away
+        does not explain is told and lived through like an outage, and a Ctrl-C that hits this
+        greenlet is handed on."""
+        while True:
+            try:
+                self._loop()
+                return
+            except KeyboardInterrupt as error:
+                interrupt_main(error)
+            except Exception as error:  # noqa: BLE001 (told)
+                if self._outage.failed(error):
+                    self._host.error(error)
+                self._outage.pause()
+            self._begin_anew()
+
     @abc.abstractmethod
     def _loop(self) -> None:
         """Run until `_stop` is set.  In the greenlet."""
+
+    def _begin_anew(self) -> None:  # noqa: B027 (for those that wait for something first)
+        """`_loop` was left half-way and will be called again.  Does not yield."""

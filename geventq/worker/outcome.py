@@ -11,6 +11,8 @@ import json
 import traceback
 import typing
 
+import gevent
+
 from geventq import backoff, clock
 from geventq.codec import encode
 from geventq.errors import (
@@ -44,6 +46,12 @@ DELAY: typing.Final = "d"
 WAIT: typing.Final = "w"
 GIVE_BACK: typing.Final = "b"
 NOTHING: typing.Final = ""  # the lock was lost: nothing may be written (3.4)
+
+#: Seconds that a back-off strategy may take: nothing can cancel it, and `close` waits for it.
+STRATEGY_LIMIT = 10.0
+#: Bytes of JSON that a result may have.
+LARGEST: typing.Final = 128 * 2**20
+_LONGEST: typing.Final = 2**20  # characters of an error's text that are kept, and of its trace
 
 Strategies = typing.Mapping[str, typing.Callable[..., float]]
 
@@ -194,6 +202,9 @@ def _complete(
         except (TypeError, ValueError) as error:
             # Failing the job with this text beats losing what it did (issue, Bad input).
             return failure(execution, error, ended_ms, strategies)
+        if len(value) > LARGEST:  # Redis would cut the connection at half a gigabyte, each time
+            said = f"result: {len(value)} bytes of JSON, at most {LARGEST} are possible"
+            return failure(execution, ValueError(said), ended_ms, strategies)
     return completion(execution, value, ended_ms, result)
 
 
@@ -224,9 +235,10 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and made < policy.attempts and not execution.started_too_often():
         try:
-            delay = backoff.next_delay(
-                execution.job.wire_options, made, error, execution.job, strategies
-            )
+            with gevent.Timeout(STRATEGY_LIMIT if strategies else None):
+                delay = backoff.next_delay(
+                    execution.job.wire_options, made, error, execution.job, strategies
+                )
         except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken
@@ -304,7 +316,10 @@ def _stack(execution: Execution, error: BaseException) -> str:
     limit = execution.policy.stack_limit
     if limit == 0:
         return "[]"
-    trace = "".join(traceback.format_exception(error)).rstrip("\n")
+    try:
+        trace = "".join(traceback.format_exception(error)).rstrip("\n")
+    except BaseException as broken:  # noqa: BLE001 (a user's attributes; groups nested too deeply)
+        trace = f"{type(error).__name__} (its trace failed: {type(broken).__name__})"
     traces = [*execution.job.stacktrace, printable_text(trace)]
     if limit is not None:
         traces = traces[-limit:]
@@ -321,5 +336,8 @@ def printable(error: BaseException) -> str:
 
 
 def printable_text(text: str) -> str:
-    """`text` as it can be sent: lone surrogates are shown as escapes."""
+    """`text` as it can be sent: lone surrogates are shown as escapes, the end of a text that is
+    senselessly long is cut off."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
     return text.encode("utf-8", "backslashreplace").decode()

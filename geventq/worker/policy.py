@@ -10,6 +10,7 @@ __all__ = ["Policies", "RunPolicy"]
 
 Keep = list[float] | None  # [count or -1, age in s or -1, limit]; None keeps all
 _DEFAULT_LIMIT: typing.Final = 1000  # of removals by age in one call (wire-format 8.5)
+_HUGE: typing.Final = 2**53
 _CACHED: typing.Final = 512  # option texts; most queues have a handful
 
 
@@ -78,14 +79,32 @@ def keep_policy(option: object, default: Keep) -> Keep:
     if option is False:
         return None
     if isinstance(option, (int, float)):
-        return [option, -1, _DEFAULT_LIMIT]
+        return [_whole("count", option), -1, _DEFAULT_LIMIT]
     if not isinstance(option, dict):
         raise ValueError(f"a removal policy must be a bool, a number or an object: {option!r}")
     count, age = option.get("count"), option.get("age")
     if count is None and age is None:
         return None
     limit = option.get("limit") or _DEFAULT_LIMIT
-    return [-1 if count is None else count, -1 if age is None else age, limit]
+    return [
+        -1 if count is None else _whole("count", count),
+        -1 if age is None else _finite("age", age),
+        _whole("limit", limit),
+    ]
+
+
+def _whole(name: str, value: object) -> float:
+    """A count that the script can compute with: it stops half-way at any other."""
+    number = _finite(name, value)
+    if number != int(number):
+        raise ValueError(f"{name} of a removal policy must be a whole number: {value!r}")
+    return number
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _HUGE:
+        raise ValueError(f"{name} of a removal policy must be a number: {value!r}")
+    return value
 
 
 def _number(opts: dict[str, typing.Any], name: str, default: float) -> float:

@@ -16,6 +16,7 @@ import gevent.event
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store.scripts import load
+from geventq.worker.exchange import SAFETY
 from geventq.worker.loop import Loop
 
 if typing.TYPE_CHECKING:
@@ -25,7 +26,6 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Renewer"]
 
-_SAFETY: typing.Final = 0.9  # of the lock's life: past that it is ours no more (3.3)
 _RETRY: typing.Final = 0.5  # seconds between tries while Redis does not answer, at most
 _BATCH: typing.Final = 1000  # locks a call
 
@@ -48,6 +48,8 @@ class Host(typing.Protocol):
 class Renewer(Loop):
     """Renews the locks of ``host.held``; owned and joined by the worker."""
 
+    _host: Host
+
     def __init__(
         self,
         host: Host,
@@ -63,7 +65,7 @@ class Renewer(Loop):
         self._client = client
         self._keys = keys
         self._lock_ms = round(lock_duration * 1000)
-        self._life = lock_duration * _SAFETY
+        self._life = lock_duration * SAFETY
         self._period = renew_time / 2
         self._renews = renews
         self._script = load("renew")
@@ -78,8 +80,11 @@ class Renewer(Loop):
     def extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
         """A lock lives `seconds` from `sent_at`, for once.  Its stamp becomes that of a lock of
         the usual length which is lost at the same moment (3.3).  Does not yield."""
-        execution.renewed_at = sent_at + seconds * _SAFETY - self._life
+        execution.renewed_at = sent_at + seconds * SAFETY - self._life
         self._look.set()  # it may be lost before the next look
+
+    def _begin_anew(self) -> None:
+        self._look.set()
 
     def _loop(self) -> None:
         pause = self._period

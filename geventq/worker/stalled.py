@@ -31,6 +31,8 @@ class Host(typing.Protocol):
 class StalledChecker(Loop):
     """Checks at start and then every `interval` seconds."""
 
+    _host: Host
+
     def __init__(
         self, host: Host, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
     ) -> None:

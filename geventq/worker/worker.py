@@ -17,7 +17,14 @@ from gevent import getcurrent
 from geventq import clock
 from geventq.cancellation import Cancellation
 from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
-from geventq.checks import check_integer, check_name, check_prefix, check_queue_name, check_seconds
+from geventq.checks import (
+    check_integer,
+    check_name,
+    check_prefix,
+    check_queue_name,
+    check_seconds,
+    check_text,
+)
 from geventq.postgresql import warn_if_queries_block
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import Processor, load_processor, takes_token
@@ -239,8 +246,12 @@ class Worker:
         kill_after: float | None = None,
         retry: bool = True,
     ) -> bool:
-        """Ask the job to stop, or kill it; whether the request took effect (api.md)."""
-        return bool(self._cancel(job_id, reason, hard, kill_after, retry))
+        """Ask the job to stop, or kill it; whether the request took effect (api.md).
+
+        Raises `TypeError` or `ValueError` for a bad argument: an id that is `None` by mistake must
+        not reach all jobs.
+        """
+        return bool(self._cancel(check_text("job_id", job_id), reason, hard, kill_after, retry))
 
     def cancel_all_jobs(
         self,

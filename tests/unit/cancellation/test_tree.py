@@ -133,7 +133,7 @@ def test_a_request_made_by_a_job_does_not_mark_what_it_starts() -> None:
     run.join()
     assert not run.attempt.family()
     other.join()
-    eventually(lambda: not other.token._callbacks_running())
+    eventually(lambda: not list(other.token._callbacks_at_work()))
 
 
 PATCHED = """

@@ -1,0 +1,271 @@
+"""What a processor, a producer or a caller may hand the worker: whatever it is, the job ends, in
+one state, and no other job is harmed."""
+
+from __future__ import annotations
+
+import collections.abc
+import json
+import typing
+
+import gevent
+import gevent.event
+import pytest
+import redis
+
+from geventq import Job, JobSpec, Queue, Worker
+from tests.conftest import Make
+from tests.support.servers import Server
+from tests.support.told import Told
+from tests.support.waiting import eventually
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class UnreadableNotes(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # looked at by `traceback`
+        raise RuntimeError("no notes")
+
+
+class UnreadableCause(Exception):
+    @property
+    def __cause__(self) -> BaseException:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+
+class UnreadableClass(Exception):
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise RuntimeError("no class")
+
+
+class EqualToEverything(Exception):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def nested_group() -> BaseException:
+    """Formatting it ends in a `RecursionError`."""
+    error: Exception = ValueError("innermost")
+    for _ in range(2000):
+        error = ExceptionGroup("group", [error])
+    return error
+
+
+def raises(make_error: collections.abc.Callable[[], BaseException]) -> typing.Any:
+    def process(job: Job) -> None:
+        raise make_error()
+
+    return process
+
+
+def recurses(job: Job) -> typing.Any:
+    return recurses(job)
+
+
+def circular(job: Job) -> object:
+    found: list[object] = []
+    found.append(found)
+    return found
+
+
+async def coroutine() -> None:
+    """Never awaited."""
+
+
+def unawaited(job: Job) -> object:
+    made = coroutine()
+    made.close()  # else Python warns
+    return made
+
+
+PROCESSORS: typing.Final = {
+    "unprintable": raises(Unprintable),
+    "unreadable notes": raises(UnreadableNotes),
+    "unreadable cause": raises(UnreadableCause),
+    "unreadable class": raises(UnreadableClass),
+    "equal to everything": raises(EqualToEverything),
+    "nested group": raises(nested_group),
+    "MemoryError": raises(MemoryError),
+    "RecursionError": recurses,
+    "StopIteration": raises(StopIteration),
+    "GeneratorExit": raises(GeneratorExit),
+    "a generator": lambda job: (number for number in ()),
+    "a greenlet": lambda job: gevent.spawn(int),
+    "a coroutine": unawaited,
+    "circular": circular,
+    "an iterator that never ends": lambda job: iter(int, 1),
+}
+
+
+@pytest.mark.parametrize("what", PROCESSORS)
+def test_whatever_a_processor_leaves_behind_its_job_fails_once(
+    queue: Queue, make: Make, what: str, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.6, 2.7: an attempt without an outcome would be active, and renewed, for ever."""
+    worker = make(lambda job: PROCESSORS[job.name](job) if job.name in PROCESSORS else "sound")
+    told = Told(worker)
+    hostile = queue.add(what, attempts=1)
+    sound = queue.add("n")
+    eventually(lambda: told.of(sound) == ["completed"])
+    eventually(lambda: told.of(hostile) == ["failed"])
+    assert queue.get_job_state(hostile.id) == "failed"
+    read = queue.get_job(hostile.id)
+    assert read is not None
+    assert read.failed_reason
+    assert not redis_client.exists(f"{prefix}:q:{hostile.id}:lock")
+    worker.close(5)
+
+
+FOREIGN_POLICIES: typing.Final = (
+    {"age": "3600"},
+    {"count": "10"},
+    {"count": 1.5},
+    {"count": -7},
+    {"count": True, "limit": "x"},
+    {"age": 10, "limit": 2.5},
+    {"age": 1e999},
+    {"count": [1]},
+    1.5,
+    -1,
+    1e999,
+    "yes",
+)
+
+
+@pytest.mark.parametrize("policy", FOREIGN_POLICIES, ids=str)
+def test_a_foreign_removal_policy_harms_no_job(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, policy: object
+) -> None:
+    """3.7: another program stored a policy that our Lua cannot compute with.  The script would
+    stop half-way, with the other jobs of its batch out of `active` and in no list."""
+    go = gevent.event.Event()
+    worker = make(lambda job: go.wait(), concurrency=3)
+    worker.on("error", lambda error: None)
+    told = Told(worker)
+    worker.pause()
+    jobs = queue.add_bulk([JobSpec("n") for _ in range(3)])
+    options = json.dumps({"removeOnComplete": policy, "removeOnFail": policy, "attempts": 1})
+    redis_client.hset(f"{prefix}:q:{jobs[1].id}", "opts", options)
+    worker.resume()
+    eventually(lambda: queue.get_job_counts()["active"] >= 2)
+    go.set()
+    for job in (jobs[0], jobs[2]):
+        eventually(lambda job=job: told.of(job) == ["completed"])
+        assert queue.get_job_state(job.id) == "completed"
+    eventually(lambda: len(told.of(jobs[1])) == 1)
+    assert queue.get_job_state(jobs[1].id) in ("completed", "failed", "unknown")
+    assert not redis_client.exists(f"{prefix}:q:{jobs[1].id}:lock")
+
+
+@pytest.fixture
+def small_server() -> collections.abc.Iterator[Server]:
+    """It refuses texts of more than a megabyte (a usual one: of 512)."""
+    with Server(options=("--proto-max-bulk-len", "1mb")) as server:
+        yield server
+
+
+def huge(job: Job) -> str:
+    if job.name == "result":
+        return "x" * 3_000_000
+    if job.name == "error":
+        raise ValueError("x" * 3_000_000)
+    return "sound"
+
+
+def test_what_the_server_does_not_accept_holds_up_no_other_job(
+    small_server: Server, prefix: str
+) -> None:
+    """3.6: an outcome is sent until Redis takes it; one that it never takes must not hold up
+    the others of its batch."""
+    worker = Worker("q", huge, small_server.url, prefix, concurrency=5, lock_duration=1.0)
+    worker.on("error", lambda error: None)
+    told = Told(worker)
+    with Queue("q", small_server.url, prefix) as queue, worker:
+        jobs = queue.add_bulk([JobSpec(name) for name in ("n", "result", "n", "n", "n")])
+        for job in (jobs[0], jobs[2], jobs[3], jobs[4]):
+            eventually(lambda job=job: told.of(job) == ["completed"])
+            assert queue.get_job_state(job.id) == "completed"
+        worker.close(0)
+
+
+@pytest.mark.parametrize("what", ["result", "error"])
+def test_what_no_server_accepts_fails_the_job(
+    queue: Queue, make: Make, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """issue, Bad input: a result that cannot be stored fails the job with that text."""
+    monkeypatch.setattr("geventq.worker.outcome.LARGEST", 1_000_000)
+    worker = make(huge)
+    told = Told(worker)
+    job = queue.add(what)
+    eventually(lambda: told.of(job) == ["failed"])
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.failed_reason is not None
+    assert len(read.failed_reason) < 1_100_000
+    assert read.failed_reason.startswith("xxx" if what == "error" else "result: 3000002 bytes")
+
+
+@pytest.mark.parametrize("job_id", [None, 17, b"17", object()])
+def test_a_request_needs_the_id_of_a_job(queue: Queue, make: Make, job_id: typing.Any) -> None:
+    """api.md: `cancel_job` asks one job.  With an id that a program has not got (`None`) it must
+    not ask them all."""
+    worker = make(lambda job, token: token.sleep(60), concurrency=2)
+    queue.add_bulk([JobSpec("n"), JobSpec("n")])
+    eventually(lambda: len(worker.active_jobs) == 2)
+    with pytest.raises(TypeError, match="job_id"):
+        worker.cancel_job(job_id)
+    assert worker.cancel_all_jobs() == 2
+
+
+def test_a_reason_that_is_nested_too_deeply_is_refused(queue: Queue, make: Make) -> None:
+    """api.md: a reason is JSON, or there is a `ValueError`."""
+    worker = make(lambda job, token: token.sleep(60))
+    queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    reason: list[object] = []
+    for _ in range(100_000):
+        reason = [reason]
+    with pytest.raises(ValueError, match="reason"):
+        worker.cancel_all_jobs(reason)
+
+
+def test_a_back_off_strategy_that_hangs_holds_up_no_close(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.1: it is asked when the processor has ended, so that nothing can cancel it: it has a limit
+    of its own."""
+    monkeypatch.setattr("geventq.worker.outcome.STRATEGY_LIMIT", 0.1)
+    asked = gevent.event.Event()
+
+    def hangs(made: int, error: BaseException, job: Job) -> float:
+        asked.set()
+        gevent.event.Event().wait()
+        return 0.0
+
+    worker = make(PROCESSORS["MemoryError"], backoff_strategies={"hangs": hangs})
+    job = queue.add("n", attempts=2, backoff={"type": "hangs"})
+    asked.wait()
+    with gevent.Timeout(5):
+        worker.close(0)
+    assert queue.get_job_state(job.id) == "failed"
+
+
+@pytest.mark.parametrize("kind", ["shutdown", "lock_lost"])
+def test_a_record_of_a_kind_that_is_never_recorded_is_void(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, kind: str
+) -> None:
+    """4.4, 7.1: a job with such a record would be taken and given back without end."""
+    job = queue.add("n", delay=0.2)
+    told = {"reason": None, "kind": kind, "hard": False, "retry": True, "at": 1, "atm": 0}
+    redis_client.hset(f"{prefix}:q:{job.id}", "gqc", json.dumps(told))
+    make(lambda job: "done")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
