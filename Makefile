@@ -29,7 +29,7 @@ test-plain: $(VENV)/.dev $(INTEROP)/node_modules/.stamp
 	$(BIN)/python -m pytest -m "not patched" $(ARGS)
 
 test-patched: $(VENV)/.dev
-	$(BIN)/python -m gevent.monkey --module pytest -m "not unpatched and not slow" $(PATCHED) $(ARGS)
+	$(BIN)/python -m gevent.monkey --module pytest -m "not unpatched" $(PATCHED) $(ARGS)
 
 test-fast: $(VENV)/.dev ## what to run at each change: no slow tests, no Node.js, no databases
 	$(BIN)/python -m pytest -m "not patched and not slow and not interop and not database" $(ARGS)

@@ -206,6 +206,9 @@ class Client:
         if self._generation == fork.generation:
             return
         self._generation = fork.generation
+        # A program that forks with the plain `os.fork` need not know that gevent is at work: its
+        # resolver's threads are the parent's, and looking up a host would wait for them for ever.
+        gevent.reinit()
         self._guard = _new_guard()  # a thread of the parent may have held it
         self._membership = None
         pools, self._pools = self._pools, {}

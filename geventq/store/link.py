@@ -10,6 +10,7 @@ its connection (`geventq.store.fork`).
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import ssl
 import typing
@@ -76,9 +77,7 @@ class _Sockets:
                 sock.close()
                 raise
             return sock
-        sock = gevent.socket.create_connection(
-            (connection.host, connection.port), timeout=CONNECT_TIMEOUT
-        )
+        sock = _connected(connection.host, connection.port)
         fork.watch(sock, since)
         try:
             sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
@@ -89,6 +88,25 @@ class _Sockets:
             sock.close()
             raise
         return sock
+
+
+def _connected(host: str, port: int) -> gevent.socket.socket:
+    """A socket to `host`.  An address in digits is not looked up: gevent's resolver would start a
+    native thread for it, one for each hub, which stays."""
+    try:
+        family, kind, protocol, _, address = _socket.getaddrinfo(
+            host, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST
+        )[0]
+    except OSError:  # a name
+        return gevent.socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
+    sock = gevent.socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _TcpConnection(_Sockets, redis.Connection):

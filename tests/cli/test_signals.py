@@ -67,8 +67,8 @@ def _patched(programs: Programs, **options: typing.Any) -> Program:
 @pytest.fixture(
     params=[
         pytest.param(_command, id="command"),
-        pytest.param(_unpatched, id="unpatched", marks=pytest.mark.slow),  # all together
-        pytest.param(_patched, id="patched", marks=pytest.mark.slow),
+        pytest.param(_unpatched, id="unpatched"),
+        pytest.param(_patched, id="patched"),
     ]
 )
 def start(programs: Programs, request: pytest.FixtureRequest) -> Start:
@@ -81,6 +81,8 @@ def start(programs: Programs, request: pytest.FixtureRequest) -> Start:
 
     return start
 
+
+pytestmark = pytest.mark.slow  # all together
 
 both = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 

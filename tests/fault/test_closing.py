@@ -94,6 +94,7 @@ def test_outcomes_that_redis_does_not_take_are_named_in_the_log(
     assert [text.endswith(f"jobs {job.id}") for text in told_undelivered(caplog)] == [True]
 
 
+@pytest.mark.slow
 def test_a_silent_redis_does_not_hold_up_the_close_either(
     queue: Queue, proxy: Proxy, through: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_give_back_whose_answer_was_lost_is_made_once(
     assert (read.attempts_made, read.attempts_started) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lives", [True, False])
 def test_an_outcome_is_offered_until_the_server_answers(
     queue: Queue, proxy: Proxy, prefix: str, redis_client: typing.Any, lives: bool

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.databases import mariadb_socket, postgresql_dsn  # noqa: F401 - fixtures
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.unpatched]  # processes of their own
 
 
 def _play(scenario: str, address: str) -> None:

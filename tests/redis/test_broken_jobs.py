@@ -45,7 +45,7 @@ def places(raw: redis.Redis, prefix: str, job_id: str) -> set[str]:
 
 
 def keyspace(raw: redis.Redis, prefix: str) -> typing.Any:
-    return {key: entry for key, entry in dump(raw).items() if key.startswith(f"{prefix}:")}
+    return dump(raw, f"{prefix}:*")
 
 
 @BROKEN

@@ -19,7 +19,7 @@ from tests.support.servers import Server
 ROOT = pathlib.Path(__file__).parents[2]
 
 # The programs are patched where they say so, whatever this process is.
-pytestmark = pytest.mark.unpatched
+pytestmark = [pytest.mark.unpatched, pytest.mark.slow]  # slow all together
 
 
 class Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import os
+import threading
 import typing
 
 import gevent
@@ -69,11 +70,15 @@ def test_threads_wait_for_ends(
 
 def _run_in_thread(call: collections.abc.Callable[[], typing.Any]) -> typing.Any:
     """In a new native thread, which has ended when this returns."""
-    threads = len(os.listdir("/proc/self/task"))
     answers: list[typing.Any] = []
-    start = gevent.monkey.get_original("_thread", "start_new_thread")
-    start(lambda: answers.append(call()), ())
-    eventually(lambda: answers and len(os.listdir("/proc/self/task")) == threads)
+    ids: list[int] = []
+
+    def body() -> None:
+        ids.append(threading.get_native_id())
+        answers.append(call())
+
+    gevent.monkey.get_original("_thread", "start_new_thread")(body, ())
+    eventually(lambda: answers and not os.path.exists(f"/proc/self/task/{ids[0]}"))
     return answers[0]
 
 

@@ -206,6 +206,7 @@ def test_what_a_processor_does_of_itself_while_closing(
     assert read.failed_reason is None
 
 
+@pytest.mark.slow
 def test_only_a_shield_makes_closing_take_longer(queue: Queue, make: Make) -> None:
     """7.1: the kill that fell due after a second is thrown as the shield is left."""
     gate = Gate()

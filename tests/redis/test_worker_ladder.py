@@ -146,6 +146,7 @@ def test_a_stuck_job_stalls_and_ends_by_its_request_elsewhere(
     assert told.of(job) == ["stuck"]
 
 
+@pytest.mark.slow
 def test_close_does_not_wait_for_a_stuck_job(
     queue: Queue, make: Make, short_ladder: None, redis_client: typing.Any, prefix: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_lost_lock_asks_only_in_soft_mode(
     assert told.of(job) == ["lock_lost"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["silent", "refusing"])
 def test_without_an_answer_the_lock_is_lost_before_it_can_have_expired(
     queue: Queue, proxy: Proxy, prefix: str, locks: Locks, how: str

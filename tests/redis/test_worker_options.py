@@ -259,6 +259,7 @@ def test_removal_policies(
     assert left == [job.id for job in added[4 - kept :]]
 
 
+@pytest.mark.slow
 def test_a_removal_policy_by_age(queue: Queue, make: Make) -> None:
     """What ended more than half a second before goes when the next one ends."""
     told = Told(make(lambda job: None, remove_on_complete={"age": 0.5}))

@@ -155,6 +155,7 @@ class Computing:
             self.steps[job.id] += 1
 
 
+@pytest.mark.slow
 def test_computing_jobs_leave_the_hub_its_turns_and_share_the_time(
     queue: Queue, make: Make
 ) -> None:

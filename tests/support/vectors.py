@@ -144,10 +144,10 @@ def _load_key(client: redis.Redis, key: str, kind: str, value: typing.Any) -> No
         raise AssertionError(f"unknown type {kind} of {key}")
 
 
-def dump(client: redis.Redis) -> Keyspace:
-    """Everything that the server holds, in the form of a vector."""
+def dump(client: redis.Redis, match: str = "*") -> Keyspace:
+    """The keys that match, all by default, in the form of a vector."""
     found: Keyspace = {}
-    for key in sorted(client.scan_iter(count=1000)):
+    for key in sorted(client.scan_iter(match, count=1000)):
         kind = client.type(key)
         entry: dict[str, typing.Any] = {"type": kind, "value": _dump_key(client, key, kind)}
         left = client.pttl(key)

@@ -118,6 +118,7 @@ def test_a_loop_of_checks_can_be_cancelled() -> None:
         assert time.monotonic() - begun < 0.5
 
 
+@pytest.mark.slow
 def test_a_hundred_computing_jobs_share_the_time_and_leave_the_hub_its_turns() -> None:
     """2.4: the hub gets a turn every 10 ms, and no job gets many times the others' share."""
     token, stop = CancellationToken(), []
