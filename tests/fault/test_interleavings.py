@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import contextvars
 import json
 import logging
 import subprocess
@@ -567,6 +568,41 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
     assert not engine_of(worker).held
     with gevent.Timeout(5):
         worker.close(0)
+
+
+def test_ctrl_c_that_hits_the_first_step_of_a_run_does_not_lose_it() -> None:
+    """7.2, 2.16: a greenlet that waits for its next job was given one, and is interrupted as it
+    wakes up."""
+    from geventq.worker.execution import Runners, untouched
+
+    ran: list[object] = []
+
+    class Over:
+        was_thrown = False
+
+    class Given:
+        attempt = Over()
+
+    class Host:
+        def run_execution(self, execution: object) -> None:
+            ran.append(execution)
+
+        def run_failed(self, execution: object, error: BaseException) -> None: ...
+
+    runners = Runners(
+        typing.cast(typing.Any, Host()), "q", contextvars.copy_context(), untouched=untouched()
+    )
+    runners._new().start()
+    eventually(lambda: runners.idle)
+    runner = runners.idle.pop()
+    given = typing.cast(typing.Any, Given())
+    runner.execution = given
+    with pytest.raises(KeyboardInterrupt):
+        gevent.get_hub().loop.run_callback(runner.throw, KeyboardInterrupt())
+        gevent.sleep(1)
+    assert ran == [given]
+    runners.end()
+    runner.join()
 
 
 _INTERRUPTED: typing.Final = """
