@@ -22,7 +22,7 @@ from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store import fork
 from geventq.store.endpoint import Endpoint
 from geventq.store.link import Link, Reply, life_of_this_thread, lost_answer, outage
-from geventq.store.scripts import Script
+from geventq.store.scripts import Script, pack
 
 if typing.TYPE_CHECKING:
     from geventq.store.embedded import Membership
@@ -37,7 +37,6 @@ _TRIES: typing.Final = 3  # of a call that may be sent again
 _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
 
 Argument = str | bytes | int | float
-pack: typing.Callable[[tuple[Argument, ...]], bytes] = typing.cast(typing.Any, hiredis.pack_command)
 _new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
 
 

@@ -15,11 +15,32 @@ import typing
 
 import hiredis
 
-__all__ = ["Script", "load"]
+__all__ = ["Script", "load", "pack"]
 
 _INCLUDE: typing.Final = re.compile(r"^--- include: ([a-z_]+)$", re.MULTILINE)
 _KEY_COUNT: typing.Final = re.compile(r"^-- key count: (\d+)$", re.MULTILINE)
 _COMMENT: typing.Final = re.compile(r"^\s*--(?!- ).*\n", re.MULTILINE)
+
+
+_pack: typing.Final[typing.Any] = hiredis.pack_command  # wrongly typed there
+_TEXTS: typing.Final = {str, bytes}
+
+
+def pack(command: tuple[str | bytes | int | float, ...]) -> bytes:
+    """A command as it is sent.  Numbers become text here: hiredis (3.5) ends the process when a
+    signal's handler raises, as Ctrl-C does, while it does that."""
+    if not _TEXTS.issuperset(map(type, command)):
+        command = tuple([one if type(one) in _TEXTS else _text(one) for one in command])
+    packed: bytes = _pack(command)
+    return packed
+
+
+def _text(value: typing.Any) -> str | bytes:
+    if isinstance(value, (str, bytes)):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a command holds texts and numbers, got {type(value).__name__}")
+    return repr(value)
 
 
 class Script:
@@ -42,8 +63,7 @@ class Script:
         """The packed ``EVALSHA`` call.  Raises `ValueError` if the number of keys is off."""
         if len(keys) != self.key_count:
             raise ValueError(f"{self.name}.lua takes {self.key_count} keys, got {len(keys)}")
-        pack: typing.Any = hiredis.pack_command
-        packed: bytes = pack(("EVALSHA", self.sha, self.key_count, *keys, *args))
+        packed: bytes = pack(("EVALSHA", self.sha, str(self.key_count), *keys, *args))
         return packed
 
 

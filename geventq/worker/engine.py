@@ -233,17 +233,30 @@ class Engine:
         """Start what was taken; what cannot run is settled without running."""
         known = self.held
         self._is_dry = False
+        if recovered:  # a Ctrl-C may have left the handling of an answer half-way
+            jobs = [one for one in jobs if one[1] not in known and one[1] not in self.running]
         executions = self._admission.executions(
             jobs, sent_at, self._not_admitted, recovered=recovered
         )
+        try:
+            for execution in executions:
+                known[execution.lock_token] = execution
+            if not self.is_open:
+                self._give_back(executions)
+                return
+            ready = [execution for execution in executions if self._may_run(execution)]
+            if ready:
+                self.runners.dispatch(ready)
+        except KeyboardInterrupt:
+            self._forget_unstarted(executions)
+            raise
+
+    def _forget_unstarted(self, executions: list[Execution]) -> None:
+        """A Ctrl-C hit their start; they are asked for again."""
         for execution in executions:
-            known[execution.lock_token] = execution
-        if not self.is_open:
-            self._give_back(executions)
-            return
-        ready = [execution for execution in executions if self._may_run(execution)]
-        if ready:
-            self.runners.dispatch(ready)
+            if not execution.settling and not self.runners.have(execution):
+                self.held.pop(execution.lock_token, None)
+                self._leave(execution)
 
     def _not_admitted(self, job_id: str, error: BaseException) -> None:
         failure = GeventqError(f"job {job_id} could not be run: {error!r}")
@@ -323,7 +336,7 @@ class Engine:
             interrupt_main(error)
         else:
             self._not_admitted(execution.job_id, error)
-        if execution.settling or not hasattr(execution, "job"):
+        if execution.settling or execution.is_over:
             return
         execution.attempt.end()
         self._leave(execution)

@@ -100,17 +100,17 @@ class Exchange:
         without `first`, `lock_token` itself.
         """
         args: list[str | bytes | int | float] = [
-            *(self._keys.base, clock.wall_ms(), room, lock_token),
-            *("" if first is None else first, self._lock_ms, self._worker_name),
+            *(self._keys.base, str(clock.wall_ms()), str(room), lock_token),
+            *("" if first is None else str(first), str(self._lock_ms), self._worker_name),
         ]
         for execution, outcome in batch:
             args += (
                 outcome.kind,
                 execution.job_id,
                 execution.lock_token,
-                outcome.ended_ms,
+                str(outcome.ended_ms),
                 outcome.value,
-                outcome.made,
+                str(outcome.made),
                 outcome.wire_more() if outcome.more else "",
             )
         codes, jobs, broken, limited_ms, next_ms = self._client.script(

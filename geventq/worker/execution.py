@@ -21,6 +21,7 @@ from weakref import getweakrefcount
 import gevent
 
 from geventq.cancellation import Attempt
+from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError
 
 if typing.TYPE_CHECKING:
@@ -106,6 +107,11 @@ class Execution:
         run dies with it, without the collector."""
         del self.job
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `over` was called."""
+        return not hasattr(self, "job")
+
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""
         return self.max_started is not None and self.started >= self.max_started
@@ -181,6 +187,8 @@ class Runner(_Greenlet):
                 runners.idle.append(self)
                 try:
                     park()
+                except KeyboardInterrupt as error:  # it hit the first step of the next job
+                    interrupt_main(error)
                 except BaseException:  # noqa: BLE001 (thrown late, at an attempt that is over
                     return
         finally:
@@ -214,20 +222,28 @@ class Runners:
         """Give each execution a greenlet: a used one where there is one to be trusted."""
         batch = []
         context = self.context
-        for execution in executions:
-            runner = self._reusable()
-            if runner is None:
-                runner = self._new()
-                runner.gr_context = context.copy()
-                runner.execution = execution
-                runner.start()
-            else:
-                runner.gr_context = context.copy()
-                runner.execution = execution
-                batch.append(runner)
-        if batch:
-            batch.reverse()
-            gevent.get_hub().loop.run_callback(_switch_into, batch)
+        try:
+            for execution in executions:
+                runner = self._reusable()
+                if runner is None:
+                    runner = self._new()
+                    runner.gr_context = context.copy()
+                    runner.execution = execution
+                    runner.start()
+                else:
+                    runner.gr_context = context.copy()
+                    runner.execution = execution
+                    batch.append(runner)
+        finally:  # a Ctrl-C that comes between takes no greenlet from those that have one
+            if batch:
+                batch.reverse()
+                gevent.get_hub().loop.run_callback(_switch_into, batch)
+
+    def have(self, execution: Execution) -> bool:
+        """Whether `execution` has a greenlet, or had."""
+        if execution.attempt.greenlet is not None or execution.attempt.ended:
+            return True
+        return any(runner.execution is execution for runner in self.alive)
 
     def _reusable(self) -> Runner | None:
         idle = self.idle

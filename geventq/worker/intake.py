@@ -131,6 +131,16 @@ class Intake:
             get_hub().loop.run_callback(self._parked.pop().switch)
 
     def _lane(self) -> None:
+        while True:
+            try:
+                self._take_turns()
+                return
+            except KeyboardInterrupt as error:  # outside of a call
+                if getcurrent() in self._parked:
+                    self._parked.remove(getcurrent())
+                interrupt_main(error)
+
+    def _take_turns(self) -> None:
         park = get_hub().switch
         while True:
             room = self._room() if self.hungry else 0
@@ -193,9 +203,20 @@ class Intake:
             self._lost_takes.append((sent_at, (first, room)))
             reply.jobs.clear()
             self._wanted += 1  # so that this answer does not tell of a dry queue
-        self._handle(batch, reply, sent_at)
+        try:
+            self._handle(batch, reply, sent_at)
+        except KeyboardInterrupt:  # asked again, the server tells what was left half-way
+            if room > 0:
+                self._lost_takes.append((sent_at, (first, room)))
+            self._send_again([one for one in batch if not one[0].is_over])
+            raise
         if room > 0:
             self._note_supply(reply, room, wanted)
+
+    def _send_again(self, batch: list[Settled]) -> None:
+        for execution, outcome in batch:
+            outcome.send_again(execution)
+        self._pending = batch + self._pending
 
     def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
         """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
@@ -251,7 +272,11 @@ class Intake:
             for rest in _without(found, numbers)
         ]
         if jobs:
-            self._host.taken(jobs, sent_at, recovered=True)
+            try:
+                self._host.taken(jobs, sent_at, recovered=True)
+            except KeyboardInterrupt:
+                self._lost_takes += lost
+                raise
 
     def recover_late(self) -> None:
         """Ask again for what was lost within the last minute.  Does not yield."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import contextvars
 import json
 import logging
+import subprocess
+import sys
 import time
 import typing
 
@@ -15,7 +18,7 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import Cancellation, CancellationToken, Job, Queue, Worker
+from geventq import Cancellation, CancellationToken, Job, JobSpec, Queue, Worker
 from geventq.cancellation import Attempt
 from geventq.store.connection import Client
 from geventq.store.scripts import load
@@ -528,3 +531,104 @@ def test_ctrl_c_in_the_hub_holds_up_no_job(queue: Queue, make: Make) -> None:
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(1)
     eventually(lambda: turns == ["hit", "turn", "turn"])
+
+
+@pytest.mark.parametrize("where", ["Admission.executions", "Runners.dispatch", "Engine.settled"])
+def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """3.6, 7.2: jobs were taken, or outcomes accepted, and the lane that was told is interrupted:
+    every job runs once, every outcome is told once, and close(0) waits for nobody."""
+    from geventq.worker import admission, engine, execution
+
+    owners = {"Admission": admission, "Runners": execution, "Engine": engine}
+    kind, name = where.split(".")
+    owner = getattr(owners[kind], kind)
+    original = getattr(owner, name)
+    hit: list[int] = []
+
+    def interrupted(*args: typing.Any, **options: typing.Any) -> object:
+        if not hit:
+            hit.append(1)
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    ran: list[str] = []
+    worker = make(lambda job: ran.append(job.id), concurrency=8)
+    told = Told(worker)
+    worker.pause()
+    jobs = queue.add_bulk([JobSpec("n") for _ in range(4)])
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.resume()
+        gevent.sleep(5)
+    eventually(lambda: queue.get_job_counts()["completed"] == 4)
+    eventually(lambda: all(told.of(job) == ["completed"] for job in jobs))
+    assert sorted(ran) == sorted(job.id for job in jobs)
+    assert not engine_of(worker).held
+    with gevent.Timeout(5):
+        worker.close(0)
+
+
+def test_ctrl_c_that_hits_the_first_step_of_a_run_does_not_lose_it() -> None:
+    """7.2, 2.16: a greenlet that waits for its next job was given one, and is interrupted as it
+    wakes up."""
+    from geventq.worker.execution import Runners, untouched
+
+    ran: list[object] = []
+
+    class Over:
+        was_thrown = False
+
+    class Given:
+        attempt = Over()
+
+    class Host:
+        def run_execution(self, execution: object) -> None:
+            ran.append(execution)
+
+        def run_failed(self, execution: object, error: BaseException) -> None: ...
+
+    runners = Runners(
+        typing.cast(typing.Any, Host()), "q", contextvars.copy_context(), untouched=untouched()
+    )
+    runners._new().start()
+    eventually(lambda: runners.idle)
+    runner = runners.idle.pop()
+    given = typing.cast(typing.Any, Given())
+    runner.execution = given
+    with pytest.raises(KeyboardInterrupt):
+        gevent.get_hub().loop.run_callback(runner.throw, KeyboardInterrupt())
+        gevent.sleep(1)
+    assert ran == [given]
+    runners.end()
+    runner.join()
+
+
+_INTERRUPTED: typing.Final = """
+import signal, time
+from geventq.store.scripts import pack
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGVTALRM, interrupt)
+deadline = time.monotonic() + 1.0
+hits = 0
+while time.monotonic() < deadline:
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
+        while True:
+            pack(("SET", "a", *range(100), 0.5))
+    except KeyboardInterrupt:
+        hits += 1
+print("survived" if hits > 20 else hits)
+"""
+
+
+def test_ctrl_c_while_a_command_is_packed_does_not_crash_the_process() -> None:
+    """7.2: hiredis packs numbers by a call that may raise, and does not look whether it did."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stdout) == (0, "survived\n")
