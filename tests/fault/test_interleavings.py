@@ -330,9 +330,11 @@ def test_ctrl_c_that_hits_a_lane_loses_nothing(
 
     worker = make(lambda job: "done")
     told = Told(worker)
+    worker.pause()
+    job = queue.add("n")
+    monkeypatch.setattr(Client, "script", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        monkeypatch.setattr(Client, "script", interrupted)
-        job = queue.add("n")
+        worker.resume()
         gevent.sleep(5)
     monkeypatch.undo()
     assert all(not lane.dead for lane in engine_of(worker).intake.greenlets)
@@ -499,8 +501,10 @@ def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
     monkeypatch.setattr(outcome, "decide", interrupted)
     worker = make(lambda job: ran.append(job.id))
     worker.on("error", lambda error: None)
+    worker.pause()
     job = queue.add("n")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):  # from here on it may come
+        worker.resume()
         eventually(lambda: queue.get_job_state(job.id) == "completed")
     eventually(lambda: queue.get_job_state(job.id) == "completed")
     assert ran == [job.id, job.id]
