@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import queue as queues
+import signal
 import socket
 import threading
 import time
@@ -37,6 +38,11 @@ import greenlet
 
 from geventq import CancellationToken, GeventqError, Job, Queue, Worker
 from geventq.store.connection import Client, Endpoint
+
+# Whoever started this may be killed, and a child of a fork may turn for ever: nothing of it lives
+# longer than a test does.
+signal.alarm(90)
+os.register_at_fork(after_in_child=lambda: signal.alarm(90) and None)
 
 URL, PREFIX, FILE, PATCHED, HOW, WHERE = sys.argv[1:7]
 
