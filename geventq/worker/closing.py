@@ -103,7 +103,7 @@ class Closing:
 
     def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
         """Wait until no processor runs, or the deadline (which may come nearer) has passed."""
-        while any(not run.attempt.is_stuck for run in self._engine.running.values()):
+        while any(not run.attempt.is_stuck for run in self._engine.running):
             self._news.clear()
             until = deadline()
             left = None if until is None else until - clock.monotonic()
@@ -117,7 +117,7 @@ class Closing:
         engine = self._engine
         grace = max(engine.options.kill_after, _SHUTDOWN_GRACE)
         asked = Cancellation(reason, "shutdown", hard=True, requested_by=engine.worker_id)
-        for execution in list(engine.running.values()):
+        for execution in engine.running:
             execution.attempt.request(asked, hard=True, kill_after=grace)
         # No deadline of our own: each attempt ends, or its ladder says that it is stuck; only a
         # shield makes that later.

@@ -32,6 +32,7 @@ from geventq.worker.execution import Execution, Runners, untouched
 from geventq.worker.idle import IdleWait
 from geventq.worker.intake import Intake
 from geventq.worker.renewer import Renewer
+from geventq.worker.runs import Runs
 from geventq.worker.stalled import StalledChecker
 
 if typing.TYPE_CHECKING:
@@ -88,12 +89,9 @@ class Engine:
         self.worker_id = face.id
         self.hub: typing.Any = get_hub()
         self.held: dict[str, Execution] = {}
-        self.running: dict[str, Execution] = {}
+        self.running = Runs()
         self.closing = Closing(self, keys.name)
-        self._by_id: dict[str, Execution] = {}  # the newest running attempt of each job
-        self._overtaken = False  # an older attempt of a job ran on: look at all of them
         self._is_dead = False  # in a forked child
-        self._stuck = 0
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
         self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
         self._limited_until = 0.0
@@ -184,12 +182,11 @@ class Engine:
             *(self._listeners.disown(), self.closing.greenlet, self.closing.stopper),
             *self._reports,
         ]
-        for execution in {**self.held, **self.running}.values():
+        for execution in {*self.held.values(), *self.running}:
             greenlets += execution.disown()
         self.runners.ended = True
         self.held.clear()
         self.running.clear()
-        self._by_id.clear()
         self.face.died(self)
         return [greenlet for greenlet in greenlets if greenlet is not None]
 
@@ -217,8 +214,7 @@ class Engine:
         """Free slots.  A stuck job opens a replacement slot, `concurrency` of them at most."""
         if not self.takes or clock.monotonic() < self._limited_until:
             return 0
-        concurrency = self.face.concurrency
-        return concurrency + min(self._stuck, concurrency) - len(self.running)
+        return self.running.free(self.face.concurrency)
 
     def want(self) -> None:
         """There may be something to take; while a processor's rate limit lasts, later."""
@@ -276,10 +272,7 @@ class Engine:
             error = UnrecoverableError(execution.unrunnable)
             self._settle(execution, outcomes.failure(execution, error, clock.wall_ms(), {}))
             return False
-        job_id = execution.job_id
-        self.running[execution.lock_token] = execution
-        self._overtaken = self._overtaken or job_id in self._by_id
-        self._by_id[job_id] = execution
+        self.running.add(execution)
         return True
 
     def broken(self, job_id: str, why: str) -> None:
@@ -369,14 +362,9 @@ class Engine:
 
     def _leave(self, execution: Execution) -> None:
         """The processor runs no more: its slot is free."""
-        if self._by_id.get(execution.job_id) is execution:
-            del self._by_id[execution.job_id]
-        if self.running.pop(execution.lock_token, None) is not None and execution.attempt.is_stuck:
-            self._stuck -= 1
-        if not self.running:
-            self._overtaken = False
-            if self.closing.begun:
-                self.closing.notice()
+        self.running.leave(execution)
+        if not self.running and self.closing.begun:
+            self.closing.notice()
 
     # -- settling ----------------------------------------------------------------------------
 
@@ -429,21 +417,6 @@ class Engine:
 
     # -- stopping ----------------------------------------------------------------------------
 
-    def cancel(
-        self, job_id: str | None, asked: Cancellation, hard: bool | None, kill_after: float | None
-    ) -> int:
-        """Ask the job, or all; how many requests took effect.  Does not yield."""
-        if job_id is not None and not self._overtaken:
-            found = self._by_id.get(job_id)
-            if found is None:
-                return 0
-            return int(found.attempt.request(asked, hard=hard, kill_after=kill_after))
-        return sum(
-            execution.attempt.request(asked, hard=hard, kill_after=kill_after)
-            for execution in list(self.running.values())
-            if job_id is None or execution.job_id == job_id
-        )
-
     def lock_lost(self, execution: Execution) -> None:
         """The lock is not ours any more: stop at once, write nothing (3.2)."""
         self.held.pop(execution.lock_token, None)
@@ -491,8 +464,7 @@ class Engine:
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """The ladder's end: stop renewing, open a replacement slot, tell (2.10)."""
-        running = self.running.values()
-        execution = next((held for held in running if held.attempt is attempt), None)
+        execution = self.running.of(attempt)
         if execution is None:
             return
         report = getcurrent()
@@ -503,7 +475,7 @@ class Engine:
             self._reports.discard(report)
 
     def _give_up_on(self, execution: Execution, stack: str) -> None:
-        self._stuck += 1
+        self.running.stuck += 1
         job = execution.job  # it may be over when Redis has answered
         log.error(
             "job %s of queue %s is stuck: it is alive although it was killed\n%s",

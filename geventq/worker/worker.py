@@ -94,7 +94,7 @@ class Worker:
     def active_jobs(self) -> list[Job]:
         """The jobs that run now."""
         engine = self._engine
-        return [] if engine is None else [run.job for run in list(engine.running.values())]
+        return [] if engine is None else [run.job for run in engine.running]
 
     @property
     def concurrency(self) -> int:
@@ -286,9 +286,9 @@ class Worker:
         if engine is None:
             return 0
         if engine.hub.thread_ident == get_ident():
-            return engine.cancel(job_id, asked, hard, kill_after)
+            return engine.running.cancel(job_id, asked, hard, kill_after)
         return in_thread_of(
-            engine.hub, lambda: engine.cancel(job_id, asked, hard, kill_after), gone=0
+            engine.hub, lambda: engine.running.cancel(job_id, asked, hard, kill_after), gone=0
         )
 
     # -- jobs taken by hand --------------------------------------------------------------------

@@ -299,10 +299,10 @@ class Storm:
             self.violations.append(f"not all ended: {left}")
         for worker in self.workers:
             engine = worker._engine
-            if engine.held or engine.running or engine._by_id:
-                self.violations.append(f"kept: {engine.held} {engine.running} {engine._by_id}")
-            if engine._stuck:
-                self.violations.append(f"slots of stuck jobs: {engine._stuck}")
+            if engine.held or engine.running:
+                self.violations.append(f"kept: {engine.held} {list(engine.running)}")
+            if engine.running.stuck:
+                self.violations.append(f"slots of stuck jobs: {engine.running.stuck}")
             worker.close(1)
         self._look()
 
