@@ -73,6 +73,7 @@ class Worker:
         self._listeners = Listeners(queue_name)
         self._engine: Engine | None = None  # from start() to the end of close()
         self._started = False  # ever: the next start gets a new id
+        self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
         self._resumed = gevent.event.Event()  # for `get_next_job`
         self._by_hand: ByHand | None = None
@@ -136,8 +137,9 @@ class Worker:
         from geventq.worker.execution import untouched
 
         endpoint = Endpoint.of(self._connection)
-        untouched()  # yields the first time: nobody else's start may come in between
-        if self._engine is not None:
+        closes = self._closes
+        untouched()  # yields the first time: another start or a close may come in between
+        if self._engine is not None or self._closes != closes:
             return
         if self._started:
             self.id = str(uuid.uuid4())
@@ -197,6 +199,7 @@ class Worker:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
+        self._closes += 1
         by_hand, self._by_hand = self._by_hand, None
         if by_hand is not None:
             by_hand.close()

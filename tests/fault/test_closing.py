@@ -13,6 +13,7 @@ import pytest
 
 from geventq import CancellationToken, Job, JobSpec, Queue, Worker
 from geventq.store.scripts import load
+from geventq.worker import execution
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -190,6 +191,18 @@ def test_close_and_cancel_from_another_native_thread(queue: Queue, make: Make) -
     assert seen == [True, False]
     assert queue.get_job_state(first.id) == "failed"
     assert queue.get_job_state(second.id) == "waiting"
+
+
+def test_a_close_that_meets_the_very_first_start_wins(redis_url: str, prefix: str) -> None:
+    """The first start of a process gives the hub turns before there is anything to close."""
+    execution.untouched.cache_clear()
+    worker = Worker("q", lambda job: None, redis_url, prefix)
+    starting = gevent.spawn(worker.start)
+    gevent.sleep(0)
+    assert not starting.ready()
+    worker.close()
+    starting.get()
+    assert not worker.is_running
 
 
 def test_starts_and_closes_that_meet(queue: Queue, make: Make) -> None:
