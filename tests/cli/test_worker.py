@@ -18,6 +18,8 @@ from geventq.commands.settings import WORKER, Setting
 from tests.support.programs import Programs
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow  # all together
+
 # Three different texts for each setting: in the file, in the environment, on the command line.
 TEXTS: dict[str, tuple[str, str, str]] = {
     "cancel_mode": ("soft", "hard", "soft"),

@@ -27,6 +27,8 @@ from tests.support.proxy import Proxy
 from tests.support.told import Told, engine_of
 from tests.support.waiting import TurnedClock, eventually
 
+pytestmark = pytest.mark.slow  # all together
+
 
 def takes(request: bytes) -> bool:
     """A call of the settle script that asks for jobs."""

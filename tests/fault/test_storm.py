@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.storm import Storm
 
+pytestmark = pytest.mark.slow  # all together
+
 
 @pytest.fixture
 def storm(

@@ -23,6 +23,8 @@ from geventq.store import embedded, keeper
 from geventq.store.endpoint import Endpoint
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow  # all together
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
