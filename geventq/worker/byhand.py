@@ -16,7 +16,6 @@ from geventq.errors import (
     JobCancelled,
     LockLostError,
     RedisUnavailableError,
-    UnrecoverableError,
 )
 from geventq.store.connection import Client
 from geventq.store.jobs import QueueStore
@@ -146,13 +145,13 @@ class ByHand:
 
     def _unrun(self, execution: Execution) -> outcomes.Outcome | None:
         """The outcome of a job that may not run; `None` for one that may."""
-        strategies, now_ms = self.options.backoff_strategies, clock.wall_ms()
+        now_ms = clock.wall_ms()
         if execution.unrunnable is not None:
-            error = UnrecoverableError(execution.unrunnable)
-            return outcomes.failure(execution, error, now_ms, strategies)
+            return outcomes.unrunnable(execution, now_ms)
         said = execution.attempt.strongest
         if said is None:
             return None
+        strategies = self.options.backoff_strategies
         return outcomes.decide(execution, None, JobCancelled(said), now_ms, strategies)
 
     def _settle_unrun(self, execution: Execution, outcome: outcomes.Outcome) -> None:

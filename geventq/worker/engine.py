@@ -19,7 +19,7 @@ from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.threads import interrupt_main
-from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
+from geventq.errors import GeventqError, JobCancelled, RateLimitError
 from geventq.store.connection import Client, Endpoint
 from geventq.store.jobs import QueueStore
 from geventq.store.keys import QueueKeys
@@ -205,14 +205,10 @@ class Engine:
         """How many jobs run at once."""
         return self.face.concurrency
 
-    @property
-    def takes(self) -> bool:
-        """Whether it would run a job now, if it had a free slot."""
-        return self.is_open and not self.face.is_paused
-
     def room(self) -> int:
         """Free slots.  A stuck job opens a replacement slot, `concurrency` of them at most."""
-        if not self.takes or clock.monotonic() < self._limited_until:
+        takes = self.is_open and not self.face.is_paused
+        if not takes or clock.monotonic() < self._limited_until:
             return 0
         return self.running.free(self.face.concurrency)
 
@@ -269,8 +265,7 @@ class Engine:
     def _may_run(self, execution: Execution) -> bool:
         """Give the job a slot, or settle it without one."""
         if execution.unrunnable is not None:
-            error = UnrecoverableError(execution.unrunnable)
-            self._settle(execution, outcomes.failure(execution, error, clock.wall_ms(), {}))
+            self._settle(execution, outcomes.unrunnable(execution, clock.wall_ms()))
             return False
         self.running.add(execution)
         return True
@@ -279,7 +274,7 @@ class Engine:
         """An id without a readable hash was dropped."""
         self.error(GeventqError(f"job {job_id} of queue {self.face.queue_name} was skipped: {why}"))
 
-    def dry(self, next_ms: int, limited_ms: int) -> None:
+    def dry(self, next_ms: int) -> None:
         """Nothing left to take for now."""
         if not self._is_dry:
             self._is_dry = True
@@ -356,7 +351,7 @@ class Engine:
     def _ended_in_child(self, execution: Execution, error: BaseException | None) -> None:
         """The processor has forked, and ends in the child too: only the parent's end counts."""
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            self.hub.loop.run_callback(self.hub.parent.throw, error)
+            interrupt_main(error)
         elif error is not None:
             log.error("job %s ended so in a forked child", execution.job_id, exc_info=error)
 

@@ -94,7 +94,7 @@ class Execution:
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""
-        raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
+        raise _settled_by_worker(job)
 
     def disown(self) -> list[typing.Any]:
         """In a forked child: the job is the parent's to write to and to stop (7.5).  Returns the
@@ -135,7 +135,11 @@ class _Parent:
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
         """Refused, here too."""
-        raise GeventqError(f"job {job.id} runs in a worker, which settles it itself")
+        raise _settled_by_worker(job)
+
+
+def _settled_by_worker(job: Job) -> GeventqError:
+    return GeventqError(f"job {job.id} runs in a worker, which settles it itself")
 
 
 class Host(typing.Protocol):

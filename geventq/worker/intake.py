@@ -61,7 +61,7 @@ class Host(typing.Protocol):
     def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
         """The outcome was refused: the lock was lost, or the job is gone."""
 
-    def dry(self, next_ms: int, limited_ms: int) -> None:
+    def dry(self, next_ms: int) -> None:
         """There was less to take than asked for."""
 
     def error(self, error: BaseException) -> None:
@@ -191,8 +191,7 @@ class Intake:
             if lost and room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
             if lost:
-                for execution, outcome in batch:
-                    outcome.send_again(execution)
+                _mark_sent(batch)
             self._take_back(batch, unsent=not lost and isinstance(error, RedisUnavailableError))
             raise
         finally:
@@ -208,25 +207,22 @@ class Intake:
         except KeyboardInterrupt:  # asked again, the server tells what was left half-way
             if room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
-            self._send_again([one for one in batch if not one[0].is_over])
+            unsettled = [one for one in batch if not one[0].is_over]
+            _mark_sent(unsettled)
+            self._pending = unsettled + self._pending
             raise
         if room > 0:
             self._note_supply(reply, room, wanted)
 
-    def _send_again(self, batch: list[Settled]) -> None:
-        for execution, outcome in batch:
-            outcome.send_again(execution)
-        self._pending = batch + self._pending
-
     def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
         """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
         smaller calls find it, and it goes behind them."""
-        if unsent or not batch:
-            self._pending = batch + self._pending
-            return
-        self._most = max(1, len(batch) // 2)
-        alone = len(batch) == 1
-        self._pending = self._pending + batch if alone else batch + self._pending
+        if not unsent and batch:
+            self._most = max(1, len(batch) // 2)
+            if len(batch) == 1:
+                self._pending = self._pending + batch
+                return
+        self._pending = batch + self._pending
 
     def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
         """Whether to look for more.  An answer that tells of too few jobs says nothing about those
@@ -235,7 +231,7 @@ class Intake:
             self.hungry = True
         elif wanted == self._wanted:
             self.hungry = False
-            self._host.dry(reply.next_ms, reply.limited_ms)
+            self._host.dry(reply.next_ms)
 
     def _handle(self, batch: list[Settled], reply: Reply, sent_at: float) -> None:
         host = self._host
@@ -284,6 +280,12 @@ class Intake:
             self._lost_takes += self._late_takes
             self._late_takes = []
             self.wake()
+
+
+def _mark_sent(batch: list[Settled]) -> None:
+    """These outcomes may be in Redis already: the script is to look, when it gets them again."""
+    for execution, outcome in batch:
+        outcome.send_again(execution)
 
 
 def _may_be_done(error: BaseException) -> bool:

@@ -44,9 +44,9 @@ class Loop(abc.ABC):
         self.greenlet.join()
 
     def _run(self) -> None:
-        """`_loop`, which never ends for another reason than `stop`: what a Redis that is away
-        does not explain is told and lived through like an outage, and a Ctrl-C that hits this
-        greenlet is handed on."""
+        """`_loop`, which never ends for another reason than `stop`: whatever it fails with is
+        told once an outage, and tried again after a pause, and a Ctrl-C that hits this greenlet
+        is handed on."""
         while True:
             try:
                 self._loop()

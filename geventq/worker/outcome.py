@@ -37,6 +37,7 @@ __all__ = [
     "move",
     "printable",
     "printable_text",
+    "unrunnable",
 ]
 
 COMPLETE: typing.Final = "c"
@@ -257,6 +258,11 @@ def failure(
         if policy.lifo:
             more["lifo"] = True
     return Outcome(kind, ended_ms, text, made, more, error=error)
+
+
+def unrunnable(execution: Execution, ended_ms: int) -> Outcome:
+    """The job fails for good without running, for the reason that its admission found."""
+    return failure(execution, UnrecoverableError(execution.unrunnable), ended_ms, {})
 
 
 def _asked_move(execution: Execution, error: BaseException, ended_ms: int) -> Outcome | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import typing
 
 from geventq import clock
-from geventq.errors import GeventqError
 from geventq.store.scripts import load
 from geventq.worker.loop import Loop
 
@@ -46,13 +45,7 @@ class StalledChecker(Loop):
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            try:
-                recovered = self.check()
-            except GeventqError as error:
-                if self._outage.failed(error):
-                    self._host.error(error)
-                self._outage.pause()
-                continue
+            recovered = self.check()  # a failure is lived through by `Loop`
             self._outage.over()
             for job_id in recovered:
                 self._host.stalled(job_id)
