@@ -118,6 +118,23 @@ def proxy(redis_url: str) -> collections.abc.Iterator[Proxy]:
 
 
 @pytest.fixture
+def through(proxy: Proxy, prefix: str) -> collections.abc.Iterator[Make]:
+    """Makes workers whose connections go through the proxy; not started."""
+    workers: list[Worker] = []
+
+    def make(process: typing.Any, **options: typing.Any) -> Worker:
+        worker = Worker("q", process, proxy.url, prefix, **options)
+        worker.on("error", lambda error: None)
+        workers.append(worker)
+        return worker
+
+    yield make
+    proxy.flow()
+    for worker in workers:
+        worker.close(0)
+
+
+@pytest.fixture
 def turned_clock() -> collections.abc.Iterator[TurnedClock]:
     """geventq's clock, in the test's hand."""
     with clock.turned(TurnedClock()) as source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import logging
 import threading
 import typing
@@ -15,28 +14,9 @@ from geventq import CancellationToken, Job, JobSpec, Queue, Worker
 from geventq.store.scripts import load
 from geventq.worker import execution
 from tests.conftest import Make
+from tests.support.calls import takes
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
-
-
-def takes(request: bytes) -> bool:
-    """A call of the settle script that asks for jobs."""
-    return load("settle").sha.encode() in request and b"\r\n-1\r\n" not in request
-
-
-@pytest.fixture
-def through(proxy: Proxy, prefix: str) -> collections.abc.Iterator[Make]:
-    """Makes workers whose connections go through the proxy; not started."""
-    workers: list[Worker] = []
-
-    def make(process: typing.Any, **options: typing.Any) -> Worker:
-        worker = Worker("q", process, proxy.url, prefix, **options)
-        workers.append(worker)
-        return worker
-
-    yield make
-    for worker in workers:
-        worker.close(0)
 
 
 def test_jobs_that_are_taken_while_closing_begins_go_back_in_their_order(
@@ -70,7 +50,6 @@ def last_job(queue: Queue, through: Make) -> tuple[Worker, Job, gevent.event.Eve
     """A worker with locks of one second, and the job in it, which ends when the event is set."""
     go = gevent.event.Event()
     worker = through(lambda job: go.wait(), lock_duration=1.0, skip_stalled_check=True)
-    worker.on("error", lambda error: None)
     worker.start()
     job = queue.add("n")
     eventually(lambda: worker.active_jobs)

@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import contextvars
 import json
@@ -18,47 +17,17 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import Cancellation, CancellationToken, Job, JobSpec, Queue, Worker
+from geventq import Cancellation, CancellationToken, Job, JobSpec, Queue
 from geventq.cancellation import Attempt
 from geventq.store.connection import Client
 from geventq.store.scripts import load
 from tests.conftest import Make
+from tests.support.calls import recovers, takes
 from tests.support.proxy import Proxy
-from tests.support.told import Told, engine_of
+from tests.support.told import Told, ended, engine_of
 from tests.support.waiting import TurnedClock, eventually
 
 pytestmark = pytest.mark.slow  # all together
-
-
-def takes(request: bytes) -> bool:
-    """A call of the settle script that asks for jobs."""
-    return load("settle").sha.encode() in request and b"\r\n-1\r\n" not in request
-
-
-def completes(request: bytes) -> bool:
-    """A call of the settle script that brings a result."""
-    return load("settle").sha.encode() in request and b"\r\nc\r\n" in request
-
-
-def recovers(request: bytes) -> bool:
-    return load("recover").sha.encode() in request
-
-
-@pytest.fixture
-def through(proxy: Proxy, prefix: str) -> collections.abc.Iterator[Make]:
-    """Makes workers whose connections go through the proxy; not started."""
-    workers: list[Worker] = []
-
-    def make(process: typing.Any, **options: typing.Any) -> Worker:
-        worker = Worker("q", process, proxy.url, prefix, **options)
-        worker.on("error", lambda error: None)
-        workers.append(worker)
-        return worker
-
-    yield make
-    proxy.flow()
-    for worker in workers:
-        worker.close(0)
 
 
 def test_a_request_survives_a_worker_that_closes_while_it_takes_the_job(
@@ -84,9 +53,7 @@ def test_a_request_survives_a_worker_that_closes_while_it_takes_the_job(
         trap.release()
     closing.get(timeout=10)
     make(lambda job: ran.append("second"))
-    eventually(lambda: queue.get_job_state(job.id) == "failed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "failed")
     assert (ran, read.failed_reason) == ([], text)
 
 

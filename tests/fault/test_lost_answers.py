@@ -12,6 +12,7 @@ import pytest
 from geventq import Job, Queue, RedisUnavailableError, Worker
 from geventq.store.scripts import load
 from tests.support.proxy import Proxy
+from tests.support.told import ended
 from tests.support.waiting import eventually
 
 
@@ -91,9 +92,7 @@ def test_a_job_that_was_taken_by_a_lost_answer_runs_at_once(
     trap = proxy.swallow_next(settles(b""))
     worker.start()
     trap.wait()
-    eventually(lambda: queue.get_job_state(job.id) == "completed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "completed")
     assert (read.attempts_started, seen.ran, seen.lost) == (1, [job.id], [])
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
+from tests.support.told import ended
 from tests.support.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -100,9 +101,7 @@ def test_each_pattern_is_cancelled_softly(
     eventually(lambda: worker.active_jobs)
     gevent.sleep(0)  # so that the processor has had its first turn
     assert worker.cancel_job(job.id, "enough")
-    eventually(lambda: queue.get_job_state(job.id) == "failed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "failed")
     assert read.failed_reason == "Job cancelled: enough"
     assert len(patterns.done) < 10_000
 
@@ -122,9 +121,7 @@ def test_each_pattern_ends_by_itself(
 ) -> None:
     make(patterns.names[pattern])
     job = queue.add("n", data)
-    eventually(lambda: queue.get_job_state(job.id) == "completed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "completed")
     assert read.return_value == result
 
 

@@ -22,14 +22,8 @@ from geventq import (
     Worker,
 )
 from tests.conftest import Make
+from tests.support.told import ended
 from tests.support.waiting import eventually, never
-
-
-def ended(queue: Queue, job: Job, state: str) -> Job:
-    eventually(lambda: queue.get_job_state(job.id) == state)
-    read = queue.get_job(job.id)
-    assert read is not None
-    return read
 
 
 def test_a_job_runs_and_its_result_is_stored(queue: Queue, make: Make) -> None:

@@ -23,7 +23,7 @@ from geventq import (
 )
 from tests.conftest import Make
 from tests.support.servers import Server
-from tests.support.told import Told, stream_of
+from tests.support.told import Told, ended, stream_of
 from tests.support.waiting import eventually
 
 
@@ -168,9 +168,7 @@ def test_many_deploys_do_not_use_up_a_jobs_starts(queue: Queue, make: Make) -> N
         gate.inside.wait()
         worker.close(0)
     make(lambda job: "ran", max_started_attempts=1)
-    eventually(lambda: queue.get_job_state(job.id) == "completed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "completed")
     assert (read.attempts_made, read.attempts_started) == (1, 1)
 
 

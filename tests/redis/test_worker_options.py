@@ -13,7 +13,7 @@ import pytest
 from geventq import CancellationToken, Job, JobSpec, Queue, Worker
 from tests.conftest import Make
 from tests.support.native import in_native_thread
-from tests.support.told import Told
+from tests.support.told import Told, ended
 from tests.support.waiting import eventually
 
 
@@ -34,13 +34,6 @@ class Crowd:
     def let_go(self, count: int) -> None:
         for _ in range(count):
             self._go.put(None)
-
-
-def settled(queue: Queue, job: Job, state: str) -> Job:
-    eventually(lambda: queue.get_job_state(job.id) == state)
-    read = queue.get_job(job.id)
-    assert read is not None
-    return read
 
 
 # -- concurrency, pause --------------------------------------------------------------------------
@@ -88,20 +81,20 @@ def test_a_paused_worker_finishes_what_runs_and_takes_nothing(queue: Queue, make
     assert (worker.is_paused, worker.is_running) == (True, True)
     second = queue.add("n")
     crowd.let_go(1)
-    settled(queue, first, "completed")
+    ended(queue, first, "completed")
     gevent.sleep(0.05)
     assert queue.get_job_state(second.id) == "waiting"
     worker.resume()
     eventually(lambda: crowd.inside == [second.id])
     crowd.let_go(1)
-    settled(queue, second, "completed")
+    ended(queue, second, "completed")
 
 
 def test_autorun_starts_in_the_constructor(queue: Queue, redis_url: str, prefix: str) -> None:
     worker = Worker("q", lambda job: "ran", redis_url, prefix, autorun=True)
     try:
         assert worker.is_running
-        settled(queue, queue.add("n"), "completed")
+        ended(queue, queue.add("n"), "completed")
     finally:
         worker.close()
 
@@ -127,7 +120,7 @@ def test_drain_delay_is_how_long_it_waits_for_work(
 def test_a_named_worker_is_found_and_signs_what_it_takes(queue: Queue, make: Make) -> None:
     """api: `get_workers` tells names; `processed_by` says who took a job last."""
     make(lambda job: None, name="painter")
-    job = settled(queue, queue.add("n"), "completed")
+    job = ended(queue, queue.add("n"), "completed")
     assert job.processed_by == "painter"
     make(lambda job: None)
     eventually(lambda: sorted(worker["name"] for worker in queue.get_workers()) == ["", "painter"])
@@ -144,7 +137,7 @@ def test_max_started_attempts_counts_stalls_too(
     job = queue.add("n", attempts=10)
     redis_client.hset(f"{prefix}:q:{job.id}", "ats", 2)
     make(lambda job: ran.append(job.id), max_started_attempts=2)
-    read = settled(queue, job, "failed")
+    read = ended(queue, job, "failed")
     assert (ran, read.failed_reason) == ([], "job started more than allowable limit")
 
 
@@ -155,7 +148,7 @@ def test_max_started_attempts_ends_retries(queue: Queue, make: Make) -> None:
         raise ValueError(f"try {job.attempts_started}")
 
     told = Told(make(fails, max_started_attempts=2))
-    read = settled(queue, queue.add("n", attempts=10), "failed")
+    read = ended(queue, queue.add("n", attempts=10), "failed")
     assert (read.failed_reason, read.attempts_made) == ("try 2", 2)
     assert len(read.stacktrace) == 2
     told.wait("failed")
@@ -188,13 +181,13 @@ def test_a_named_backoff_gets_attempts_error_and_job(queue: Queue, make: Make) -
 
     make(fails, backoff_strategies={"mine": strategy})
     job = queue.add("n", attempts=3, backoff={"type": "mine"})
-    settled(queue, job, "failed")
+    ended(queue, job, "failed")
     assert asked == [(1, "after 0", job.id), (2, "after 1", job.id)]
 
 
 def test_a_negative_backoff_fails_the_job_now(queue: Queue, make: Make) -> None:
     make(lambda job: 1 / 0, backoff_strategies={"never": lambda made, error, job: -1})
-    read = settled(queue, queue.add("n", attempts=5, backoff={"type": "never"}), "failed")
+    read = ended(queue, queue.add("n", attempts=5, backoff={"type": "never"}), "failed")
     assert (read.failed_reason, read.attempts_made) == ("division by zero", 1)
 
 
@@ -215,7 +208,7 @@ def test_a_backoff_that_fails_fails_the_job_and_shows_both(
     worker = make(lambda job: 1 / 0, backoff_strategies={"bad": strategy})
     for _ in range(2):
         job = queue.add("n", attempts=5, backoff={"type": "bad"})
-        read = settled(queue, job, "failed")
+        read = ended(queue, job, "failed")
         assert read.attempts_made == 1
         assert read.failed_reason == "division by zero"
         assert text in read.stacktrace[-1]
@@ -225,7 +218,7 @@ def test_a_backoff_that_fails_fails_the_job_and_shows_both(
 
 def test_an_unknown_backoff_fails_the_job_and_is_named(queue: Queue, make: Make) -> None:
     make(lambda job: 1 / 0)
-    read = settled(queue, queue.add("n", attempts=5, backoff={"type": "elsewhere"}), "failed")
+    read = ended(queue, queue.add("n", attempts=5, backoff={"type": "elsewhere"}), "failed")
     assert (read.failed_reason, read.attempts_made) == ("division by zero", 1)
     assert "elsewhere" in read.stacktrace[-1]
 

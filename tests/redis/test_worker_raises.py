@@ -26,7 +26,7 @@ from geventq import (
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
-from tests.support.told import Told, stream_of
+from tests.support.told import Told, ended, stream_of
 from tests.support.waiting import eventually
 
 
@@ -252,7 +252,5 @@ def test_a_move_takes_a_timedelta(queue: Queue, make: Make) -> None:
     """api: all times are seconds or a `timedelta`."""
     make(lambda job: raise_it(DelayedError(datetime.timedelta(minutes=1))))
     job = queue.add("n")
-    eventually(lambda: queue.get_job_state(job.id) == "delayed")
-    read = queue.get_job(job.id)
-    assert read is not None
+    read = ended(queue, job, "delayed")
     assert read.delay == 60.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typing
 
-from geventq import Cancellation, Job, Worker
+from geventq import Cancellation, Job, Queue, Worker
 from geventq.worker.engine import Engine
 from geventq.worker.listeners import EVENTS
 from tests.support.waiting import eventually
 
-__all__ = ["OUTCOMES", "Told", "engine_of", "stream_of"]
+__all__ = ["OUTCOMES", "Told", "ended", "engine_of", "stream_of"]
 
 #: The events that tell of an attempt's end.
 OUTCOMES: typing.Final = (*("completed", "failed", "retrying", "cancelled", "lock_lost", "stuck"),)
@@ -43,6 +43,14 @@ class Told:
         said = self.wait("cancelled")[1]
         assert isinstance(said, Cancellation)
         return said
+
+
+def ended(queue: Queue, job: Job, state: str) -> Job:
+    """Wait until the job is in `state`, and return it as it is then."""
+    eventually(lambda: queue.get_job_state(job.id) == state, what=f"job {job.id} is {state}")
+    read = queue.get_job(job.id)
+    assert read is not None
+    return read
 
 
 def stream_of(redis_client: typing.Any, prefix: str, job: Job) -> list[dict[str, str]]:
