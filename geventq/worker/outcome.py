@@ -111,85 +111,91 @@ def decide(
     by itself.
     """
     try:
-        return _decide(execution, result, error, ended_ms, strategies)
+        if error is None and execution.attempt.strongest is None:  # most jobs: kept cheap
+            return _complete(execution, result, ended_ms, strategies)
+        return _Ending(execution, result, error, ended_ms, strategies).outcome()
     except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
         broken.__context__ = error
         return failure(execution, broken, ended_ms, strategies, final=True)
 
 
-def _decide(
-    execution: Execution,
-    result: object,
-    error: BaseException | None,
-    ended_ms: int,
-    strategies: Strategies,
-) -> Outcome:
-    asked = execution.attempt.strongest
-    if asked is not None:
-        return _decide_asked(execution, result, error, ended_ms, strategies, asked)
-    if error is None:
-        return _complete(execution, result, ended_ms, strategies)
-    if isinstance(error, JobCancelled):
-        # Raised by itself, a `link`'s deadline, or another job's: whatever its kind says, this
-        # job was neither shut down nor has it lost its lock.
-        return _cancelled(execution, error.cancellation, error, ended_ms, strategies)
-    if isinstance(error, KeyboardInterrupt):
-        return give_back(execution, ended_ms)
-    moved = _asked_move(execution, error, ended_ms)
-    return moved or failure(execution, error, ended_ms, strategies)
+class _Ending:
+    """The end of an attempt that raised an error, or that somebody had asked to stop."""
 
+    __slots__ = ("ended_ms", "error", "execution", "result", "strategies")
 
-def _decide_asked(
-    execution: Execution,
-    result: object,
-    error: BaseException | None,
-    ended_ms: int,
-    strategies: Strategies,
-    asked: Cancellation,
-) -> Outcome:
-    """Somebody asked the attempt to stop."""
-    attempt = execution.attempt
-    if attempt.was_lock_lost or asked.kind == "lock_lost":
-        return lost(ended_ms, asked)
-    if isinstance(error, JobCancelled) or attempt.was_thrown:
+    def __init__(
+        self,
+        execution: Execution,
+        result: object,
+        error: BaseException | None,
+        ended_ms: int,
+        strategies: Strategies,
+    ) -> None:
+        self.execution = execution
+        self.result = result
+        self.error = error
+        self.ended_ms = ended_ms
+        self.strategies = strategies
+
+    def outcome(self) -> Outcome:
+        asked, error = self.execution.attempt.strongest, self.error
+        if asked is not None:
+            return self._asked(asked)
+        assert error is not None  # `decide` completes what has neither
+        if isinstance(error, JobCancelled):
+            # Raised by itself, a `link`'s deadline, or another job's: whatever its kind says,
+            # this job was neither shut down nor has it lost its lock.
+            return self._cancelled(error.cancellation)
+        if isinstance(error, KeyboardInterrupt):
+            return give_back(self.execution, self.ended_ms)
+        moved = _asked_move(self.execution, error, self.ended_ms)
+        return moved or failure(self.execution, error, self.ended_ms, self.strategies)
+
+    def _asked(self, asked: Cancellation) -> Outcome:
+        """Somebody asked the attempt to stop: what it did then decides (2.5)."""
+        execution, error = self.execution, self.error
+        attempt = execution.attempt
+        if attempt.was_lock_lost or asked.kind == "lock_lost":
+            return lost(self.ended_ms, asked)
+        if isinstance(error, JobCancelled) or attempt.was_thrown:
+            if asked.kind == "shutdown":
+                return give_back(execution, self.ended_ms, asked)
+            return self._cancelled(asked)
+        if error is None:
+            return self._ignored(asked)
+        if isinstance(error, KeyboardInterrupt):
+            return give_back(execution, self.ended_ms, asked)
+        moved = _asked_move(execution, error, self.ended_ms)
+        if moved is not None:
+            return moved if asked.retry else self._cancelled(asked)
         if asked.kind == "shutdown":
-            return give_back(execution, ended_ms, asked)
-        return _cancelled(execution, asked, error, ended_ms, strategies)
-    if error is None:  # a result counts: cancellation is cooperative (2.5)
-        outcome = _complete(execution, result, ended_ms, strategies)
+            return give_back(execution, self.ended_ms, asked)
+        return self._failed(error, asked)
+
+    def _ignored(self, asked: Cancellation) -> Outcome:
+        """A result counts, whatever was asked: cancellation is cooperative (2.5)."""
+        outcome = _complete(self.execution, self.result, self.ended_ms, self.strategies)
         if outcome.kind == COMPLETE:
-            _told(execution, outcome, "cancel-ignored", asked)
+            _told(self.execution, outcome, "cancel-ignored", asked)
         return outcome
-    if isinstance(error, KeyboardInterrupt):
-        return give_back(execution, ended_ms, asked)
-    moved = _asked_move(execution, error, ended_ms)
-    if moved is not None:
-        if not asked.retry:
-            return _cancelled(execution, asked, error, ended_ms, strategies)
-        return moved
-    if asked.kind == "shutdown":
-        return give_back(execution, ended_ms, asked)
-    outcome = failure(execution, error, ended_ms, strategies, final=not asked.retry)
-    outcome.cancellation = asked
-    _told(execution, outcome, "cancelled", asked)
-    return outcome
 
+    def _cancelled(self, asked: Cancellation) -> Outcome:
+        """A failure with the text of what was asked (2.6)."""
+        error = self.error if self.error is not None else JobCancelled(asked)
+        return self._failed(error, asked, text=asked.failed_reason())
 
-def _cancelled(
-    execution: Execution,
-    asked: Cancellation,
-    error: BaseException | None,
-    ended_ms: int,
-    strategies: Strategies,
-) -> Outcome:
-    """A failure with the text of what was asked, retried if that and the job allow it (2.6)."""
-    shown = error if error is not None else JobCancelled(asked)
-    outcome = failure(
-        execution, shown, ended_ms, strategies, final=not asked.retry, text=asked.failed_reason()
-    )
-    outcome.cancellation = asked
-    _told(execution, outcome, "cancelled", asked)
-    return outcome
+    def _failed(
+        self, error: BaseException, asked: Cancellation, *, text: str | None = None
+    ) -> Outcome:
+        """A failure that answers a request: retried if that and the job allow it (2.6)."""
+        execution = self.execution
+        outcome = failure(
+            execution, error, self.ended_ms, self.strategies, final=not asked.retry, text=text
+        )
+        outcome.cancellation = asked
+        _told(execution, outcome, "cancelled", asked)
+        return outcome
 
 
 def _complete(
