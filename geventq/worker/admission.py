@@ -2,6 +2,7 @@
 
 Decides about what is stored: broken hashes, a deferred failure, a recorded request, too many
 starts.  Does not know Redis; runs in whatever greenlet took the job, and never yields.
+Numbers alone in comments are sections of cancellation.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Such a job is locked with the caller's lock token for `lock_duration`; nobody renews, counts,
 cancels or gives it back.  Owns a client, made at the first take, and no greenlets.
+Numbers alone in comments are sections of cancellation.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Owns the parts (intake, idle wait, renewer, stalled checker, runners), the executions they act
 on, and the order in which parts begin and end.  How calls travel is the intake's business, how a
-job is stopped the cancellation core's, what becomes of it `outcome`'s.
+job is stopped the cancellation core's, what becomes of it `outcome`'s.  Numbers alone in comments
+are sections of cancellation.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Waiting for work while there is none: the blocking wait on the marker (wire-format 7, 11).
 
 One greenlet with a connection of its own, which carries the name that `get_workers` looks for.
+Numbers alone in comments are sections of cancellation.md.
 """
 
 from __future__ import annotations

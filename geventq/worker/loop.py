@@ -1,4 +1,7 @@
-"""A greenlet of the worker that does one thing again and again, until it is told to stop."""
+"""A greenlet of the worker that does one thing again and again, until it is told to stop.
+
+Numbers alone in comments are sections of cancellation.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 -- Settle attempts that ended, and take new jobs: the worker's one call.
 -- Each outcome stands for itself: one that is refused neither stops nor undoes the others.
--- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 7.1)
+-- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 7.1.  Numbers alone are wire-format's.)
 --
 -- KEYS   1 wait  2 active  3 prioritized  4 delayed  5 completed  6 failed  7 stalled  8 meta
 --        9 pc  10 marker  11 events  12 limiter
@@ -40,14 +40,17 @@ local FIRST, STRIDE = 8, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
 
 local codes = {}
+-- What this call has done so far: it decides about markers, events and the rest of the reply.
 local finished, delayed_some, promoted, moved_to_wait = false, false, false, false
 local max_events
 local gone = {} -- keys of jobs that are not kept
+-- Ends that are not yet in their sets: those of one removal policy are written at once.
 local filed = {
   completed = { members = {}, now_ms = now_ms },
   failed = { members = {}, now_ms = now_ms },
 }
 
+-- How many events the stream keeps: looked up once, and only where it is needed.
 local function event_limit()
   max_events = max_events or max_len(keys.meta)
   return max_events
@@ -81,6 +84,8 @@ local function was_ours(kind, job_id, ended_ms, more)
     or redis.call('EXISTS', keys.base .. job_id .. ':lock') == 1
 end
 
+-- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
+-- removal policy was another one, or if it nears the most values that `unpack` can take.
 local function file(state, job_id, ended_ms, policy)
   local group = filed[state]
   local text = policy and table.concat(policy, ',') or ''
@@ -131,6 +136,8 @@ local function finish(state, job_id, ended_ms, value, made, more)
   return 0
 end
 
+-- What stays in the hash of a job that will run again.  Fields of a failure only where it failed; a
+-- move leaves `atm` as it is, because its attempt does not count.
 local function write_attempt(job_key, value, made, more)
   if value ~= '' then
     redis.call('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack, 'atm', made)
@@ -180,6 +187,8 @@ local function delay(job_id, ended_ms, value, made, more)
   return 0
 end
 
+-- Out of active (9.5 step 3), then where the end leads.  From which side the id is looked for is as
+-- BullMQ does it: from the left for a move to the front of wait (9.8), else from the right.
 local function settle(kind, job_id, ended_ms, value, made, more)
   if redis.call('LREM', keys.active, (kind == 'w' or kind == 'b') and 1 or -1, job_id) == 0 then
     return -3
@@ -202,6 +211,9 @@ end
 
 local NOTHING = {}
 
+-- All outcomes of the call, in two passes.  The first only reads: it gives each outcome its code
+-- (9.5, steps 1 and 2), with one command for all of them where the common case allows it.  The
+-- second carries out what was not refused.
 local function settle_all()
   local lock_keys, job_keys, child_keys = {}, {}, {}
   local ends = false
@@ -218,7 +230,7 @@ local function settle_all()
   local holders = redis.call('MGET', unpack(lock_keys))
   local all_exist = redis.call('EXISTS', unpack(job_keys)) == count
   local children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
-  local released, released_ids, due = {}, {}, {}
+  local released, released_ids, accepted = {}, {}, {}
   for n = 1, count do
     local at = FIRST + (n - 1) * STRIDE
     local kind, job_id = ARGV[at], ARGV[at + 1]
@@ -240,7 +252,7 @@ local function settle_all()
     else
       released[#released + 1] = lock_keys[n]
       released_ids[#released_ids + 1] = job_id
-      due[#due + 1] = { n, at, more }
+      accepted[#accepted + 1] = { n, at, more }
     end
     codes[n] = code
   end
@@ -252,7 +264,7 @@ local function settle_all()
   if ends then
     redis.call('XTRIM', keys.events, 'MAXLEN', '~', event_limit())
   end
-  for _, entry in ipairs(due) do
+  for _, entry in ipairs(accepted) do
     local n, at, more = entry[1], entry[2], entry[3]
     codes[n] = settle(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], more)
     if more.event and codes[n] == 0 then
@@ -270,6 +282,7 @@ if count > 0 then
   settle_all()
 end
 
+-- Take (8.10): within the queue's global concurrency, and nothing while it is paused.
 local jobs, broken, limited_ms, next_ms = {}, {}, 0, 0
 local blocked = false
 if room >= 0 then
@@ -291,14 +304,17 @@ if room >= 0 then
     end
   end
 end
+-- A call that took all it asked for is followed by another one; else the marker tells (9.7).
 if delayed_some and (#jobs == 0 or #jobs < room) then
   mark_next_delayed(keys.delayed, keys.marker)
 end
+-- Told after an end that leaves nothing to do (8.12).
 if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('LLEN', keys.wait) == 0 and redis.call('LLEN', keys.active) == 0
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
+-- A processor that signals a rate limit learns how long it lasts (9.8).
 if moved_to_wait then
   limited_ms = math.max(0, redis.call('PTTL', KEYS[12]))
 end
