@@ -276,7 +276,7 @@ class Worker:
         retry: bool,
     ) -> int:
         if kill_after is not None:
-            check_seconds("kill_after", kill_after)
+            kill_after = check_seconds("kill_after", kill_after)
             if hard is False:
                 raise ValueError(f"kill_after: makes no sense with hard=False, got {kill_after!r}")
         for field, value in (("hard", hard), ("retry", retry)):
