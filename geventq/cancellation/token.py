@@ -86,6 +86,8 @@ class CancellationToken(_Base):
         said = self._cancellation
         return f"<CancellationToken {'not cancelled' if said is None else str(said)!r}>"
 
+    __str__ = __repr__  # AsyncResult's own tells of its links
+
     # -- asking ---------------------------------------------------------------------------
 
     def check(self, _clock: typing.Callable[[], float] = time.perf_counter) -> Cancellation | None:

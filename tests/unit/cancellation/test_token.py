@@ -41,6 +41,7 @@ def test_it_is_an_async_result() -> None:
 def test_a_token_of_ones_own() -> None:
     """api: `CancellationToken()` works without a job."""
     token, called = CancellationToken(), []
+    assert str(token) == repr(token) == "<CancellationToken 'not cancelled'>"
     assert token.check() is None and not token.cancelled and token.reason is None
     token.raise_if_cancelled()
     token.on_cancel(called.append, 1)
