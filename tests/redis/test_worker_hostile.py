@@ -269,3 +269,50 @@ def test_a_record_of_a_kind_that_is_never_recorded_is_void(
     make(lambda job: "done")
     eventually(lambda: queue.get_job_state(job.id) == "completed")
     assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
+
+
+@pytest.mark.parametrize(
+    "key", ["wait", "active", "prioritized", "delayed", "completed", "meta", "events", "stalled"]
+)
+def test_a_key_of_a_foreign_type_loses_no_job(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, key: str
+) -> None:
+    """3.7: a script is not rolled back, so it looks before its first write: what it would have
+    popped stays in *waiting*, what it would have finished stays active, until the key is sound."""
+    go = gevent.event.Event()
+    worker = make(lambda job: bool(go.wait()), stalled_interval=60)
+    told = Told(worker)
+    eventually(lambda: redis_client.exists(f"{prefix}:q:stalled-check"))
+    jobs = queue.add_bulk([JobSpec("n")] * 3)
+    eventually(lambda: worker.active_jobs)
+    sound = redis_client.dump(f"{prefix}:q:{key}")
+    redis_client.delete(f"{prefix}:q:{key}")
+    redis_client.set(f"{prefix}:q:{key}", "foreign")
+    go.set()
+    told.wait("error")
+    redis_client.delete(f"{prefix}:q:{key}")
+    if sound is not None:
+        redis_client.restore(f"{prefix}:q:{key}", 0, sound)
+    eventually(lambda: len(told.args("completed")) == 3, what="all are completed")
+    assert [told.of(job) for job in jobs] == [["completed"]] * 3
+    assert [job.get_state() for job in jobs] == ["completed"] * 3
+
+
+def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.6, 3.7: the first job is completed and its lock deleted, the second one active and locked,
+    though the answer is an error: the outcome is sent again, the taken job looked for."""
+    go = gevent.event.Event()
+    worker = make(lambda job: bool(go.wait()))
+    told = Told(worker)
+    jobs = queue.add_bulk([JobSpec("n")] * 2)
+    eventually(lambda: worker.active_jobs)
+    redis_client.delete(f"{prefix}:q:marker")
+    redis_client.set(f"{prefix}:q:marker", "foreign")
+    go.set()
+    told.wait("error")
+    assert jobs[0].get_state() == "completed"
+    redis_client.delete(f"{prefix}:q:marker")
+    eventually(lambda: len(told.args("completed")) == 2, what="both are completed")
+    assert [told.of(job) for job in jobs] == [["completed"]] * 2
