@@ -298,6 +298,25 @@ def test_a_key_of_a_foreign_type_loses_no_job(
     assert [job.get_state() for job in jobs] == ["completed"] * 3
 
 
+def test_the_stalled_check_loses_no_job_to_a_key_of_a_foreign_type(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.5, 3.7: a job that is active without a lock stays there until it can go to *waiting*."""
+    job = queue.add("n")
+    redis_client.rename(f"{prefix}:q:wait", f"{prefix}:q:active")
+    redis_client.sadd(f"{prefix}:q:stalled", job.id)
+    redis_client.set(f"{prefix}:q:wait", "foreign")
+    worker = make(lambda job: None, stalled_interval=0.1)
+    told = Told(worker)
+    eventually(
+        lambda: any("wait holds a string" in str(error) for (error,) in told.args("error")),
+        what="the check has failed",
+    )
+    redis_client.delete(f"{prefix}:q:wait")
+    told.wait("completed")
+    assert job.get_state() == "completed"
+
+
 def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str
 ) -> None:
