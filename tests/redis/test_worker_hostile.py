@@ -12,7 +12,7 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import Job, JobSpec, Queue, Worker
+from geventq import GeventqError, Job, JobSpec, Queue, Worker
 from tests.conftest import Make
 from tests.support.servers import Server
 from tests.support.told import Told
@@ -315,6 +315,25 @@ def test_the_stalled_check_loses_no_job_to_a_key_of_a_foreign_type(
     redis_client.delete(f"{prefix}:q:wait")
     told.wait("completed")
     assert job.get_state() == "completed"
+
+
+@pytest.mark.parametrize("upkeep", ["promote", "promote_jobs", "retry", "retry_jobs"])
+def test_a_job_that_cannot_go_to_waiting_stays_where_it_is(
+    queue: Queue, redis_client: typing.Any, prefix: str, upkeep: str
+) -> None:
+    """3.7: *waiting* is of a foreign type, so the call raises, and the job is in its old state."""
+    state = "delayed" if upkeep.startswith("promote") else "failed"
+    job = queue.add("n", delay=60)
+    if state == "failed":
+        redis_client.rename(f"{prefix}:q:delayed", f"{prefix}:q:failed")
+        redis_client.zadd(f"{prefix}:q:failed", {job.id: 1})
+    redis_client.set(f"{prefix}:q:wait", "foreign")
+    with pytest.raises(GeventqError, match="WRONGTYPE"):
+        getattr(queue if upkeep.endswith("jobs") else job, upkeep)()
+    redis_client.delete(f"{prefix}:q:wait")
+    assert job.get_state() == state
+    getattr(queue if upkeep.endswith("jobs") else job, upkeep)()
+    assert job.get_state() == "waiting"
 
 
 def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
