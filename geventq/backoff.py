@@ -6,11 +6,12 @@ A named strategy is the user's function; whoever calls `next_delay` chooses the 
 
 from __future__ import annotations
 
+import datetime
 import math
 import random as _random
 import typing
 
-from geventq.checks import milliseconds
+from geventq.checks import Seconds, milliseconds
 from geventq.errors import GeventqError
 
 if typing.TYPE_CHECKING:
@@ -18,7 +19,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "Strategy", "next_delay"]
 
-Strategy = typing.Callable[[int, BaseException, typing.Any], float]
+Strategy = typing.Callable[[int, BaseException, typing.Any], Seconds]
 """``fn(attempts_made, error, job) -> seconds``: 1 after the first attempt; negative: fail now."""
 
 BUILT_IN: typing.Final = ("fixed", "exponential")
@@ -74,7 +75,9 @@ def _ask_strategy(
     strategy = strategies.get(kind) if isinstance(kind, str) else None
     if strategy is None:
         raise GeventqError(f"backoff: no strategy is named {kind!r}")
-    seconds = strategy(attempts_made, error, job)
+    seconds: typing.Any = strategy(attempts_made, error, job)
+    if isinstance(seconds, datetime.timedelta):
+        seconds = seconds.total_seconds()
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
         raise GeventqError(f"backoff: strategy {kind!r} must return seconds, got {seconds!r}")
     if seconds < 0:

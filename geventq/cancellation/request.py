@@ -10,6 +10,7 @@ import json
 import typing
 
 from geventq import clock
+from geventq.checks import show
 
 __all__ = ["KINDS", "Cancellation", "LockLost"]
 
@@ -147,6 +148,7 @@ def _check_reason(reason: typing.Any) -> None:
             text.encode()
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"reason must be None, text or a JSON value, not {reason!r}: {error}") from None
+        said = f"reason: None, text or a JSON value is needed, got {show(reason)}: {error}"
+        raise kind(said) from None
     except RecursionError:  # its repr would end in another
-        raise ValueError("reason must be a JSON value: it is nested too deeply") from None
+        raise ValueError("reason: a JSON value is needed: it is nested too deeply") from None

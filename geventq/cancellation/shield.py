@@ -9,13 +9,13 @@ No greenlet of its own; everything here runs in the greenlet that enters or leav
 
 from __future__ import annotations
 
-import math
 import types
 import typing
 
 from greenlet import getcurrent
 
 from geventq import clock
+from geventq.checks import Seconds, check_duration
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation.attempt import Attempt
@@ -68,13 +68,9 @@ class Shield:
 
     __slots__ = ("_guard", "_max")
 
-    def __init__(self, guard: Guard, max: float) -> None:
-        if isinstance(max, bool) or not isinstance(max, (int, float)):
-            raise TypeError(f"shield: max must be a number of seconds, not {max!r}")
-        if not (max > 0 and math.isfinite(max)):
-            raise ValueError(f"shield: max must be a finite number of seconds > 0, not {max!r}")
+    def __init__(self, guard: Guard, max: Seconds) -> None:
         self._guard = guard
-        self._max = max
+        self._max = check_duration("max", max)
 
     def __enter__(self) -> Shield:
         self._guard.enter(self._max)

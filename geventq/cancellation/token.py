@@ -11,7 +11,6 @@ named ``geventq-helper``, which the attempt joins.
 from __future__ import annotations
 
 import contextvars
-import math
 import time
 import typing
 import weakref
@@ -28,6 +27,7 @@ from geventq.cancellation.pacer import NOWHERE, Pacer, pacer_of
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.shield import Guard, Shield
 from geventq.cancellation.threads import get_ident, in_thread_of
+from geventq.checks import Seconds, check_seconds
 from geventq.errors import GeventqError, JobCancelled
 
 if typing.TYPE_CHECKING:
@@ -85,6 +85,8 @@ class CancellationToken(_Base):
     def __repr__(self) -> str:
         said = self._cancellation
         return f"<CancellationToken {'not cancelled' if said is None else str(said)!r}>"
+
+    __str__ = __repr__  # AsyncResult's own tells of its links
 
     # -- asking ---------------------------------------------------------------------------
 
@@ -160,13 +162,13 @@ class CancellationToken(_Base):
 
         return databases.cancels(self, connection)
 
-    def link(self, timeout: float | None = None) -> CancellationToken:
+    def link(self, timeout: Seconds | None = None) -> CancellationToken:
         """A child token: cancelled with this one, or by its own deadline of `timeout` seconds.
 
         The parent holds it weakly.
         """
         if timeout is not None:
-            _check_seconds("link", "timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         child = CancellationToken(parent=self)
         said = self._cancellation
         if said is not None:
@@ -184,7 +186,7 @@ class CancellationToken(_Base):
         fn: typing.Callable[..., T],
         /,
         *args: typing.Any,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
         **kwargs: typing.Any,
     ) -> T:
         """``fn(*args, **kwargs)``, in a greenlet of its own that cancellation kills.
@@ -197,15 +199,15 @@ class CancellationToken(_Base):
         connection with its transaction, for one, is another there.
         """
         if timeout is not None:
-            _check_seconds("run", "timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         return typing.cast(T, calls.run(self, fn, args, kwargs, timeout))
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: Seconds) -> None:
         """Sleep; raises `JobCancelled` as soon as the job is cancelled.
 
         Inside a shield it sleeps to its end.  Yields.
         """
-        _check_seconds("sleep", "seconds", seconds)
+        seconds = check_seconds("seconds", seconds)
         if self._shielded_here():
             gevent.sleep(seconds)
             return
@@ -241,7 +243,7 @@ class CancellationToken(_Base):
         helper.start()
         return helper
 
-    def shield(self, max: float = 30.0) -> Shield:
+    def shield(self, max: Seconds = 30.0) -> Shield:
         """A block that a hard kill waits for, at most `max` seconds from its entry.
 
         For commits and cleanup.  It nests; the kill is thrown as the outermost block is left.
@@ -385,10 +387,3 @@ class _Deadline:
     def stop(self) -> None:
         self._timer.stop()
         self._timer.close()
-
-
-def _check_seconds(what: str, name: str, seconds: typing.Any) -> None:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{what}: {name} must be a number of seconds, not {seconds!r}")
-    if not (seconds >= 0 and math.isfinite(seconds)):
-        raise ValueError(f"{what}: {name} must be a finite number of seconds >= 0, not {seconds!r}")

@@ -20,7 +20,7 @@ from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.cancellation.threads import interrupt_main
-from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.errors import RedisUnavailableError
 from geventq.outage import Outage
 from geventq.worker.exchange import OURS, Exchange, Reply, Settled
 
@@ -289,11 +289,10 @@ def _mark_sent(batch: list[Settled]) -> None:
 
 
 def _may_be_done(error: BaseException) -> bool:
-    """Whether a call that ended with `error` may have been carried out: only an answer, or a
-    connection that was never made, says that it was not."""
-    if isinstance(error, RedisUnavailableError):
-        return error.answer_lost
-    return not isinstance(error, GeventqError)
+    """Whether a call that ended with `error` may have been carried out, in part at least: only a
+    connection that was never made, and a server that refuses to serve, say that it was not.  A
+    script that fails half-way keeps what it has written (3.7)."""
+    return not isinstance(error, RedisUnavailableError) or error.answer_lost
 
 
 def _without(found: typing.Iterable[int], numbers: _Numbers) -> typing.Iterator[_Numbers]:

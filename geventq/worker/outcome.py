@@ -14,6 +14,7 @@ import typing
 import gevent
 
 from geventq import backoff, clock
+from geventq.checks import Seconds
 from geventq.codec import encode
 from geventq.errors import (
     DelayedError,
@@ -54,7 +55,7 @@ STRATEGY_LIMIT = 10.0
 LARGEST: typing.Final = 128 * 2**20
 _LONGEST: typing.Final = 2**20  # characters of an error's text that are kept, and of its trace
 
-Strategies = typing.Mapping[str, typing.Callable[..., float]]
+Strategies = typing.Mapping[str, typing.Callable[..., Seconds]]
 
 
 class Outcome:

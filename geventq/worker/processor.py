@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import typing
@@ -24,6 +25,8 @@ def load_processor(process: Processor | str) -> Processor:
     module_name, colon, path = process.partition(":")
     if not colon or not module_name or not path:
         raise ValueError(f"process: 'package.module:function' is needed, got {process!r}")
+    if not all(module_name.split(".")):  # a relative name, for one
+        raise ValueError(f"process: there is no module {module_name!r}")
     try:
         found: typing.Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -45,8 +48,10 @@ def _not_callable(process: str) -> typing.NoReturn:
 def takes_token(process: Processor) -> bool:
     """Whether `process` takes a second positional parameter, with or without a default.
 
-    Raises `TypeError` for one with no positional parameter or with more than two required ones.
+    Raises `TypeError` for one with no positional parameter or with more than two required ones,
+    and for a coroutine or generator function: calling it runs nothing, so every job would fail.
     """
+    _refuse_deferred(process)
     try:
         parameters = inspect.signature(process).parameters.values()
     except ValueError:  # a builtin without a signature: it gets the job alone
@@ -65,3 +70,18 @@ def takes_token(process: Processor) -> bool:
             f"got {len(required)}"
         )
     return variadic or len(positional) > 1
+
+
+def _refuse_deferred(process: Processor) -> None:
+    code: typing.Any = process
+    while isinstance(code, functools.partial):
+        code = code.func
+    if not inspect.isroutine(code) and not isinstance(code, type):
+        code = type(code).__call__
+    for kind, is_one in (
+        ("a coroutine", inspect.iscoroutinefunction),
+        ("a generator", inspect.isgeneratorfunction),
+        ("an asynchronous generator", inspect.isasyncgenfunction),
+    ):
+        if is_one(code):
+            raise TypeError(f"process: a plain function is needed, got {kind} function")

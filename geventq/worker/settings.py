@@ -10,6 +10,7 @@ import dataclasses
 import typing
 
 from geventq.checks import (
+    Seconds,
     check_duration,
     check_flag,
     check_integer,
@@ -47,7 +48,7 @@ class WorkerOptions:
     drain_delay: float = 5.0
     remove_on_complete: object = None
     remove_on_fail: object = None
-    backoff_strategies: typing.Mapping[str, typing.Callable[..., float]] = dataclasses.field(
+    backoff_strategies: typing.Mapping[str, typing.Callable[..., Seconds]] = dataclasses.field(
         default_factory=dict
     )
     job_timeout: float | None = None

@@ -18,6 +18,7 @@ from geventq import clock
 from geventq.cancellation import Cancellation
 from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
 from geventq.checks import (
+    check_flag,
     check_integer,
     check_name,
     check_prefix,
@@ -276,12 +277,12 @@ class Worker:
         retry: bool,
     ) -> int:
         if kill_after is not None:
-            check_seconds("kill_after", kill_after)
+            kill_after = check_seconds("kill_after", kill_after)
             if hard is False:
                 raise ValueError(f"kill_after: makes no sense with hard=False, got {kill_after!r}")
-        for field, value in (("hard", hard), ("retry", retry)):
-            if value is not None and not isinstance(value, bool):
-                raise TypeError(f"{field}: a bool is needed, got {value!r}")
+        if hard is not None:
+            check_flag("hard", hard)
+        check_flag("retry", retry)
         if hard is None:
             hard = kill_after is not None or self.options.cancel_mode == "hard"
         asked = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import typing
 
@@ -302,6 +303,51 @@ def test_a_processor_that_cannot_take_a_job_is_refused(process: typing.Any) -> N
     """2.1: counted once, when the worker is made."""
     with pytest.raises(TypeError, match="process"):
         Worker("q", process)
+
+
+async def _coroutine(job: Job) -> None: ...
+
+
+async def _asynchronous_generator(job: Job) -> typing.AsyncIterator[int]:
+    yield 1
+
+
+def _generator(job: Job, token: CancellationToken) -> typing.Iterator[int]:
+    yield 1
+
+
+class _Called:
+    async def __call__(self, job: Job) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        *(_coroutine, _asynchronous_generator, _generator, _Called(), _Called().__call__),
+        functools.partial(functools.partial(_generator), token=None),
+    ],
+)
+def test_a_processor_whose_call_runs_nothing_is_refused(process: typing.Any) -> None:
+    """Else each job would fail with "coroutine has no form in JSON", and none would run."""
+    with pytest.raises(TypeError, match=r"process: a plain function .* got an? "):
+        Worker("q", process)
+
+
+@pytest.mark.parametrize("name", [".tasks:process", "tasks..x:process", "tests.:process"])
+def test_a_relative_name_of_a_module_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="process: there is no module"):
+        Worker("q", name)
+
+
+@pytest.mark.parametrize("name", ["hard", "retry"])
+def test_a_request_with_what_is_no_flag_is_refused(name: str) -> None:
+    worker = Worker("q", lambda job: None)
+    values: list[typing.Any] = [1, 0, "yes"] + [None] * (name == "retry")
+    for value in values:
+        with pytest.raises(TypeError, match=f"{name}: True or False"):
+            worker.cancel_job("1", **{name: value})
+        with pytest.raises(TypeError, match=f"{name}: True or False"):
+            worker.cancel_all_jobs(**{name: value})
 
 
 @pytest.mark.parametrize(

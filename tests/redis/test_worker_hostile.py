@@ -12,7 +12,7 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import Job, JobSpec, Queue, Worker
+from geventq import GeventqError, Job, JobSpec, Queue, Worker
 from tests.conftest import Make
 from tests.support.servers import Server
 from tests.support.told import Told
@@ -269,3 +269,88 @@ def test_a_record_of_a_kind_that_is_never_recorded_is_void(
     make(lambda job: "done")
     eventually(lambda: queue.get_job_state(job.id) == "completed")
     assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
+
+
+@pytest.mark.parametrize(
+    "key", ["wait", "active", "prioritized", "delayed", "completed", "meta", "events", "stalled"]
+)
+def test_a_key_of_a_foreign_type_loses_no_job(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str, key: str
+) -> None:
+    """3.7: a script is not rolled back, so it looks before its first write: what it would have
+    popped stays in *waiting*, what it would have finished stays active, until the key is sound."""
+    go = gevent.event.Event()
+    worker = make(lambda job: bool(go.wait()), stalled_interval=60)
+    told = Told(worker)
+    eventually(lambda: redis_client.exists(f"{prefix}:q:stalled-check"))
+    jobs = queue.add_bulk([JobSpec("n")] * 3)
+    eventually(lambda: worker.active_jobs)
+    sound = redis_client.dump(f"{prefix}:q:{key}")
+    redis_client.delete(f"{prefix}:q:{key}")
+    redis_client.set(f"{prefix}:q:{key}", "foreign")
+    go.set()
+    told.wait("error")
+    redis_client.delete(f"{prefix}:q:{key}")
+    if sound is not None:
+        redis_client.restore(f"{prefix}:q:{key}", 0, sound)
+    eventually(lambda: len(told.args("completed")) == 3, what="all are completed")
+    assert [told.of(job) for job in jobs] == [["completed"]] * 3
+    assert [job.get_state() for job in jobs] == ["completed"] * 3
+
+
+def test_the_stalled_check_loses_no_job_to_a_key_of_a_foreign_type(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.5, 3.7: a job that is active without a lock stays there until it can go to *waiting*."""
+    job = queue.add("n")
+    redis_client.rename(f"{prefix}:q:wait", f"{prefix}:q:active")
+    redis_client.sadd(f"{prefix}:q:stalled", job.id)
+    redis_client.set(f"{prefix}:q:wait", "foreign")
+    worker = make(lambda job: None, stalled_interval=0.1)
+    told = Told(worker)
+    eventually(
+        lambda: any("wait holds a string" in str(error) for (error,) in told.args("error")),
+        what="the check has failed",
+    )
+    redis_client.delete(f"{prefix}:q:wait")
+    told.wait("completed")
+    assert job.get_state() == "completed"
+
+
+@pytest.mark.parametrize("upkeep", ["promote", "promote_jobs", "retry", "retry_jobs"])
+def test_a_job_that_cannot_go_to_waiting_stays_where_it_is(
+    queue: Queue, redis_client: typing.Any, prefix: str, upkeep: str
+) -> None:
+    """3.7: *waiting* is of a foreign type, so the call raises, and the job is in its old state."""
+    state = "delayed" if upkeep.startswith("promote") else "failed"
+    job = queue.add("n", delay=60)
+    if state == "failed":
+        redis_client.rename(f"{prefix}:q:delayed", f"{prefix}:q:failed")
+        redis_client.zadd(f"{prefix}:q:failed", {job.id: 1})
+    redis_client.set(f"{prefix}:q:wait", "foreign")
+    with pytest.raises(GeventqError, match="WRONGTYPE"):
+        getattr(queue if upkeep.endswith("jobs") else job, upkeep)()
+    redis_client.delete(f"{prefix}:q:wait")
+    assert job.get_state() == state
+    getattr(queue if upkeep.endswith("jobs") else job, upkeep)()
+    assert job.get_state() == "waiting"
+
+
+def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.6, 3.7: the first job is completed and its lock deleted, the second one active and locked,
+    though the answer is an error: the outcome is sent again, the taken job looked for."""
+    go = gevent.event.Event()
+    worker = make(lambda job: bool(go.wait()))
+    told = Told(worker)
+    jobs = queue.add_bulk([JobSpec("n")] * 2)
+    eventually(lambda: worker.active_jobs)
+    redis_client.delete(f"{prefix}:q:marker")
+    redis_client.set(f"{prefix}:q:marker", "foreign")
+    go.set()
+    told.wait("error")
+    assert jobs[0].get_state() == "completed"
+    redis_client.delete(f"{prefix}:q:marker")
+    eventually(lambda: len(told.args("completed")) == 2, what="both are completed")
+    assert [told.of(job) for job in jobs] == [["completed"]] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import time
 import types
@@ -56,6 +57,15 @@ class Asked(typing.NamedTuple):
             "first",
             2,
             id="a shorter grace is stronger, a longer one is not",
+        ),
+        pytest.param(
+            [
+                Asked(True, "first", {"kill_after": datetime.timedelta(minutes=1)}),
+                Asked(True, "now", {"kill_after": datetime.timedelta()}),
+            ],
+            "first",
+            2,
+            id="a grace may be a timedelta",
         ),
     ],
 )

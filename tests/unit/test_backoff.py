@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import typing
 
 import pytest
@@ -54,6 +55,12 @@ def test_a_named_strategy_gets_attempts_error_and_job_and_answers_seconds() -> N
 
 def test_a_negative_answer_fails_the_job_now() -> None:
     assert delay({"type": "mine"}, mine=lambda *_: -1) is None
+
+
+def test_an_answer_may_be_a_timedelta() -> None:
+    """api: all times are seconds, as a float or a timedelta."""
+    assert delay({"type": "mine"}, mine=lambda *_: datetime.timedelta(seconds=2)) == 2000
+    assert delay({"type": "mine"}, mine=lambda *_: datetime.timedelta(days=-1)) is None
 
 
 @pytest.mark.parametrize("answer", [None, "1", True, float("nan"), float("inf"), 1e300])

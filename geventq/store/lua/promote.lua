@@ -15,6 +15,8 @@ end
 if not is_job(KEYS[1]) then
   return -1
 end
+redis.call('LLEN', KEYS[3]) -- of a foreign type, they stop the script before its first write
+redis.call('ZCARD', KEYS[4])
 redis.call('ZREM', KEYS[2], ARGV[1])
 local priority = tonumber(redis.call('HGET', KEYS[1], 'priority') or 0) or 0
 if priority > 0 then

@@ -18,7 +18,7 @@ for _, job_id in ipairs(ids) do
   redis.call('XADD', KEYS[6], 'MAXLEN', '~', length, '*', 'event', 'waiting', 'jobId', job_id,
     'prev', 'delayed')
 end
+redis.call('LPUSH', KEYS[2], unpack(ids)) -- first: of a foreign type, it stops the script
 redis.call('ZREM', KEYS[1], unpack(ids))
-redis.call('LPUSH', KEYS[2], unpack(ids))
 wake(KEYS[3], is_blocked(KEYS[4], KEYS[5]))
 return #ids

@@ -22,6 +22,8 @@ local job_id = ARGV[1]
 if not is_job(KEYS[1]) then
   return -1
 end
+redis.call('LLEN', KEYS[3]) -- of a foreign type, they stop the script before its first write
+redis.call('ZCARD', KEYS[4])
 if redis.call('ZREM', KEYS[2], job_id) == 0 then
   return -3
 end

@@ -278,6 +278,20 @@ local function settle_all()
   end
 end
 
+-- A key of a foreign type stops the script here, before its first write: half-way, what was popped
+-- or released would be in no list any more (cancellation.md 3.7).
+for command, names in pairs({
+  LLEN = { 'wait', 'active' },
+  ZCARD = { 'prioritized', 'delayed', 'completed', 'failed' },
+  HLEN = { 'meta' },
+  XLEN = { 'events' },
+  SCARD = { 'stalled' },
+}) do
+  for _, name in ipairs(names) do
+    redis.call(command, keys[name])
+  end
+end
+
 if count > 0 then
   settle_all()
 end

@@ -9,7 +9,16 @@
 --- include: job
 --- include: meta
 --- include: place
+--- include: types
 
+-- Half-way, a job would be in no list any more (cancellation.md 3.7).
+local wrong = wrong_type({
+  { KEYS[1], 'set' }, { KEYS[3], 'list' }, { KEYS[4], 'list' },
+  { KEYS[5], 'hash' }, { KEYS[6], 'zset' }, { KEYS[7], 'stream' },
+})
+if wrong then
+  return wrong
+end
 if redis.call('EXISTS', KEYS[2]) == 1 then
   return {}
 end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import datetime
 import gc
 import time
 import typing
@@ -40,6 +41,7 @@ def test_it_is_an_async_result() -> None:
 def test_a_token_of_ones_own() -> None:
     """api: `CancellationToken()` works without a job."""
     token, called = CancellationToken(), []
+    assert str(token) == repr(token) == "<CancellationToken 'not cancelled'>"
     assert token.check() is None and not token.cancelled and token.reason is None
     token.raise_if_cancelled()
     token.on_cancel(called.append, 1)
@@ -354,3 +356,25 @@ def test_times_are_checked(seconds: float) -> None:
     with pytest.raises(TypeError, match="reason"):
         token.cancel(object())
     assert not token.cancelled
+
+
+def test_times_may_be_timedeltas() -> None:
+    """api: all times are seconds, as a float or a timedelta."""
+    moment, long = datetime.timedelta(milliseconds=10), datetime.timedelta(hours=1)
+    token = CancellationToken()
+    token.sleep(moment)
+    with token.shield(long):
+        assert token.run(int, "7", timeout=long) == 7
+    with pytest.raises(gevent.Timeout):
+        token.run(gevent.sleep, 60, timeout=moment)
+    linked = token.link(timeout=moment)
+    assert linked.wait(10).failed_reason() == "Job timed out after 0.01 s"
+
+
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same() -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    with pytest.raises(TypeError, match=r"reason: .*Mute without a repr"):
+        CancellationToken().cancel(Mute())
