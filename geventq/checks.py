@@ -30,6 +30,7 @@ __all__ = [
     "check_ratio",
     "check_seconds",
     "check_text",
+    "check_worker_name",
     "is_queue_key",
     "milliseconds",
     "show",
@@ -153,10 +154,20 @@ def check_queue_name(value: object, field: str = "queue name") -> str:
 def check_prefix(value: object) -> str:
     """The prefix of all keys: printable ASCII without spaces, because names of connections
     begin with it (wire-format section 11)."""
-    prefix = check_name("prefix", value)
-    if _UNFIT_IN_CLIENT_NAME.search(prefix):
-        raise _wrong_value("prefix", "must be printable ASCII without spaces", value)
-    return prefix
+    return _part_of_client_name("prefix", value)
+
+
+def check_worker_name(value: object) -> str:
+    """The name of a worker, with which the name of its connection ends."""
+    return _part_of_client_name("name", value)
+
+
+def _part_of_client_name(field: str, value: object) -> str:
+    """Text that Redis takes in ``CLIENT SETNAME``."""
+    text = check_name(field, value)
+    if _UNFIT_IN_CLIENT_NAME.search(text):
+        raise _wrong_value(field, "must be printable ASCII without spaces", value)
+    return text
 
 
 def check_job_id(field: str, value: object) -> str:

@@ -135,7 +135,8 @@ class QueueEvents:
         return self._events(stream)
 
     def _refuse_second_reader(self) -> None:
-        if self._is_read:
+        listens = self._greenlet is not None and self._greenlet is not gevent.getcurrent()
+        if self._is_read or listens:
             raise GeventqError(f"the events of queue {self.name} are being read already")
 
     def _open(self) -> Stream:

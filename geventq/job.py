@@ -446,7 +446,7 @@ class Job:
         """Wait for the job's end and return its result, also of a job that is not kept.
 
         Raises `GeventqError` with the failed reason, and `gevent.Timeout` after `timeout`
-        seconds.
+        seconds; 0 is one look at what is there.
         """
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         return self._store.wait_until_finished(self.id, seconds)

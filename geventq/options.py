@@ -194,8 +194,9 @@ def job_options(
 ) -> StoredOptions:
     """Check the options of one job, over the queue's `defaults`, and put them in stored form.
 
-    An option that is `None` is one left out.  Raises `ValueError` or `TypeError` naming the
-    option, the rule and the value.
+    An option that is `None` is one left out, also where there is a default for it (as with
+    `undefined` in Node.js).  Raises `ValueError` or `TypeError` naming the option, the rule and
+    the value.
     """
     merged = dict(defaults or {})
     if given is not None:

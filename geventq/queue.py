@@ -44,7 +44,8 @@ _ONE: typing.Final = "store"
 
 
 class Queue:
-    """A queue named `name` under `prefix`; `default_job_options` go under every job's own.
+    """A queue named `name` under `prefix`; `default_job_options` go under every job's own, and
+    an option that a job gives as `None` takes the default away.
 
     `max_events` is about how many events its stream keeps; `None` leaves what is set there
     (10,000 where nothing is).  Raises `ValueError` or `TypeError` for a bad argument.  Does not
@@ -158,20 +159,20 @@ class Queue:
         """Its state, ``"unknown"`` for an unknown id.  Yields to the hub."""
         return self._store.state(check_text("job_id", job_id))
 
-    def get_job_counts(self) -> dict[str, int]:
-        """How many jobs are in each state.  Yields to the hub."""
-        return self._store.counts()
+    def get_job_counts(self, *states: str | typing.Iterable[str]) -> dict[str, int]:
+        """How many jobs are in each of `states`, by default in each there is.  Yields to the
+        hub."""
+        wanted = _known_states(states)
+        counts = self._store.counts()
+        return {state: counts[state] for state in wanted or counts}
 
     def get_job_logs(self, job_id: str) -> list[str]:
         """The rows of a job's log, oldest first.  Yields to the hub."""
         return self._store.logs(check_text("job_id", job_id))
 
-    def get_job_count(self, *states: str) -> int:
+    def get_job_count(self, *states: str | typing.Iterable[str]) -> int:
         """How many jobs are in `states` together, by default in all.  Yields to the hub."""
-        for state in states:
-            _known_state(state)
-        counts = self.get_job_counts()
-        return sum(counts[state] for state in states or counts)
+        return sum(self.get_job_counts(*states).values())
 
     def get_jobs(
         self,
@@ -187,12 +188,7 @@ class Queue:
         The newest come first, as with BullMQ; with `ascending` the oldest, or the next to run or
         due.  Yields to the hub.
         """
-        if states is None:
-            wanted = sorted(STATES)
-        else:
-            wanted = [states] if isinstance(states, str) else check_list("states", states)
-        for state in wanted:
-            _known_state(state)
+        wanted = sorted(STATES) if states is None else _known_states((states,))
         for field, position in (("start", start), ("end", end)):
             check_integer(field, position, -(2**53))
         return self._store.page(wanted, start, end, check_flag("ascending", ascending))
@@ -304,7 +300,12 @@ class Queue:
         self.close()
 
 
-def _known_state(state: str) -> str:
-    if not isinstance(state, str) or state not in STATES:
-        raise ValueError(f"state: one of {', '.join(STATES)} is needed, got {show(state)}")
-    return state
+def _known_states(given: typing.Iterable[str | typing.Iterable[str]]) -> list[str]:
+    """Names of states, and lists of such names, as one list that holds each once."""
+    wanted: dict[str, None] = {}
+    for one in given:
+        for state in [one] if isinstance(one, str) else check_list("states", one):
+            if not isinstance(state, str) or state not in STATES:
+                raise ValueError(f"state: one of {', '.join(STATES)} is needed, got {show(state)}")
+            wanted[state] = None
+    return list(wanted)

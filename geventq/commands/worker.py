@@ -55,7 +55,13 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> _Plan:
-    from geventq.checks import check_integer, check_name, check_prefix, check_queue_name
+    from geventq.checks import (
+        check_integer,
+        check_name,
+        check_prefix,
+        check_queue_name,
+        check_worker_name,
+    )
     from geventq.worker.settings import WorkerOptions  # imports gevent, but starts no hub
 
     connection, options = settings.worker_settings(given)
@@ -64,7 +70,7 @@ def _plan(given: argparse.Namespace) -> _Plan:
         raise UsageError("worker: MODULE:FUNCTION and -q QUEUE are needed")
     name, strategies = options.pop("name", None), options.pop("backoff_strategies", {})
     if name is not None:
-        check_name("name", name)
+        check_worker_name(name)
     if not isinstance(strategies, dict):
         raise UsageError(f"backoff_strategies: a table is needed, got {strategies!r}")
     plan = _Plan(

@@ -74,14 +74,17 @@ class Ends:
         """Whether it was made in this process."""
         return self._generation == fork.generation
 
-    def wait(self, job_id: str) -> typing.Any:
+    def wait(self, job_id: str, *, only_look: bool = False) -> typing.Any:
         """The result of the job; raises `GeventqError` with its failed reason, or if it is gone
-        and its end is not in the stream any more.  Yields."""
+        and its end is not in the stream any more, and with `only_look` `gevent.Timeout` if it has
+        not ended.  Yields."""
         waiter = _Waiter()
         self._waiting.setdefault(job_id, []).append(waiter)
         try:
             newest, (end,) = self._look([job_id])
             if end is None:
+                if only_look:
+                    raise gevent.Timeout(0)
                 if self._reader is None:
                     self._reader = _Reader(self, self._client, self._keys, newest)
                 waiter.begin(newest)

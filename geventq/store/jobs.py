@@ -255,6 +255,8 @@ class QueueStore:
         ends = self._ends.get(hub)
         if ends is None or not ends.is_ours:
             ends = self._ends[hub] = Ends(self._client, self.keys)
+        if timeout == 0:  # its timer would be quicker than the server's answer
+            return ends.wait(job_id, only_look=True)
         with gevent.Timeout(timeout):
             return ends.wait(job_id)
 

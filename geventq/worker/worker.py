@@ -25,6 +25,7 @@ from geventq.checks import (
     check_queue_name,
     check_seconds,
     check_text,
+    check_worker_name,
 )
 from geventq.postgresql import warn_if_queries_block
 from geventq.worker.listeners import Listeners
@@ -60,7 +61,7 @@ class Worker:
         check_queue_name(queue_name)
         check_prefix(prefix)
         if name is not None:
-            check_name("name", name)
+            check_worker_name(name)
         self.options = WorkerOptions.made(options)
         self.queue_name = queue_name
         self.prefix = prefix

@@ -166,6 +166,22 @@ def test_two_do_not_read_the_same_events(queue: Queue, redis_url: str, prefix: s
         iter(events)
 
 
+def test_listeners_that_were_registered_are_served_and_nobody_else(
+    queue: Queue, redis_url: str, prefix: str
+) -> None:
+    """Also before their greenlet has had its first turn, and over an iterator made before."""
+    with QueueEvents("q", redis_url, prefix) as events:
+        made_before = iter(events)
+        seen: list[QueueEvent] = []
+        events.on("added", seen.append)
+        for second in (lambda: iter(events), lambda: next(made_before)):
+            with pytest.raises(GeventqError, match="being read already"):
+                second()
+        assert events.ready.wait(10)
+        queue.add("n")
+        eventually(lambda: seen)
+
+
 def test_a_connection_that_cannot_be_used_is_told_where_the_reading_begins() -> None:
     with QueueEvents("q", "http://u:sekret@h") as events:
         with pytest.raises(ValueError, match="connection"):

@@ -65,8 +65,17 @@ def test_counts_and_states(queue: Queue, finish: collections.abc.Callable[[], No
     assert queue.get_job_count("failed", "completed") == 2
     assert queue.get_job_count() == 5
     assert queue.get_counts_per_priority([0, 1, 3]) == {0: 1, 1: 0, 3: 1}
+    assert queue.get_job_counts("failed", ["delayed", "failed"]) == {"failed": 1, "delayed": 1}
     with pytest.raises(ValueError, match="'sleeping'"):
         queue.get_job_count("sleeping")
+
+
+def test_a_state_that_is_named_twice_counts_once(queue: Queue) -> None:
+    """As Node's getters, which make a set of the types."""
+    job = queue.add("n")
+    assert [one.id for one in queue.get_jobs(["waiting", "waiting"])] == [job.id]
+    assert queue.get_job_count("waiting", "waiting") == 1
+    assert queue.get_job_count(["waiting", "active"]) == 1
 
 
 def test_ranges_begin_with_what_is_next_and_finished_ones_with_the_newest(

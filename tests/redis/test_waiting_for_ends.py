@@ -147,6 +147,22 @@ def test_the_time_out_is_a_gevent_timeout(queue: Queue) -> None:
         queue.add("n").wait_until_finished(0.01)
 
 
+def test_no_time_is_one_look_that_sees_what_is_there(
+    queue: Queue, make: Make, redis_client: redis.Redis
+) -> None:
+    """Also when the server's answer takes a moment, which a timer of 0 s would not wait for."""
+    make(lambda job: job.data)
+    job = queue.add("n", "result")
+    assert job.wait_until_finished(10) == "result"
+    open_job = queue.add("n", delay=60)
+    for pause in (False, True):
+        if pause:
+            redis_client.execute_command("CLIENT", "PAUSE", 100, "ALL")
+        assert job.wait_until_finished(0) == "result"
+        with pytest.raises(gevent.Timeout):
+            open_job.wait_until_finished(0)
+
+
 def test_many_who_wait_share_one_connection(
     queue: Queue, make: Make, redis_client: redis.Redis
 ) -> None:

@@ -126,6 +126,13 @@ def test_a_named_worker_is_found_and_signs_what_it_takes(queue: Queue, make: Mak
     eventually(lambda: sorted(worker["name"] for worker in queue.get_workers()) == ["", "painter"])
 
 
+@pytest.mark.parametrize("name", ["two words", "zoë", "line\n"])
+def test_a_name_that_redis_would_not_take_for_a_connection_is_refused(name: str) -> None:
+    """Else the worker runs, and each of its waits fails."""
+    with pytest.raises(ValueError, match=r"^name: must be printable ASCII without spaces, got "):
+        Worker("q", lambda job: None, name=name)
+
+
 # -- attempts ------------------------------------------------------------------------------------
 
 
