@@ -24,6 +24,7 @@ __all__ = [
     "check_known_id",
     "check_list",
     "check_mapping",
+    "check_moment",
     "check_name",
     "check_prefix",
     "check_queue_name",
@@ -91,6 +92,13 @@ def check_seconds(field: str, value: object, *, above_zero: bool = False) -> flo
 def check_duration(field: str, value: object) -> float:
     """A time in seconds that is more than 0."""
     return check_seconds(field, value, above_zero=True)
+
+
+def check_moment(field: str, value: object) -> int:
+    """Seconds since the epoch, as whole milliseconds: a fraction has no place in a hash."""
+    if isinstance(value, datetime.timedelta):
+        raise _wrong_type(field, "seconds since the epoch are needed", value)
+    return int(check_seconds(field, value) * 1000)
 
 
 def milliseconds(seconds: float) -> int | float:

@@ -8,7 +8,6 @@ Must not know Redis; no greenlets run here.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import typing
 
 from geventq.checks import (
@@ -18,6 +17,7 @@ from geventq.checks import (
     check_keep,
     check_keys,
     check_mapping,
+    check_moment,
     check_name,
     check_ratio,
     check_seconds,
@@ -113,13 +113,6 @@ def _time_limit(field: str, value: object) -> int | float:
     return limit or 0.001
 
 
-def _moment(field: str, value: object) -> int:
-    """A time since the epoch; a fraction of a millisecond has no place in the hash."""
-    if isinstance(value, datetime.timedelta):
-        raise TypeError(f"{field}: seconds since the epoch are needed, got {show(value)}")
-    return int(check_seconds(field, value) * 1000)
-
-
 def _backoff(field: str, value: object) -> dict[str, typing.Any]:
     if not isinstance(value, dict):
         return {"type": "fixed", "delay": _time(field, value)}
@@ -184,7 +177,7 @@ _CHECKS: typing.Final[dict[str, typing.Callable[[str, object], typing.Any]]] = {
     "stack_trace_limit": lambda field, value: check_integer(field, value, 0),
     "telemetry": _telemetry,
     "timeout": _time_limit,
-    "timestamp": _moment,
+    "timestamp": check_moment,
 }
 
 

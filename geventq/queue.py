@@ -17,10 +17,10 @@ from geventq.checks import (
     check_integer,
     check_known_id,
     check_list,
+    check_moment,
     check_name,
     check_prefix,
     check_queue_name,
-    check_seconds,
     check_text,
     is_queue_key,
     show,
@@ -251,7 +251,7 @@ class Queue:
         """
         if state not in ("failed", "completed"):
             raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
-        moment = clock.wall_ms() if until is None else int(check_seconds("until", until) * 1000)
+        moment = clock.wall_ms() if until is None else check_moment("until", until)
         return self._store.retry_jobs(state, moment)
 
     def promote_jobs(self) -> int:

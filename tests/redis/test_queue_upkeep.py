@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import datetime
 import json
 import logging
 
@@ -275,6 +276,8 @@ def test_all_failed_jobs_are_retried(
     assert queue.get_job_counts()["waiting"] == 3
     with pytest.raises(ValueError, match="'active'"):
         queue.retry_jobs("active")
+    with pytest.raises(TypeError, match="until: seconds since the epoch are needed"):
+        queue.retry_jobs(until=datetime.timedelta(hours=1))  # type: ignore[arg-type]
 
 
 # -- removing ------------------------------------------------------------------------------------

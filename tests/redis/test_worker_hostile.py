@@ -336,6 +336,17 @@ def test_a_job_that_cannot_go_to_waiting_stays_where_it_is(
     assert job.get_state() == "waiting"
 
 
+def test_a_prioritized_job_that_cannot_go_to_waiting_keeps_its_place(
+    queue: Queue, redis_client: typing.Any, prefix: str
+) -> None:
+    """3.7: *waiting* is of a foreign type when a job's priority is taken away."""
+    job = queue.add("n", priority=5)
+    redis_client.set(f"{prefix}:q:wait", "foreign")
+    with pytest.raises(GeventqError, match="WRONGTYPE"):
+        job.change_priority(0)
+    assert job.get_state() == "prioritized"
+
+
 def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str
 ) -> None:
