@@ -54,7 +54,7 @@ def _serving(
     with open(os.path.join(cwd, "log"), "wb") as log:
         server = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, **_as_user(owner))
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not ready():
             if server.poll() is not None or time.monotonic() > deadline:
                 with open(os.path.join(cwd, "log"), errors="replace") as said:
@@ -64,7 +64,7 @@ def _serving(
     finally:
         server.send_signal(signal.SIGINT if "postgres" in command[0] else signal.SIGTERM)
         try:
-            server.wait(20)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -133,7 +133,7 @@ def mariadb_socket() -> collections.abc.Iterator[str]:
 def _takes_connections(path: str) -> bool:
     """Whether MariaDB greets a client; it aborts a connection that says nothing back."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(20)
         try:
             client.connect(path)
             return bool(client.recv(1))

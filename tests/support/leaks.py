@@ -90,7 +90,7 @@ class Snapshot:
         if settled():
             return
         try:
-            eventually(settled, timeout=1.0)
+            eventually(settled, timeout=20.0)
         except AssertionError:
             raise AssertionError(say()) from None
 
