@@ -19,9 +19,11 @@ import subprocess
 import tempfile
 import time
 
+import psycopg2
+import pymysql
 import pytest
 
-__all__ = ["mariadb_socket", "postgresql_dsn"]
+__all__ = ["mariadb_runs", "mariadb_socket", "postgresql_dsn", "postgresql_runs"]
 
 
 def _as_user(name: str) -> dict[str, object]:
@@ -128,6 +130,39 @@ def mariadb_socket() -> collections.abc.Iterator[str]:
         ]
         with _serving(command, "mysql", path, lambda: _takes_connections(address)):
             yield address
+
+
+def postgresql_runs(dsn: str, text: str) -> int:
+    """How many queries with `text` in them PostgreSQL is working on.
+
+    Waits as psycopg2's wait callback says: where there is none, the hub stands still.
+    """
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from pg_stat_activity where state = 'active'"
+                " and position(%s in query) > 0 and pid <> pg_backend_pid()",
+                (text,),
+            )
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
+
+
+def mariadb_runs(path: str, text: str) -> int:
+    """How many queries with `text` in them MariaDB is working on.  Unpatched, it stops the hub."""
+    connection = pymysql.connect(unix_socket=path, user="root")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from information_schema.processlist"
+                " where id <> connection_id() and locate(%s, info) > 0",
+                (text,),
+            )
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
 
 
 def _takes_connections(path: str) -> bool:
