@@ -21,7 +21,7 @@ class _Client:
 
     def __init__(self, proxy: Proxy) -> None:
         port = int(proxy.url.rpartition(":")[2].partition("/")[0])
-        self._socket = gevent.socket.create_connection(("127.0.0.1", port), timeout=5)
+        self._socket = gevent.socket.create_connection(("127.0.0.1", port), timeout=20)
 
     def send(self, *words: bytes) -> None:
         self._socket.sendall(
