@@ -168,7 +168,7 @@ def test_a_socket_that_is_left_open_is_told() -> None:
     ours, theirs = gevent.socket.socketpair()
     try:
         with pytest.raises(AssertionError, match=r"left open: .*socket:"):
-            before.check()
+            before.check(patience=0.1)
     finally:
         ours.close()
         theirs.close()
