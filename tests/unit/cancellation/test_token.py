@@ -140,11 +140,16 @@ def test_a_hundred_computing_jobs_share_the_time_and_leave_the_hub_its_turns() -
         stop.append(True)
 
     jobs = [gevent.spawn(compute, number) for number in range(100)]
-    gevent.spawn(tick).join()
+    gc.collect()
+    gc.disable()  # a collection would be a gap, and take long after many tests
+    try:
+        gevent.spawn(tick).join()
+    finally:
+        gc.enable()
     gevent.joinall(jobs)
     gaps.sort()
     assert gaps[len(gaps) * 99 // 100] < 0.010
-    assert gaps[-1] < 0.020  # a collection of garbage may fall into one
+    assert gaps[-1] < 0.020
     assert min(shares) > 0 and max(shares) < 6 * (sum(shares) / 100)
 
 
