@@ -11,7 +11,6 @@ import gevent.event
 import pytest
 
 from geventq import CancellationToken, Job, JobSpec, Queue, Worker
-from geventq.store.scripts import load
 from geventq.worker import execution
 from tests.conftest import Make
 from tests.support.calls import takes
@@ -26,7 +25,6 @@ def test_jobs_that_are_taken_while_closing_begins_go_back_in_their_order(
     locked, and the jobs stand where they stood."""
     ran: list[str] = []
     jobs = queue.add_bulk([JobSpec("n") for _ in range(2)])
-    redis_client.script_load(load("settle").source)  # else the answer is NOSCRIPT
     traps = [proxy.hold_answer(takes) for _ in range(4)]  # one for each lane
     worker = through(lambda job: ran.append(job.id), concurrency=8)
     worker.start()

@@ -40,7 +40,6 @@ def test_a_request_survives_a_worker_that_closes_while_it_takes_the_job(
     told = json.dumps({**record, "at": 1000, "by": None, "atm": 0})
     text = "Job cancelled: no more"
     redis_client.hset(f"{prefix}:q:{job.id}", mapping={"gqc": told, "defa": text})
-    redis_client.script_load(load("settle").source)
     traps = [proxy.hold_answer(takes) for _ in range(4)]
     first = through(lambda job: ran.append("first"), concurrency=8)
     first.start()
@@ -378,7 +377,6 @@ def test_a_job_that_ends_while_it_is_reported_stuck_has_one_outcome(
         survive(go)
 
     recording = proxy.hold_answer(load("record_request").sha.encode())
-    redis_client.script_load(load("record_request").source)
     worker = through(process)
     told = Told(worker)
     worker.start()
