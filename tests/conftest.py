@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import importlib.resources
 import os
 import typing
 import uuid
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from geventq import Queue, Worker, clock
+from geventq.store.scripts import load
 from tests.support.leaks import Snapshot
 from tests.support.locks import Locks
 from tests.support.proxy import Proxy
@@ -111,8 +113,15 @@ def own_server() -> collections.abc.Iterator[Server]:
 
 
 @pytest.fixture
-def proxy(redis_url: str) -> collections.abc.Iterator[Proxy]:
-    """A TCP proxy in front of the shared server; see `tests.support.proxy`."""
+def proxy(redis_url: str, redis_client: redis.Redis) -> collections.abc.Iterator[Proxy]:
+    """A TCP proxy in front of the shared server; see `tests.support.proxy`.
+
+    The server knows all scripts, whichever tests ran before: the answer to the request that a
+    trap waits for is never NOSCRIPT.
+    """
+    for file in (importlib.resources.files("geventq.store") / "lua").iterdir():
+        if file.name.endswith(".lua"):
+            redis_client.script_load(load(file.name.removesuffix(".lua")).source)
     with Proxy(redis_url) as running:
         yield running
 

@@ -221,6 +221,7 @@ def test_people_see_what_runs_and_what_is_cancelled(programs: Programs, queue: Q
     first, second = queue.add("quick"), queue.add("polite", timeout=0.05)
     worker.until_out("cancelled")
     worker.until_out("failed")
+    worker.until_out("completed")
     out = " ".join(worker.out.split())
     assert "q starting tasks:process, concurrency 7, " in out
     assert f"q active quick {first.id}" in out

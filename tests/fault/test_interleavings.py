@@ -9,7 +9,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import typing
 
 import gevent
@@ -41,7 +40,6 @@ def test_a_request_survives_a_worker_that_closes_while_it_takes_the_job(
     told = json.dumps({**record, "at": 1000, "by": None, "atm": 0})
     text = "Job cancelled: no more"
     redis_client.hset(f"{prefix}:q:{job.id}", mapping={"gqc": told, "defa": text})
-    redis_client.script_load(load("settle").source)
     traps = [proxy.hold_answer(takes) for _ in range(4)]
     first = through(lambda job: ran.append("first"), concurrency=8)
     first.start()
@@ -51,7 +49,7 @@ def test_a_request_survives_a_worker_that_closes_while_it_takes_the_job(
     eventually(lambda: not first.is_running)
     for trap in traps:
         trap.release()
-    closing.get(timeout=10)
+    closing.get(timeout=20)
     make(lambda job: ran.append("second"))
     read = ended(queue, job, "failed")
     assert (ran, read.failed_reason) == ([], text)
@@ -102,7 +100,7 @@ def test_a_search_does_not_run_a_stuck_job_a_second_time(
     job = queue.add("n")
     lost = proxy.swallow_next(takes)
     worker = through(
-        process, concurrency=2, lock_duration=1.0, lock_renew_time=0.1, skip_stalled_check=True
+        process, concurrency=2, lock_duration=2.0, lock_renew_time=0.1, skip_stalled_check=True
     )
     told = Told(worker)
     worker.start()
@@ -110,10 +108,10 @@ def test_a_search_does_not_run_a_stuck_job_a_second_time(
     eventually(lambda: ran == [job.id])
     assert worker.cancel_job(job.id, hard=True)
     told.wait("stuck")
-    gevent.sleep(1.3)  # rounds of the renewer, and the life of the lock
+    eventually(lambda: not redis_exists(queue, f"{queue.prefix}:q:{job.id}:lock"))
+    gevent.sleep(0.3)  # rounds of the renewer
     assert ran == [job.id]
     assert queue.get_job_state(job.id) == "active"
-    assert not redis_exists(queue, f"{queue.prefix}:q:{job.id}:lock")
     go.set()
     eventually(lambda: not worker.active_jobs)
 
@@ -146,7 +144,7 @@ def test_a_listener_that_hangs_in_one_life_does_not_end_those_of_the_next(
     eventually(lambda: not worker.is_running)
     eventually(lambda: worker._engine is None)
     worker.start()
-    closing.get(timeout=5)
+    closing.get(timeout=20)
     job = queue.add("n")
     eventually(lambda: told == [job.id])
 
@@ -156,23 +154,24 @@ def test_close_asks_the_jobs_at_once_when_redis_is_silent(
 ) -> None:
     """7.1: close(0) cancels now; what the worker itself has to wait for (here: an answer in the
     idle wait, and to the wake-up that it hands on) comes later."""
-    heard: list[float] = []
+    heard: list[str] = []
 
     def process(job: Job, token: CancellationToken) -> None:
         token.wait()
-        heard.append(time.perf_counter())
+        heard.append(job.id)
 
-    worker = through(process, concurrency=2, lock_duration=2.0)
+    worker = through(process, concurrency=2)
     worker.start()
     queue.add("n")
     eventually(lambda: worker.active_jobs)
     eventually(lambda: any(b"BZPOPMIN" in asked for asked in proxy.requests))
+    gevent.sleep(0)  # the job's first turn
     with proxy.stalled():
-        began = time.perf_counter()
         closing = gevent.spawn(worker.close, 0)
-        eventually(lambda: heard)
-        assert heard[0] - began < 0.3
-    closing.get(timeout=10)
+        for _ in range(20):  # turns of the hub, in which nothing can come from Redis
+            gevent.sleep(0)
+        assert heard
+    closing.get(timeout=20)
 
 
 def survive(go: gevent.event.Event) -> None:
@@ -207,7 +206,7 @@ def test_a_kill_is_thrown_in_the_hub_also_where_a_shield_has_outlived_its_cap(wh
                 gevent.sleep(0.03)
                 if who == "itself":
                     ask()
-                gevent.sleep(5)
+                gevent.sleep(60)
         except BaseException as error:
             seen.append(type(error).__name__)
         attempt.end()
@@ -215,8 +214,8 @@ def test_a_kill_is_thrown_in_the_hub_also_where_a_shield_has_outlived_its_cap(wh
     greenlet = gevent.spawn(job)
     if who == "another":
         gevent.sleep(0.05)
-        gevent.spawn(ask).join(1)
-    greenlet.join(2)
+        gevent.spawn(ask).join(20)
+    greenlet.join(20)
     assert seen == ["went on", "JobKilled"]
     gevent.sleep(1.2)  # a second throw would be printed, and fail the test
 
@@ -240,7 +239,7 @@ def test_a_part_of_the_worker_outlives_a_failure_of_whatever_kind(
     monkeypatch.setattr(Client, "script", fails)
     go = gevent.event.Event()
     worker = make(
-        lambda job: go.wait(), lock_duration=1.0, lock_renew_time=0.2, stalled_interval=0.05
+        lambda job: go.wait(), lock_duration=6.0, lock_renew_time=0.2, stalled_interval=0.05
     )
     told = Told(worker)
     job = queue.add("n")
@@ -304,7 +303,7 @@ def test_ctrl_c_that_hits_a_lane_loses_nothing(
     monkeypatch.setattr(Client, "script", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worker.resume()
-        gevent.sleep(5)
+        gevent.sleep(20)
     monkeypatch.undo()
     assert all(not lane.dead for lane in engine_of(worker).intake.greenlets)
     eventually(lambda: told.of(job) == ["completed"])
@@ -378,7 +377,6 @@ def test_a_job_that_ends_while_it_is_reported_stuck_has_one_outcome(
         survive(go)
 
     recording = proxy.hold_answer(load("record_request").sha.encode())
-    redis_client.script_load(load("record_request").source)
     worker = through(process)
     told = Told(worker)
     worker.start()
@@ -419,7 +417,7 @@ def test_a_worker_without_a_free_slot_leaves_the_wake_up_to_the_others(
     eventually(lambda: len(queue.get_workers()) == 2)
     for _ in range(3):
         job = queue.add("n")
-        eventually(lambda job=job: queue.get_job_state(job.id) == "completed", 3)
+        eventually(lambda job=job: queue.get_job_state(job.id) == "completed")
     assert first.is_running
     assert second.is_running
 
@@ -477,7 +475,7 @@ def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
         eventually(lambda: queue.get_job_state(job.id) == "completed")
     eventually(lambda: queue.get_job_state(job.id) == "completed")
     assert ran == [job.id, job.id]
-    with gevent.Timeout(5):
+    with gevent.Timeout(20):
         worker.close(0)
 
 
@@ -534,12 +532,12 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
     monkeypatch.setattr(owner, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         worker.resume()
-        gevent.sleep(5)
+        gevent.sleep(20)
     eventually(lambda: queue.get_job_counts()["completed"] == 4)
     eventually(lambda: all(told.of(job) == ["completed"] for job in jobs))
     assert sorted(ran) == sorted(job.id for job in jobs)
     assert not engine_of(worker).held
-    with gevent.Timeout(5):
+    with gevent.Timeout(20):
         worker.close(0)
 
 
@@ -586,22 +584,22 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGVTALRM, interrupt)
-deadline = time.monotonic() + 1.0
+deadline = time.monotonic() + 60
 hits = 0
-while time.monotonic() < deadline:
+while hits < 100 and time.monotonic() < deadline:
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
         while True:
             pack(("SET", "a", *range(100), 0.5))
     except KeyboardInterrupt:
         hits += 1
-print("survived" if hits > 20 else hits)
+print("survived" if hits == 100 else hits)
 """
 
 
 def test_ctrl_c_while_a_command_is_packed_does_not_crash_the_process() -> None:
     """7.2: hiredis packs numbers by a call that may raise, and does not look whether it did."""
     ended = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout) == (0, "survived\n")

@@ -137,7 +137,7 @@ def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
         with redis_client.client() as late:  # a connection of its own
             late.connection.send_packed_command([request])
             late.connection.read_response()
-        eventually(lambda: queue.get_job_state(job.id) == "completed", 3)
+        eventually(lambda: queue.get_job_state(job.id) == "completed")
     finally:
         worker.close(0)
     read = queue.get_job(job.id)
@@ -176,7 +176,7 @@ def test_a_worker_lives_through_an_outage(
         second = queue.add("n")
         gevent.sleep(0)
         assert seen.ran == [first.id]
-    eventually(lambda: seen.completed == [first.id, second.id], 15)
+    eventually(lambda: seen.completed == [first.id, second.id])
 
 
 def test_greenlets_that_add_at_once_each_get_their_own_job(queue: Queue) -> None:

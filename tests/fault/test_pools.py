@@ -22,7 +22,7 @@ def _play(scenario: str, address: str) -> None:
         [sys.executable, "-m", "tests.fault.pools", scenario, address],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

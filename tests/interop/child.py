@@ -100,7 +100,7 @@ class Child:
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         self._process.stdin.flush()
 
-    def hear(self, timeout: float = 20.0) -> Message:
+    def hear(self, timeout: float = 40.0) -> Message:
         """The next line.  Raises `AssertionError` with the child's errors if none comes."""
         if self._unheard:
             return self._unheard.pop(0)
@@ -114,7 +114,7 @@ class Child:
         return message
 
     def hear_until(
-        self, wanted: collections.abc.Callable[[Message], object], timeout: float = 20.0
+        self, wanted: collections.abc.Callable[[Message], object], timeout: float = 40.0
     ) -> list[Message]:
         """The lines up to the first that is `wanted`, that one included."""
         heard: list[Message] = []
@@ -128,7 +128,7 @@ class Child:
         afterwards."""
         *self._unheard, _ = self.hear_until(lambda message: message.get("ready"))
 
-    def ask(self, message: Message, timeout: float = 20.0) -> Message:
+    def ask(self, message: Message, timeout: float = 40.0) -> Message:
         """Send one line, and return the next one that comes."""
         self.say(message)
         return self.hear(timeout)
@@ -138,7 +138,7 @@ class Child:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(10)
 
-    def close(self, timeout: float = 20.0) -> int:
+    def close(self, timeout: float = 40.0) -> int:
         """End its input, which ends the child; returns its exit status.  Idempotent."""
         if not self._process.stdin.closed:
             with gevent.Timeout(timeout, False):

@@ -25,7 +25,7 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_benchmark_measures_both_sides_in_every_scenario() -> None:
     told = run("tests.bench", "--quick")
     for scenario in SCENARIOS:

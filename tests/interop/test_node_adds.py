@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 
 
 def finished(queue: NodeQueue, count: int, state: str = "completed") -> None:
-    eventually(lambda: queue("getJobCounts", state)[state] == count, 10)
+    eventually(lambda: queue("getJobCounts", state)[state] == count)
 
 
 def test_a_job_added_by_node_is_worked_and_node_reads_its_result(

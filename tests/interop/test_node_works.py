@@ -34,7 +34,7 @@ def test_a_job_of_geventq_is_worked_and_its_result_read(sides: Sides) -> None:
     job = queue.add("echo", {"rows": 10})
     worker = sides.node_worker(name="node-1")
     assert end(worker) == {"event": "completed", "id": job.id, "returnvalue": {"rows": 10}}
-    assert job.wait_until_finished(timeout=5) == {"rows": 10}
+    assert job.wait_until_finished(timeout=20) == {"rows": 10}
     read = queue.get_job(job.id)
     assert read is not None
     assert read.return_value == {"rows": 10}
@@ -89,7 +89,7 @@ def test_attempts_and_backoff_are_kept(sides: Sides, backoff: typing.Any) -> Non
     exponential = isinstance(backoff, dict) and backoff["type"] == "exponential"
     assert third - second >= (300 if exponential else 150)
     with pytest.raises(GeventqError, match="no luck"):
-        job.wait_until_finished(timeout=5)
+        job.wait_until_finished(timeout=20)
     read = queue.get_job(job.id)
     assert read is not None
     assert (read.attempts_made, read.failed_reason) == (3, "no luck")

@@ -144,7 +144,7 @@ def test_while_there_is_none_it_waits_and_wakes_up_for_the_first(queue: Queue, b
     waiting = gevent.spawn(worker.get_next_job, "mine")
     assert worker.get_next_job("other", block=False) is None
     added = queue.add("n")
-    job = waiting.get(timeout=5)
+    job = waiting.get(timeout=20)
     assert job is not None
     assert job.id == added.id
 
@@ -157,7 +157,7 @@ def test_a_paused_worker_hands_nothing_out(queue: Queue, by_hand: By) -> None:
     waiting = gevent.spawn(worker.get_next_job, "mine")
     gevent.sleep(0)
     worker.resume()
-    job = waiting.get(timeout=5)
+    job = waiting.get(timeout=20)
     assert job is not None
     assert job.id == added.id
 

@@ -195,15 +195,15 @@ def test_the_server_stops_when_the_last_of_our_objects_is_closed(home: _Home) ->
     queue, events = Queue("q", home.url), QueueEvents("q", home.url, last_event_id="0")
     with queue, events, Worker("q", lambda job: "done", home.url):
         jobs = [queue.add("n") for _ in range(3)]
-        waiting = [gevent.spawn(job.wait_until_finished, 10) for job in jobs]
-        assert [one.get(timeout=10) for one in waiting] == ["done"] * 3
+        waiting = [gevent.spawn(job.wait_until_finished, 20) for job in jobs]
+        assert [one.get(timeout=20) for one in waiting] == ["done"] * 3
         assert next(iter(events)).name == "added"
         eventually(lambda: embedded._entries[home.path].users == 3)  # a link may be opening
     assert not embedded._entries
-    eventually(home.is_empty, 10)
+    eventually(home.is_empty)
     with queue:  # used again, it starts the server again, with its data
         assert queue.get_job_counts()["completed"] == 3
-    eventually(home.is_empty, 10)
+    eventually(home.is_empty)
 
 
 def test_a_malformed_url_is_refused_when_a_client_is_made() -> None:

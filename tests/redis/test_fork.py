@@ -37,7 +37,7 @@ class Program:
     def says(self) -> dict[str, typing.Any]:
         """All its lines by ``who`` said them, when all who hold its output have ended."""
         try:
-            output, _ = self._process.communicate(timeout=40)
+            output, _ = self._process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
@@ -60,7 +60,7 @@ URL, PREFIX = sys.argv[1:3]
 def say(who, **said):
     os.write(1, (json.dumps({"who": who, **said}) + "\\n").encode())
 def turns(until):
-    with gevent.Timeout(20):
+    with gevent.Timeout(60):
         while not until():
             gevent.sleep(0.002)
 def child_ends(pid):
@@ -229,7 +229,7 @@ def test_sys_exit_in_the_child_of_a_job_ends_the_child(
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         queue = Queue("q", URL, PREFIX)
         with Worker("q", process, URL, PREFIX):
-            status = queue.add("n").wait_until_finished(10)
+            status = queue.add("n").wait_until_finished(20)
         say("parent", status=status)
         """,
     ).says()
@@ -264,7 +264,7 @@ def test_of_a_job_whose_helper_forks_the_helper_alone_goes_on(
         parent = os.getpid()
         queue = Queue("q", URL, PREFIX)
         with Worker("q", process, URL, PREFIX):
-            queue.add("n").wait_until_finished(10)
+            queue.add("n").wait_until_finished(20)
         """,
     ).says()
     assert said == {"child": {"ended": True}, "parent": {}}
@@ -283,7 +283,7 @@ def test_a_grandchild_begins_anew_as_well(redis_url: str, prefix: str, patched: 
         worker = Worker("q", lambda job: ids.append(worker.id) or os.getpid(), URL, PREFIX)
         def works():
             worker.start()
-            mine = queue.add("n").wait_until_finished(10) == os.getpid()
+            mine = queue.add("n").wait_until_finished(20) == os.getpid()
             worker.pause()
             return mine
         def generation(name, deeper):

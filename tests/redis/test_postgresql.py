@@ -14,8 +14,8 @@ import pytest
 
 from geventq import CancellationToken, Job, Queue, postgresql
 from tests.conftest import Make
-from tests.support.databases import postgresql_dsn  # noqa: F401 - a fixture
-from tests.support.waiting import eventually
+from tests.support.databases import postgresql_dsn, postgresql_runs  # noqa: F401 - a fixture
+from tests.support.waiting import at_best, eventually
 
 pytestmark = pytest.mark.database
 
@@ -37,33 +37,25 @@ def connected(dsn: str) -> collections.abc.Iterator[typing.Any]:
         connection.close()
 
 
-def running(dsn: str, mark: str) -> int:
-    """How many queries with that comment PostgreSQL is working on."""
-    with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "select count(*) from pg_stat_activity where state = 'active' and query like %s"
-            " and pid <> pg_backend_pid()",
-            (f"%{mark}%",),
-        )
-        return int(cursor.fetchone()[0])
-
-
 def test_a_query_does_not_stop_the_hub(green: None, postgresql_dsn: str) -> None:  # noqa: F811
     """Other greenlets run while PostgreSQL works; connecting waits in the hub too."""
-    turns = 0
 
-    def turn() -> None:
-        nonlocal turns
-        while True:
-            gevent.sleep(0.005)
-            turns += 1
+    def turns() -> int:
+        had: list[int] = []
 
-    other = gevent.spawn(turn)
-    with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("select pg_sleep(0.3), 7")
-        assert cursor.fetchone()[1] == 7
-    other.kill()
-    assert turns > 20
+        def turn() -> None:
+            while True:
+                gevent.sleep(0.005)
+                had.append(1)
+
+        other = gevent.spawn(turn)
+        with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_sleep(0.3), 7")
+            assert cursor.fetchone()[1] == 7
+        other.kill()
+        return len(had)
+
+    at_best(turns, lambda turns: turns > 20)
 
 
 def test_queries_run_side_by_side(green: None, postgresql_dsn: str) -> None:  # noqa: F811
@@ -71,9 +63,12 @@ def test_queries_run_side_by_side(green: None, postgresql_dsn: str) -> None:  # 
         with connected(postgresql_dsn) as connection, connection.cursor() as cursor:
             cursor.execute("select pg_sleep(0.3)")
 
-    begun = time.monotonic()
-    gevent.joinall([gevent.spawn(query) for _ in range(5)], raise_error=True)
-    assert time.monotonic() - begun < 0.9  # one after the other: 1.5 s
+    def five() -> float:
+        begun = time.monotonic()
+        gevent.joinall([gevent.spawn(query) for _ in range(5)], raise_error=True)
+        return time.monotonic() - begun
+
+    at_best(five, lambda seconds: seconds < 1.2)  # one after the other: 1.5 s
 
 
 def test_errors_of_the_server_arrive(green: None, postgresql_dsn: str) -> None:  # noqa: F811
@@ -105,10 +100,10 @@ def test_a_hard_cancel_ends_a_query_and_its_job(
     worker = make(process)
     job = queue.add("query")
     mark = f"{job.id}-{queue.prefix}"
-    eventually(lambda: running(postgresql_dsn, mark))
+    eventually(lambda: postgresql_runs(postgresql_dsn, mark))
     assert worker.cancel_job(job.id, "enough", hard=True, kill_after=kill_after, retry=False)
-    eventually(lambda: queue.get_job_state(job.id) == "failed", timeout=3)
-    eventually(lambda: not running(postgresql_dsn, mark), timeout=3)
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
+    eventually(lambda: not postgresql_runs(postgresql_dsn, mark))
 
 
 def test_a_kill_in_a_query_closes_its_connection(
@@ -124,13 +119,13 @@ def test_a_kill_in_a_query_closes_its_connection(
     def process(job: Job, token: CancellationToken) -> None:
         connection = psycopg2.connect(postgresql_dsn)
         seen.append(connection)
-        connection.cursor().execute("select pg_sleep(1)")
+        connection.cursor().execute("select pg_sleep(25)")
 
     worker = make(process)
     job = queue.add("query")
     eventually(lambda: seen and seen[0].status == psycopg2.extensions.STATUS_BEGIN)
     assert worker.cancel_job(job.id, "enough", hard=True, retry=False)
-    eventually(lambda: queue.get_job_state(job.id) == "failed", timeout=0.9)
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
     assert seen[0].closed
     found = queue.get_job(job.id)
     assert found is not None

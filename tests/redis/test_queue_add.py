@@ -146,7 +146,7 @@ def test_adds_of_many_greenlets_travel_together(redis_url: str, prefix: str) -> 
         queue.add("first")  # the script is known, a connection is there
         proxy.requests.clear()
         adding = [gevent.spawn(queue.add, "n", number) for number in range(100)]
-        jobs = [greenlet.get(timeout=10) for greenlet in adding]
+        jobs = [greenlet.get(timeout=20) for greenlet in adding]
         assert len({job.id for job in jobs}) == 100
         assert all(queue.get_job(job.id).data == job.data for job in jobs)  # type: ignore[union-attr]
         sent = [request for request in proxy.requests if b"EVALSHA" in request]
@@ -181,7 +181,7 @@ def test_a_caller_that_is_killed_takes_only_its_own_job_with_it(
         for trap in (held, couriers, second):
             trap.release()
         for greenlet in (first, early, also, waiting[0], waiting[2]):
-            assert isinstance(greenlet.get(timeout=10), Job)
+            assert isinstance(greenlet.get(timeout=20), Job)
         stored = sorted(job.name for job in queue.get_waiting())
         assert stored == ["a", "also", "b", "early", "first", "held"]
 
@@ -205,10 +205,10 @@ def test_jobs_with_ids_do_not_suffer_from_those_without(redis_url: str, prefix: 
             *(gevent.spawn(queue.add, "n") for _ in range(3)),
         ]
         for greenlet in adding:
-            assert isinstance(greenlet.get(timeout=10), Job)
+            assert isinstance(greenlet.get(timeout=20), Job)
         assert lost.was_reached
         held.release()
-        first.get(timeout=10)
+        first.get(timeout=20)
         assert queue.count() == 8
 
 
@@ -223,12 +223,12 @@ def test_a_big_job_travels_alone(
         big = gevent.spawn(queue.add, "big", "x" * 2000)
         small = [gevent.spawn(queue.add, "small") for _ in range(5)]
         for greenlet in small:
-            assert isinstance(greenlet.get(timeout=10), Job)
+            assert isinstance(greenlet.get(timeout=20), Job)
         with pytest.raises(RedisUnavailableError):
-            big.get(timeout=10)
+            big.get(timeout=20)
         assert lost.was_reached
         held.release()
-        first.get(timeout=10)
+        first.get(timeout=20)
 
 
 def test_a_courier_that_is_killed_leaves_nobody_waiting(redis_url: str, prefix: str) -> None:
@@ -245,10 +245,10 @@ def test_a_courier_that_is_killed_leaves_nobody_waiting(redis_url: str, prefix: 
         ]
         courier.kill()
         with pytest.raises(RedisUnavailableError, match="may have been stored"):
-            waiting.get(timeout=10)
+            waiting.get(timeout=20)
         held.release()
         sent.release()
-        first.get(timeout=10)
+        first.get(timeout=20)
 
 
 def test_an_error_reaches_every_caller_as_its_own(

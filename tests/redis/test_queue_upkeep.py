@@ -313,7 +313,7 @@ def test_a_policy_that_is_new_to_a_long_queue_does_not_stop_the_server(
     left = []
     for number in range(3):
         job = queue.add("n", number, remove_on_complete=10)
-        assert job.wait_until_finished(10) == "ran"
+        assert job.wait_until_finished(20) == "ran"
         left.append(redis_client.zcard(key))
     assert left == [1500, 500, 10]
     assert redis_client.zscore(key, "old2499") is not None

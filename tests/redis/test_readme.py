@@ -41,7 +41,7 @@ def run(tmp_path: pathlib.Path) -> collections.abc.Callable[[list[str]], str]:
 
     def run(command: list[str]) -> str:
         done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr

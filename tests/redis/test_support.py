@@ -21,7 +21,7 @@ class _Client:
 
     def __init__(self, proxy: Proxy) -> None:
         port = int(proxy.url.rpartition(":")[2].partition("/")[0])
-        self._socket = gevent.socket.create_connection(("127.0.0.1", port), timeout=5)
+        self._socket = gevent.socket.create_connection(("127.0.0.1", port), timeout=20)
 
     def send(self, *words: bytes) -> None:
         self._socket.sendall(
@@ -168,7 +168,7 @@ def test_a_socket_that_is_left_open_is_told() -> None:
     ours, theirs = gevent.socket.socketpair()
     try:
         with pytest.raises(AssertionError, match=r"left open: .*socket:"):
-            before.check()
+            before.check(patience=0.1)
     finally:
         ours.close()
         theirs.close()
@@ -179,7 +179,7 @@ def test_a_turned_clock_moves_stops_and_goes_on(turned_clock: TurnedClock) -> No
 
     before = clock.monotonic()
     turned_clock.advance(3600)
-    assert 3600 <= clock.monotonic() - before < 3601
+    assert 3600 <= clock.monotonic() - before < 3660
     turned_clock.stop()
     assert clock.monotonic() == clock.monotonic()
     stopped = clock.wall_ms()

@@ -54,14 +54,14 @@ def test_the_first_calls_of_several_threads_share_one_store(
     queue: Queue, threads: gevent.threadpool.ThreadPool
 ) -> None:
     stores = [threads.spawn(lambda: queue._store) for _ in range(8)]
-    assert len({id(store.get(timeout=10)) for store in stores}) == 1
+    assert len({id(store.get(timeout=20)) for store in stores}) == 1
 
 
 def test_threads_wait_for_ends(
     queue: Queue, make: Make, threads: gevent.threadpool.ThreadPool
 ) -> None:
     def add_and_wait(number: int) -> typing.Any:
-        return queue.add("n", number).wait_until_finished(10)
+        return queue.add("n", number).wait_until_finished(20)
 
     results = [threads.spawn(add_and_wait, number) for number in range(8)]
     make(lambda job: job.data, concurrency=4)
@@ -128,7 +128,7 @@ def test_events_are_read_in_one_thread_and_closed_in_another(
     queue.add("n")
     eventually(lambda: seen == ["added", "waiting"])
     events.close()
-    reading.get(timeout=10)
+    reading.get(timeout=20)
 
 
 def test_closing_the_queue_lets_those_go_who_wait_in_other_threads(
@@ -141,7 +141,7 @@ def test_closing_the_queue_lets_those_go_who_wait_in_other_threads(
     eventually(lambda: ends._reader is not None)
     queue.close()
     with pytest.raises(GeventqError, match="closed"):
-        waiting.get(timeout=10)
+        waiting.get(timeout=20)
 
 
 def test_jobs_of_one_thread_are_worked_in_another(

@@ -67,7 +67,7 @@ def test_jobs_are_added_worked_and_waited_for(url: str, prefix: str) -> None:
         Worker("q", lambda job: job.data, url, prefix),
     ):
         jobs = [queue.add("n", "x" * 100_000), queue.add("n", 2)]
-        assert [job.wait_until_finished(10) for job in jobs] == ["x" * 100_000, 2]
+        assert [job.wait_until_finished(20) for job in jobs] == ["x" * 100_000, 2]
         assert next(iter(events)).name == "added"
 
 
@@ -76,7 +76,7 @@ def test_the_hub_turns_while_the_server_is_silent(url: str, prefix: str) -> None
         reading = gevent.spawn(lambda: next(iter(events)))
         assert events.ready.wait(10)
         queue.add("n")  # a blocked hub would not get here
-        assert reading.get(timeout=10).name == "added"
+        assert reading.get(timeout=20).name == "added"
 
 
 def test_an_idle_connection_that_was_cut_is_not_used_again(url: str, prefix: str) -> None:
@@ -130,7 +130,7 @@ assert gevent.os.waitpid(child, 0)[1] == 0
 assert own() == before
 queue.add("n")
 """
-    done = gevent.subprocess.run([sys.executable, "-c", program, url, prefix], timeout=30)
+    done = gevent.subprocess.run([sys.executable, "-c", program, url, prefix], timeout=120)
     assert done.returncode == 0
     with Queue("q", url, prefix) as queue:
         assert queue.count() == 2

@@ -21,7 +21,7 @@ def fail(job: Job) -> None:
 
 def waiting(job: Job) -> gevent.Greenlet[..., typing.Any]:
     """A greenlet that waits for the job, and has begun to."""
-    greenlet = gevent.spawn(job.wait_until_finished, 10)
+    greenlet = gevent.spawn(job.wait_until_finished, 20)
     eventually(lambda: job._store._ends and next(iter(job._store._ends.values()))._waiting)
     return greenlet
 
@@ -29,14 +29,14 @@ def waiting(job: Job) -> gevent.Greenlet[..., typing.Any]:
 def test_the_result_of_a_job_that_ends_later(queue: Queue, make: Make) -> None:
     greenlet = waiting(queue.add("n", {"a": 1}))
     make(lambda job: {"got": job.data})
-    assert greenlet.get(timeout=10) == {"got": {"a": 1}}
+    assert greenlet.get(timeout=20) == {"got": {"a": 1}}
 
 
 def test_the_result_of_a_job_that_ended_before(queue: Queue, make: Make) -> None:
     job = queue.add("n")
     make(lambda job: [1, "é", None])
     eventually(job.is_completed)
-    assert job.wait_until_finished(5) == [1, "é", None]
+    assert job.wait_until_finished(20) == [1, "é", None]
 
 
 def test_a_final_failure_is_raised_with_its_reason(queue: Queue, make: Make) -> None:
@@ -44,7 +44,7 @@ def test_a_final_failure_is_raised_with_its_reason(queue: Queue, make: Make) -> 
     make(fail)
     for _ in range(2):  # while it comes, and when it has been there for long
         with pytest.raises(GeventqError, match="no such user"):
-            job.wait_until_finished(10)
+            job.wait_until_finished(20)
 
 
 def test_a_failed_attempt_is_not_the_end(queue: Queue, make: Make) -> None:
@@ -55,7 +55,7 @@ def test_a_failed_attempt_is_not_the_end(queue: Queue, make: Make) -> None:
 
     greenlet = waiting(queue.add("n", attempts=2))
     make(flaky)
-    assert greenlet.get(timeout=10) == "second time"
+    assert greenlet.get(timeout=20) == "second time"
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -65,19 +65,19 @@ def test_a_job_that_is_not_kept(queue: Queue, make: Make, early: bool) -> None:
     greenlet = waiting(job) if early else None
     make(lambda job: "gone")
     eventually(lambda: queue.get_job(job.id) is None)
-    assert (greenlet.get(timeout=10) if greenlet else job.wait_until_finished(5)) == "gone"
+    assert (greenlet.get(timeout=20) if greenlet else job.wait_until_finished(20)) == "gone"
 
 
 def test_an_earlier_job_with_the_same_id_does_not_answer(queue: Queue, make: Make) -> None:
     """The first run of `report` ended and was removed; the second was removed unrun."""
     worker = make(lambda job: "first")
     first = queue.add("n", job_id="report", remove_on_complete=True)
-    assert first.wait_until_finished(5) == "first"
+    assert first.wait_until_finished(20) == "first"
     worker.close()
     second = queue.add("n", job_id="report")
     assert second.remove()
     with pytest.raises(GeventqError, match="report does not exist"):
-        second.wait_until_finished(5)
+        second.wait_until_finished(20)
 
 
 def test_an_end_that_is_read_late_is_not_the_next_jobs(
@@ -86,7 +86,7 @@ def test_an_end_that_is_read_late_is_not_the_next_jobs(
     """`report` ended and is added again; then the reader, which others keep busy, comes to the
     end of the first one."""
     worker = make(lambda job: "first")
-    queue.add("n", job_id="report", remove_on_complete=True).wait_until_finished(5)
+    queue.add("n", job_id="report", remove_on_complete=True).wait_until_finished(20)
     worker.close()
     second = waiting(queue.add("n", job_id="report"))
     ends = next(iter(queue._store._ends.values()))
@@ -99,7 +99,7 @@ def test_an_end_that_is_read_late_is_not_the_next_jobs(
     assert len(late) == 1
     ends.heard(late)
     make(lambda job: "second")
-    assert second.get(timeout=10) == "second"
+    assert second.get(timeout=20) == "second"
 
 
 def test_an_end_between_the_look_and_its_answer_is_heard(
@@ -113,7 +113,7 @@ def test_an_end_between_the_look_and_its_answer_is_heard(
         eventually(lambda: ends._reader is not None)
         job = watched.add("n", remove_on_complete=True, lifo=True)
         answer = proxy.hold_answer(b"EVALSHA")
-        waiter = gevent.spawn(job.wait_until_finished, 10)
+        waiter = gevent.spawn(job.wait_until_finished, 20)
         answer.wait()
         heard = proxy.hold_request(b"XREAD")
         with Worker("q", lambda job: "ended", redis_url, prefix) as worker:
@@ -122,7 +122,7 @@ def test_an_end_between_the_look_and_its_answer_is_heard(
             worker.close()
         heard.release()
         answer.release()
-        assert waiter.get(timeout=10) == "ended"
+        assert waiter.get(timeout=20) == "ended"
         others.kill()
 
 
@@ -131,7 +131,7 @@ def test_closing_the_queue_lets_those_who_wait_go(redis_url: str, prefix: str) -
     greenlet = waiting(queue.add("n"))
     queue.close()
     with pytest.raises(GeventqError, match="closed"):
-        greenlet.get(timeout=10)
+        greenlet.get(timeout=20)
 
 
 def test_a_job_that_is_removed_meanwhile(queue: Queue) -> None:
@@ -139,7 +139,7 @@ def test_a_job_that_is_removed_meanwhile(queue: Queue) -> None:
     greenlet = waiting(job)
     assert job.remove()
     with pytest.raises(GeventqError, match="does not exist"):
-        greenlet.get(timeout=10)
+        greenlet.get(timeout=20)
 
 
 def test_the_time_out_is_a_gevent_timeout(queue: Queue) -> None:
@@ -167,7 +167,7 @@ def test_many_who_wait_share_one_connection(
     queue: Queue, make: Make, redis_client: redis.Redis
 ) -> None:
     jobs = [queue.add("n", number) for number in range(30)]
-    greenlets = [gevent.spawn(job.wait_until_finished, 10) for job in jobs]
+    greenlets = [gevent.spawn(job.wait_until_finished, 20) for job in jobs]
     store = queue._store
     eventually(lambda: store._ends and len(next(iter(store._ends.values()))._waiting) == 30)
 
@@ -177,7 +177,7 @@ def test_many_who_wait_share_one_connection(
 
     eventually(lambda: readers() == 1)
     make(lambda job: job.data, concurrency=10)
-    assert [greenlet.get(timeout=10) for greenlet in greenlets] == list(range(30))
+    assert [greenlet.get(timeout=20) for greenlet in greenlets] == list(range(30))
     eventually(lambda: readers() == 0)
 
 
@@ -195,4 +195,4 @@ def test_an_end_during_an_outage_is_seen(prefix: str, own_server: Server) -> Non
         with own_server.client() as raw:
             raw.xtrim(f"{prefix}:q:events", maxlen=0, approximate=False)
         proxy.accept()
-        assert greenlet.get(timeout=10) == "done"
+        assert greenlet.get(timeout=20) == "done"

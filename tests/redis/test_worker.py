@@ -157,7 +157,7 @@ def test_a_lost_lock_cancels_the_attempt_and_nothing_is_written(
         reasons.append(token.reason)
         raise JobCancelled(token.get())
 
-    worker = make(wait, lock_duration=0.4, skip_stalled_check=True)
+    worker = make(wait, lock_duration=4.0, lock_renew_time=0.1, skip_stalled_check=True)
     lost: list[str] = []
     worker.on("lock_lost", lambda job, said: lost.append(job.id))
     job = queue.add("n")
@@ -181,7 +181,7 @@ def test_a_lost_lock_asks_softly_in_soft_mode(
         seen.append(go.wait())
         return "a result"
 
-    worker = make(deaf, lock_duration=0.4, skip_stalled_check=True)
+    worker = make(deaf, lock_duration=4.0, lock_renew_time=0.1, skip_stalled_check=True)
     told: list[str] = []
     for event in ("lock_lost", "completed", "cancelled", "failed"):
         worker.on(event, lambda job, *rest, event=event: told.append(event))

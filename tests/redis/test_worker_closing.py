@@ -24,7 +24,7 @@ from geventq import (
 from tests.conftest import Make
 from tests.support.servers import Server
 from tests.support.told import Told, ended, stream_of
-from tests.support.waiting import eventually
+from tests.support.waiting import at_best, eventually
 
 
 class Gate:
@@ -111,24 +111,30 @@ def test_closing_goes_on_when_its_caller_is_killed(queue: Queue, make: Make) -> 
 def test_a_kill_follows_after_a_second_in_soft_mode_too(queue: Queue, make: Make) -> None:
     """7.1: max(kill_after, 1 s); a processor of one parameter is killed as well, and its job
     goes back."""
-    killed: list[float] = []
 
-    def process(job: Job) -> None:
-        try:
-            gevent.sleep(60)
-        except JobKilled:
-            killed.append(time.perf_counter())
-            raise
+    def killed_after() -> float:
+        killed: list[float] = []
 
-    worker = make(process)
-    told = Told(worker)
-    job = queue.add("n")
-    eventually(lambda: worker.active_jobs)
-    began = time.perf_counter()
-    worker.close(0)
-    assert 0.9 <= killed[0] - began < 3.0
-    assert told.of(job) == ["cancelled"]
-    assert queue.get_job_state(job.id) == "waiting"
+        def process(job: Job) -> None:
+            try:
+                gevent.sleep(60)
+            except JobKilled:
+                killed.append(time.perf_counter())
+                raise
+
+        worker = make(process)
+        told = Told(worker)
+        job = queue.add("n")
+        eventually(lambda: worker.active_jobs)
+        gevent.sleep(0)  # its first turn
+        began = time.perf_counter()
+        worker.close(0)
+        assert told.of(job) == ["cancelled"]
+        assert queue.get_job_state(job.id) == "waiting"
+        assert job.remove()
+        return killed[0] - began
+
+    assert at_best(killed_after, lambda seconds: seconds < 3.0) >= 0.9
 
 
 @pytest.mark.parametrize("priority", [0, 5])
@@ -234,7 +240,11 @@ def test_a_with_block_closes_with_close_timeout_and_with_0_after_an_error(
     queue: Queue, redis_url: str, prefix: str, fails: bool
 ) -> None:
     """api: `with` starts on entry; an error that leaves it cancels what runs."""
-    worker = Worker("q", lambda job, token: token.sleep(0.1), redis_url, prefix, close_timeout=30.0)
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.sleep(60 if fails else 0.1)
+
+    worker = Worker("q", process, redis_url, prefix, close_timeout=60.0)
     job = queue.add("n")
     try:
         with worker:
@@ -299,7 +309,7 @@ def test_a_hanging_listener_is_killed_in_the_end(
     queue.add_bulk([JobSpec("n") for _ in range(3)])
     inside.wait()
     eventually(lambda: queue.get_job_counts()["completed"] == 3)
-    with gevent.Timeout(3):
+    with gevent.Timeout(20):
         worker.close(0)
     (record,) = [one for one in caplog.records if "hangs and is killed" in one.getMessage()]
     assert "in hangs" in record.getMessage()
@@ -360,7 +370,7 @@ def test_a_hanging_active_listener_is_killed_like_the_job_it_holds_up(
     told = Told(worker)
     job = queue.add("n")
     inside.wait()
-    with gevent.Timeout(5):
+    with gevent.Timeout(20):
         worker.close(0)
     assert (ran, told.of(job)) == ([], ["cancelled"])
     assert queue.get_job_state(job.id) == "waiting"

@@ -185,7 +185,7 @@ def test_what_the_server_does_not_accept_holds_up_no_other_job(
 ) -> None:
     """3.6: an outcome is sent until Redis takes it; one that it never takes must not hold up
     the others of its batch."""
-    worker = Worker("q", huge, small_server.url, prefix, concurrency=5, lock_duration=1.0)
+    worker = Worker("q", huge, small_server.url, prefix, concurrency=5, lock_duration=2.0)
     worker.on("error", lambda error: None)
     told = Told(worker)
     with Queue("q", small_server.url, prefix) as queue, worker:
@@ -253,7 +253,7 @@ def test_a_back_off_strategy_that_hangs_holds_up_no_close(
     worker = make(PROCESSORS["MemoryError"], backoff_strategies={"hangs": hangs})
     job = queue.add("n", attempts=2, backoff={"type": "hangs"})
     asked.wait()
-    with gevent.Timeout(5):
+    with gevent.Timeout(20):
         worker.close(0)
     assert queue.get_job_state(job.id) == "failed"
 

@@ -13,6 +13,7 @@ import pytest
 import geventq
 from geventq import CancellationToken, Job, JobKilled, Queue
 from tests.conftest import Make
+from tests.support.locks import Locks
 from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
@@ -63,7 +64,7 @@ def test_a_stuck_job_is_told_recorded_and_replaced(
     """2.10: thrown four times, then: an event and a log line with the stack, the request in the
     job's hash, the lock renewed no more, and another job in its place."""
     process = Immortal()
-    worker = make(process, lock_duration=1.0, skip_stalled_check=True)
+    worker = make(process, lock_duration=2.0, lock_renew_time=0.1, skip_stalled_check=True)
     told = Told(worker)
     job = kill(queue, worker, process, retry=False)
     stuck, stack = told.wait("stuck")
@@ -123,15 +124,16 @@ def test_replacement_slots_are_as_many_as_concurrency(
 
 @pytest.mark.parametrize("retry", [True, False])
 def test_a_stuck_job_stalls_and_ends_by_its_request_elsewhere(
-    queue: Queue, make: Make, short_ladder: None, retry: bool
+    queue: Queue, make: Make, locks: Locks, short_ladder: None, retry: bool
 ) -> None:
     """2.10: another worker brings it back and ends it by the request's `retry`, without running
     it; where a retry is allowed, the job's own attempts decide."""
     process = Immortal()
-    worker = make(process, lock_duration=0.5, skip_stalled_check=True)
+    worker = make(process, skip_stalled_check=True)
     told = Told(worker)
     job = kill(queue, worker, process, retry=retry)
     told.wait("stuck")
+    locks.lose(job.id)  # as time would: nobody renews it (above)
     ran: list[int] = []
     worker.pause()
     elsewhere = Told(make(lambda job: ran.append(job.attempts_made), stalled_interval=0.05))
@@ -157,7 +159,7 @@ def test_close_does_not_wait_for_a_stuck_job(
     told = Told(worker)
     job = queue.add("immortal")
     eventually(lambda: process.inside)
-    with gevent.Timeout(4):  # 1 s of grace, and the short ladder
+    with gevent.Timeout(20):  # 1 s of grace, and the short ladder
         worker.close(0)
     assert told.of(job) == ["stuck"]
     assert queue.get_job_state(job.id) == "active"
@@ -276,7 +278,7 @@ def test_a_helper_or_call_that_does_not_die_makes_its_job_stuck(
     assert "in survives" in stack
     other = queue.add("other")
     eventually(lambda: told.of(other) == ["completed"])
-    with gevent.Timeout(4):
+    with gevent.Timeout(20):
         worker.close(0)
     assert queue.get_job_state(job.id) == "active"
     go.set()

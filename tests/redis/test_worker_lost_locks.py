@@ -104,7 +104,9 @@ def test_an_attempt_and_its_successor_are_told_apart_in_one_worker(
         token.raise_if_cancelled()
         return f"attempt {job.attempts_started}"
 
-    worker = make(process, concurrency=2, lock_duration=0.4, stalled_interval=0.05)
+    worker = make(
+        process, concurrency=2, lock_duration=4.0, lock_renew_time=0.1, stalled_interval=0.05
+    )
     told = Told(worker)
     job = queue.add("n")
     eventually(lambda: begun == [1])

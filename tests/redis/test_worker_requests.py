@@ -89,7 +89,7 @@ def test_a_later_request_adds_what_is_stronger(
     told = Told(worker)
     job = queue.add("n", attempts=2)
     for run in range(made):
-        assert runs.get(timeout=5) == run
+        assert runs.get(timeout=20) == run
         for asked in requests:
             took = worker.cancel_job(job.id, asked.reason, **asked.options)
             assert took is asked.took, asked
@@ -166,7 +166,7 @@ def test_a_users_request_is_stronger_than_closing(queue: Queue, make: Make, firs
         go.wait()
         token.raise_if_cancelled()
 
-    worker: Worker = make(process)
+    worker: Worker = make(process, kill_after=60.0)
     told = Told(worker)
     job = queue.add("n")
     inside.wait()

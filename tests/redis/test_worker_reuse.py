@@ -155,7 +155,7 @@ def test_an_idle_worker_keeps_nothing_of_its_last_job(queue: Queue, make: Make, 
     eventually(lambda: heard)
     gc.disable()  # reference counts alone: nothing waits for the collector
     try:
-        eventually(lambda: [one() for one in held] == [None] * len(held), 1.0)
+        eventually(lambda: [one() for one in held] == [None] * len(held))
     finally:
         gc.enable()
 
@@ -303,7 +303,7 @@ def test_who_links_to_a_jobs_greenlet_later_hears_its_end(queue: Queue, make: Ma
         gevent.sleep(0.02)
         greenlet.link(lambda _: ended.append("job 1"))
 
-    turn = InTurn(queue, make, first, lambda token: eventually(lambda: list(ended), 2.0))
+    turn = InTurn(queue, make, first, lambda token: eventually(lambda: list(ended)))
     turn.start()
     turn.ended()
     gevent.sleep(0.05)
@@ -351,7 +351,7 @@ def test_a_time_limit_ends_with_its_job(queue: Queue, make: Make) -> None:
     turn = InTurn(queue, make, lambda token: 1, unharmed, job_timeout=0.04)
     turn.start()
     turn.ended()
-    turn.start(timeout=5.0)
+    turn.start(timeout=60.0)
     turn.ended()
     assert turn.returned[1] == "unharmed"
 

@@ -15,7 +15,7 @@ from tests.conftest import Make
 from tests.support.told import Told, stream_of
 from tests.support.waiting import eventually
 
-native_sleep: typing.Final = monkey.get_original("time", "sleep")
+native_lock: typing.Final = monkey.get_original("_thread", "allocate_lock")
 
 
 def sleeper(ended: list[str], name: str) -> None:
@@ -141,9 +141,11 @@ def test_a_killed_job_does_not_wait_for_its_call_in_the_thread_pool(
     """2.12: a DNS look-up, say: the call runs to its end there, the job ends at once."""
     done: list[str] = []
     inside = gevent.event.Event()
+    answer = native_lock()
+    answer.acquire()
 
     def call() -> None:
-        native_sleep(0.4)
+        answer.acquire()
         done.append("the call")
 
     def process(job: Job) -> None:
@@ -157,13 +159,14 @@ def test_a_killed_job_does_not_wait_for_its_call_in_the_thread_pool(
     assert worker.cancel_job(job.id, hard=True)
     told.wait("failed")
     assert done == []
+    answer.release()
     eventually(lambda: done)
 
 
 def test_a_jobs_own_limit_wins_over_the_workers(queue: Queue, make: Make) -> None:
     """2.15: a longer one too."""
     told = Told(make(lambda job: gevent.sleep(0.1), concurrency=3, job_timeout=0.05))
-    longer, shorter = queue.add("n", timeout=5.0), queue.add("n", timeout=0.02)
+    longer, shorter = queue.add("n", timeout=60.0), queue.add("n", timeout=0.02)
     plain = queue.add("n")
     eventually(lambda: all(told.of(job) for job in (longer, shorter, plain)))
     reasons = {job.id: str(error) for job, error in told.args("failed")}

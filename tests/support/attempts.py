@@ -62,7 +62,7 @@ class Run:
             Cancellation(reason, kind, retry=retry), hard=hard, kill_after=kill_after
         )
 
-    def join(self, timeout: float = 8.0) -> Run:
+    def join(self, timeout: float = 20.0) -> Run:
         self.greenlet.join(timeout)
         assert self.greenlet.ready(), "the job goes on"
         return self

@@ -19,9 +19,11 @@ import subprocess
 import tempfile
 import time
 
+import psycopg2
+import pymysql
 import pytest
 
-__all__ = ["mariadb_socket", "postgresql_dsn"]
+__all__ = ["mariadb_runs", "mariadb_socket", "postgresql_dsn", "postgresql_runs"]
 
 
 def _as_user(name: str) -> dict[str, object]:
@@ -54,7 +56,7 @@ def _serving(
     with open(os.path.join(cwd, "log"), "wb") as log:
         server = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, **_as_user(owner))
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not ready():
             if server.poll() is not None or time.monotonic() > deadline:
                 with open(os.path.join(cwd, "log"), errors="replace") as said:
@@ -64,7 +66,7 @@ def _serving(
     finally:
         server.send_signal(signal.SIGINT if "postgres" in command[0] else signal.SIGTERM)
         try:
-            server.wait(20)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -130,10 +132,43 @@ def mariadb_socket() -> collections.abc.Iterator[str]:
             yield address
 
 
+def postgresql_runs(dsn: str, text: str) -> int:
+    """How many queries with `text` in them PostgreSQL is working on.
+
+    Waits as psycopg2's wait callback says: where there is none, the hub stands still.
+    """
+    connection = psycopg2.connect(dsn)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from pg_stat_activity where state = 'active'"
+                " and position(%s in query) > 0 and pid <> pg_backend_pid()",
+                (text,),
+            )
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
+
+
+def mariadb_runs(path: str, text: str) -> int:
+    """How many queries with `text` in them MariaDB is working on.  Unpatched, it stops the hub."""
+    connection = pymysql.connect(unix_socket=path, user="root")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from information_schema.processlist"
+                " where id <> connection_id() and locate(%s, info) > 0",
+                (text,),
+            )
+            return int(cursor.fetchone()[0])
+    finally:
+        connection.close()
+
+
 def _takes_connections(path: str) -> bool:
     """Whether MariaDB greets a client; it aborts a connection that says nothing back."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(20)
         try:
             client.connect(path)
             return bool(client.recv(1))

@@ -66,14 +66,15 @@ class Snapshot:
         self._threads = _threads()
         self._descriptors = _descriptors()
 
-    def check(self) -> None:
-        """Raises `AssertionError` that names what is left.  Yields to the hub."""
+    def check(self, patience: float = 20.0) -> None:
+        """Raises `AssertionError` that names what is left, threads and descriptors after
+        `patience` seconds.  Yields to the hub."""
         gevent.sleep(0)  # what was told to end gets the turn it needs, no more
         if left := _greenlets():
             _told.update(left)
             raise AssertionError("greenlets left behind:\n" + "\n".join(map(_say_greenlet, left)))
-        self._settle(lambda: _threads() <= self._threads, self._say_threads)
-        self._settle(lambda: not self._more_descriptors(), self._say_descriptors)
+        self._settle(lambda: _threads() <= self._threads, self._say_threads, patience)
+        self._settle(lambda: not self._more_descriptors(), self._say_descriptors, patience)
 
     def _more_descriptors(self) -> dict[str, str]:
         return {
@@ -84,13 +85,15 @@ class Snapshot:
 
     @staticmethod
     def _settle(
-        settled: collections.abc.Callable[[], bool], say: collections.abc.Callable[[], str]
+        settled: collections.abc.Callable[[], bool],
+        say: collections.abc.Callable[[], str],
+        patience: float,
     ) -> None:
         # The system needs a moment to end a thread that was joined, a peer to notice an end.
         if settled():
             return
         try:
-            eventually(settled, timeout=1.0)
+            eventually(settled, patience)
         except AssertionError:
             raise AssertionError(say()) from None
 

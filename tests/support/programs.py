@@ -53,7 +53,7 @@ class Program:
         ]
         return [one for one in found if event in (None, one["event"])]
 
-    def until_event(self, event: str, count: int = 1, timeout: float = 15.0) -> list[typing.Any]:
+    def until_event(self, event: str, count: int = 1, timeout: float = 40.0) -> list[typing.Any]:
         """Wait for `count` JSON lines of that kind."""
 
         def told() -> list[typing.Any]:
@@ -63,7 +63,7 @@ class Program:
 
         return eventually(told, timeout, every=0.01, what=f"{count} x {event}")
 
-    def until_out(self, text: str, timeout: float = 15.0) -> None:
+    def until_out(self, text: str, timeout: float = 40.0) -> None:
         """Wait until it has written `text` to standard output."""
 
         def told() -> bool:
@@ -78,7 +78,7 @@ class Program:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def ends(self, timeout: float = 15.0) -> int:
+    def ends(self, timeout: float = 40.0) -> int:
         """Wait for its end; the exit status, negative for a signal."""
         eventually(lambda: not self.is_running, timeout, every=0.01, what=self.told)
         return int(self._process.wait())
@@ -134,7 +134,7 @@ class Programs:
     def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run a command to its end: exit status, standard output, standard error."""
         program = self.geventq(*arguments, **environment)
-        status = program.ends(30.0)
+        status = program.ends()
         assert "Traceback" not in program.err, program.err
         return status, program.out, program.err
 

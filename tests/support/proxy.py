@@ -44,7 +44,7 @@ class Trap:
     def was_reached(self) -> bool:
         return self._reached.is_set()
 
-    def wait(self, timeout: float = 10.0) -> bytes:
+    def wait(self, timeout: float = 20.0) -> bytes:
         """Wait until it has happened (for a hold: until the message is held) and return the
         request.  Raises `AssertionError` after `timeout` seconds."""
         assert self._reached.wait(timeout), f"no request for {self.action}({self._match!r})"

@@ -20,7 +20,7 @@ import redis
 
 __all__ = ["Server", "server_binary"]
 
-START_TIMEOUT: typing.Final = 20.0
+START_TIMEOUT: typing.Final = 60.0
 
 
 def server_binary() -> str:
@@ -124,7 +124,7 @@ class Server:
         process.send_signal(how)
         process.send_signal(signal.SIGCONT)
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

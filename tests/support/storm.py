@@ -32,6 +32,9 @@ __all__ = ["Storm"]
 
 FINAL: typing.Final = ("completed", "failed")
 PLACES: typing.Final = ("wait", "active", "delayed", "prioritized", "completed", "failed")
+#: Seconds between two looks at the clock, and the gap from which on locks (of 1 s) may be gone.
+PULSE: typing.Final = 0.05
+STOOD_STILL: typing.Final = 0.25
 
 
 class Run:
@@ -57,7 +60,7 @@ class Storm:
         self.counts: collections.Counter[str] = collections.Counter()
         self.runs: dict[int, Run] = {}  # by the identity of the job object
         self.inside: dict[str, list[Run]] = collections.defaultdict(list)
-        self.broken: set[str] = set()  # jobs whose lock was taken away
+        self.broken: set[str] = set()  # jobs whose lock was taken away, or may have run out
         self.finals: collections.Counter[str] = collections.Counter()
         self.ids: list[str] = []
         self.prefix = prefix
@@ -68,6 +71,18 @@ class Storm:
             proxy.start()
         self.workers = [self._worker(0, "soft"), self._worker(1, "hard")]
         self.closers: list[gevent.Greenlet[..., None]] = []
+        self.pulse = gevent.spawn(self._feel_the_pulse)
+        self.pulse.name = "storm-pulse"
+
+    def _feel_the_pulse(self) -> None:
+        """Where the machine let this process stand still, locks may have run out on the server
+        before anybody here could kill their runs: those runs are not judged."""
+        while True:
+            before = time.monotonic()
+            gevent.sleep(PULSE)
+            if time.monotonic() - before > PULSE + STOOD_STILL:
+                self.counts["stood still"] += 1
+                self.broken.update(job_id for job_id, runs in self.inside.items() if runs)
 
     def _worker(self, number: int, mode: str) -> Worker:
         def process(job: Job, token: CancellationToken) -> object:
@@ -280,7 +295,7 @@ class Storm:
 
     # -- the calm after it -----------------------------------------------------------------
 
-    def calm(self, timeout: float = 30.0) -> None:
+    def calm(self, timeout: float = 90.0) -> None:
         """Let everything end, close, and look at what is left."""
         gevent.joinall(self.closers)
         for proxy in self.proxies:
@@ -344,6 +359,7 @@ class Storm:
             worker.close(0)
         for proxy in self.proxies:
             proxy.close()
+        self.pulse.kill()
         self.queue.close()
         self.redis.close()
 

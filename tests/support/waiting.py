@@ -10,14 +10,14 @@ import gevent
 
 from geventq import clock
 
-__all__ = ["TurnedClock", "eventually", "never"]
+__all__ = ["TurnedClock", "at_best", "eventually", "never"]
 
 T = typing.TypeVar("T")
 
 
 def eventually(
     condition: collections.abc.Callable[[], T],
-    timeout: float = 5.0,
+    timeout: float = 20.0,
     *,
     every: float = 0.002,
     what: object = None,
@@ -25,7 +25,8 @@ def eventually(
     """Give the hub turns until `condition()` is truthy, and return what it returned.
 
     Raises `AssertionError` after `timeout` seconds of real time (a turned clock does not matter)
-    with `what`, or else the condition's name and last value.
+    with `what`, or else the condition's name and last value.  The time is for a machine that
+    does much else: where being soon is what is promised, see `at_best`.
     """
     deadline = time.perf_counter() + timeout
     while not (value := condition()):
@@ -48,6 +49,26 @@ def never(
         value = condition()
         assert not value, f"happened, but must not: {value!r}"
         gevent.sleep(every)
+
+
+def at_best(
+    measure: collections.abc.Callable[[], T],
+    fits: collections.abc.Callable[[T], bool],
+    *,
+    tries: int = 5,
+) -> T:
+    """Assert that one of a few measurements `fits`, and return it.
+
+    For promises about time: a machine that gives its time to others may spoil any one
+    measurement, while code that is too slow spoils them all.  `measure` does everything anew, and
+    asserts itself what does not depend on time.
+    """
+    seen: list[T] = []
+    for _ in range(tries):
+        seen.append(measure())
+        if fits(seen[-1]):
+            return seen[-1]
+    raise AssertionError(f"not once in {tries} tries: {seen}")
 
 
 class TurnedClock(clock.Source):

@@ -104,7 +104,7 @@ print(*sorted({{"redis", "hiredis", "socket", "ssl"}} & (set(sys.modules) - befo
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
