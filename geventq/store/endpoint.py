@@ -88,9 +88,9 @@ class Endpoint:
     def _of_url(cls, url: str) -> Endpoint:
         scheme = url.split(":", 1)[0].lower()
         if scheme == "embedded":
-            from geventq.store import embedded  # only where it is used
+            from geventq.store.directory import directory_of  # only where it is used
 
-            embedded.directory_of(url)
+            directory_of(url)
             return cls("unix", {}, embedded=url)
         if scheme in _LATER:
             raise ValueError(f"connection: {scheme}:// is not supported yet: {redact(url)}")

@@ -19,7 +19,8 @@ import redis
 
 from geventq import Queue, QueueEvents, Worker
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import embedded, keeper
+from geventq.store import embedded, keeper, launch
+from geventq.store.directory import directory_of
 from geventq.store.endpoint import Endpoint
 from tests.support.waiting import eventually
 
@@ -531,23 +532,23 @@ def test_a_missing_server_is_an_error_with_the_two_ways_out(
     program = pathlib.Path(home.path, "redis-server")
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert embedded.server_binary() == str(program), "one on the PATH serves as well"
+    assert launch.server_binary() == str(program), "one on the PATH serves as well"
 
 
 def test_what_the_urls_mean(home: _Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GEVENTQ_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", home.path)
-    assert embedded.directory_of("embedded:") == f"{home.path}/.local/state/geventq"
+    assert directory_of("embedded:") == f"{home.path}/.local/state/geventq"
     monkeypatch.setenv("XDG_STATE_HOME", "relative/is/ignored")
-    assert embedded.directory_of("embedded:") == f"{home.path}/.local/state/geventq"
+    assert directory_of("embedded:") == f"{home.path}/.local/state/geventq"
     monkeypatch.setenv("XDG_STATE_HOME", f"{home.path}/state")
-    assert embedded.directory_of("embedded:") == f"{home.path}/state/geventq"
+    assert directory_of("embedded:") == f"{home.path}/state/geventq"
     monkeypatch.setenv("GEVENTQ_HOME", f"{home.path}/own")
-    assert embedded.directory_of("embedded:") == f"{home.path}/own"
-    assert embedded.directory_of("embedded:///some/my%20dir/") == "/some/my dir"
+    assert directory_of("embedded:") == f"{home.path}/own"
+    assert directory_of("embedded:///some/my%20dir/") == "/some/my dir"
     os.symlink(home.path, f"{home.path}/link")
-    assert embedded.directory_of(f"embedded://{home.path}/link") == home.path
+    assert directory_of(f"embedded://{home.path}/link") == home.path
 
 
 @pytest.mark.parametrize(
