@@ -8,11 +8,15 @@
 --- include: job
 --- include: meta
 --- include: place
+--- include: types
 
 if not is_job(KEYS[1]) then
   return -1
 end
-redis.call('LLEN', KEYS[2]) -- of a foreign type, it stops the script before its first write
+local wrong = wrong_type({ { KEYS[2], 'list' } })
+if wrong then
+  return wrong
+end
 local job_id, priority, first = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 if redis.call('ZREM', KEYS[3], job_id) == 1 or redis.call('LREM', KEYS[2], -1, job_id) == 1 then
   if priority == 0 then

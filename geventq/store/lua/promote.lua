@@ -8,6 +8,7 @@
 --- include: job
 --- include: meta
 --- include: place
+--- include: types
 
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   return -3
@@ -15,8 +16,10 @@ end
 if not is_job(KEYS[1]) then
   return -1
 end
-redis.call('LLEN', KEYS[3]) -- of a foreign type, they stop the script before its first write
-redis.call('ZCARD', KEYS[4])
+local wrong = wrong_type({ { KEYS[3], 'list' }, { KEYS[4], 'zset' } })
+if wrong then
+  return wrong
+end
 redis.call('ZREM', KEYS[2], ARGV[1])
 local priority = tonumber(redis.call('HGET', KEYS[1], 'priority') or 0) or 0
 if priority > 0 then

@@ -11,6 +11,7 @@
 --- include: job
 --- include: meta
 --- include: place
+--- include: types
 --- include: again
 
 local function is_lifo(job_key)
@@ -22,8 +23,10 @@ local job_id = ARGV[1]
 if not is_job(KEYS[1]) then
   return -1
 end
-redis.call('LLEN', KEYS[3]) -- of a foreign type, they stop the script before its first write
-redis.call('ZCARD', KEYS[4])
+local wrong = wrong_type({ { KEYS[3], 'list' }, { KEYS[4], 'zset' } })
+if wrong then
+  return wrong
+end
 if redis.call('ZREM', KEYS[2], job_id) == 0 then
   return -3
 end
