@@ -48,7 +48,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
 
 
 def _interrupted(number: int, frame: object) -> typing.NoReturn:
-    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
+    """JobEnds the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
     raise SystemExit(128 + number)
 
 

@@ -21,9 +21,9 @@ from geventq.commands.board import Board
 from geventq.commands.console import Console, safe
 from geventq.job import Job
 from geventq.queue import Queue
-from geventq.store.connection import Client, Endpoint
-from geventq.store.jobs import QueueStore
+from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
+from geventq.store.queue_store import QueueStore
 from geventq.worker import Worker
 
 __all__ = ["run"]

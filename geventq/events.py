@@ -29,7 +29,7 @@ from geventq.errors import GeventqError
 from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.stream import Stream
 
 __all__ = ["QueueEvent", "QueueEvents", "QueueEventsProducer"]
@@ -140,7 +140,7 @@ class QueueEvents:
             raise GeventqError(f"the events of queue {self.name} are being read already")
 
     def _open(self) -> Stream:
-        from geventq.store.connection import Client, Endpoint
+        from geventq.store.client import Client, Endpoint
         from geventq.store.keys import QueueKeys
         from geventq.store.stream import Stream
 
@@ -226,7 +226,7 @@ class QueueEventsProducer:
         return typing.cast(str, reply.decode())
 
     def _opened(self) -> Client:
-        from geventq.store.connection import Client, Endpoint
+        from geventq.store.client import Client, Endpoint
 
         if self._client is None:
             self._client = Client(Endpoint.of(self._connection))

@@ -47,7 +47,7 @@ Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]
 
 
 class JobStore(typing.Protocol):
-    """What a job needs of the place where it is stored (`geventq.store.jobs.QueueStore`).
+    """What a job needs of the place where it is stored (`geventq.store.queue_store.QueueStore`).
 
     Texts go in encoded, times in milliseconds.  Every method yields to the hub.
     """

@@ -1,6 +1,6 @@
 """The queue: adding jobs and looking at them, from any greenlet of any thread.
 
-Everything is checked before anything is written.  What Redis does is `geventq.store.jobs`'
+Everything is checked before anything is written.  What Redis does is `geventq.store.queue_store`'
 business; redis is imported when the first call is made.
 """
 
@@ -31,8 +31,8 @@ from geventq.job import STATES, Job
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 
 if typing.TYPE_CHECKING:
-    from geventq.store.gather import Gathering
-    from geventq.store.jobs import NewJob, QueueStore
+    from geventq.store.add_batches import AddBatches
+    from geventq.store.queue_store import NewJob, QueueStore
 
 __all__ = ["Queue"]
 
@@ -71,15 +71,17 @@ class Queue:
         self._connection = connection
         # One at most, under `_ONE`: of native threads that come together one sets the default.
         self._opened: dict[str, QueueStore] = {}
-        self._gatherings: weakref.WeakKeyDictionary[object, Gathering] = weakref.WeakKeyDictionary()
+        self._gatherings: weakref.WeakKeyDictionary[object, AddBatches] = (
+            weakref.WeakKeyDictionary()
+        )
 
     @property
     def _store(self) -> QueueStore:
         store = self._opened.get(_ONE)
         if store is None:
-            from geventq.store.connection import Client, Endpoint
-            from geventq.store.jobs import QueueStore
+            from geventq.store.client import Client, Endpoint
             from geventq.store.keys import QueueKeys
+            from geventq.store.queue_store import QueueStore
 
             client = Client(Endpoint.of(self._connection))
             made = QueueStore(client, QueueKeys(self.prefix, self.name))
@@ -127,14 +129,14 @@ class Queue:
             )
         return name, text, options
 
-    def _gathering(self) -> Gathering:
+    def _gathering(self) -> AddBatches:
         """The adds under way in this hub."""
         hub = get_hub()
         gathering = self._gatherings.get(hub)
         if gathering is None or not gathering.is_ours:
-            from geventq.store.gather import Gathering
+            from geventq.store.add_batches import AddBatches
 
-            gathering = self._gatherings[hub] = Gathering(self._store)
+            gathering = self._gatherings[hub] = AddBatches(self._store)
         return gathering
 
     def _sent(self, send: typing.Callable[[A], T], jobs: A) -> T:

@@ -22,8 +22,8 @@ from geventq.cancellation import calls, tree
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
-from geventq.cancellation.threads import get_ident, in_thread_of, interrupt_main
 from geventq.cancellation.token import CancellationToken
+from geventq.hubs import get_ident, in_thread_of, interrupt_main
 
 __all__ = ["Attempt", "AttemptObserver"]
 

@@ -26,9 +26,9 @@ from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.pacer import NOWHERE, Pacer, pacer_of
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.shield import Guard, Shield
-from geventq.cancellation.threads import get_ident, in_thread_of
 from geventq.checks import Seconds, check_seconds
 from geventq.errors import GeventqError, JobCancelled
+from geventq.hubs import get_ident, in_thread_of
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation.attempt import Attempt

@@ -115,7 +115,7 @@ def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bo
 
 def check_reachable(url: str) -> str:
     """The address of the server, which answered.  Raises `RedisUnavailableError`."""
-    from geventq.store.connection import Client, Endpoint
+    from geventq.store.client import Client, Endpoint
 
     endpoint = Endpoint.of(url)
     client = Client(endpoint)

@@ -1,234 +1,318 @@
-"""The client: calls to Redis from any greenlet, on pooled links.
+"""One connection to Redis, used by one greenlet at a time.
 
-Links are pooled per hub (an unpatched program has one hub a thread) and made anew after a fork.
-A call takes a link for itself, so a greenlet that is killed in mid-call costs one connection and
-never gives its neighbour a wrong answer.  Nothing is sent twice here unless the caller says
-``again=True``: what may be re-sent is decided by kind (cancellation.md 3.6).  No greenlets run
-in this module.
+redis-py connects, authenticates and selects the database, on gevent sockets of our own, so that
+it works in unpatched processes too.  From then on requests are packed and replies parsed by
+hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
+(targets.md, facts).  A link whose call did not end normally is closed and never used again: the
+next answer on it would be somebody else's (cancellation.md 2.14).  In a forked child it has lost
+its connection (`geventq.fork.connections`).
 """
 
 from __future__ import annotations
 
+import _socket
+import contextlib
+import ssl
 import typing
-from collections import deque
+import weakref
 
-import gevent
 import gevent.monkey
+import gevent.socket
+import gevent.ssl
 import hiredis
-from gevent import get_hub
+import redis
+from gevent._hub_local import get_hub_if_exists
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from geventq import clock
-from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import fork
+from geventq.errors import RedisUnavailableError
+from geventq.fork import connections as fork
 from geventq.store.endpoint import Endpoint
-from geventq.store.link import Link, Reply, life_of_this_thread, lost_answer, outage
-from geventq.store.scripts import Script, pack
 
-if typing.TYPE_CHECKING:
-    from geventq.store.embedded import Membership
+__all__ = ["Connection", "Life", "Reply", "life_of_this_thread", "lost_answer", "outage"]
 
-__all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "Reply", "checked", "pack"]
+Reply = typing.Any
 
-CALL_TIMEOUT: typing.Final = 10.0
-"""Seconds that one call waits for its answer, unless it says otherwise."""
+CONNECT_TIMEOUT: typing.Final = 5.0
 
-_IDLE_CHECK: typing.Final = 0.5  # seconds unused after which a link is looked at before use
-_TRIES: typing.Final = 3  # of a call that may be sent again
-_FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
+# Refusals that pass by themselves: outages like a lost connection (cancellation.md 3.7).
+_OUTAGES: typing.Final = (
+    "READONLY",
+    "LOADING",
+    "MASTERDOWN",
+    "BUSY ",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "MISCONF",
+    "OOM ",
+)
+_NEVER: typing.Final = object()
 
-Argument = str | bytes | int | float
-_new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
+
+def outage(reply: object) -> bool:
+    """Whether an error reply says that the server cannot serve for now."""
+    return isinstance(reply, hiredis.HiredisError) and _is_outage(str(reply))
 
 
-class _Pool(deque[Link]):
-    """The idle links of one hub.  Other native threads may close it meanwhile."""
+def _is_outage(text: str) -> bool:
+    # A script's own error carries the cause behind its name: "... script: <hash>, on @...".
+    return text.startswith(_OUTAGES) or "-OOM " in text
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = life_of_this_thread()
 
-    def take(self) -> Link | None:
-        """One that can be used, if there is one."""
-        while link := self._next():
-            if clock.monotonic() - link.idle_since < _IDLE_CHECK or not link.is_dead():
-                return link
-            link.close()
-        return None
+class _Sockets:
+    """Makes redis-py connect on gevent's sockets."""
 
-    def close(self) -> None:
-        """Close them all."""
-        while link := self._next():
-            link.close()
-
-    def _next(self) -> Link | None:
+    def _connect(self) -> gevent.socket.socket:
+        connection = typing.cast(typing.Any, self)
+        path = getattr(connection, "path", None)
+        since = fork.generation
+        if path is not None:
+            sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+            fork.watch(sock, since)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT)
+                sock.connect(path)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        sock = _connected(connection.host, connection.port)
+        fork.watch(sock, since)
         try:
-            return self.pop()  # the warmest one
-        except IndexError:
-            return None
+            sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
+            sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
+            if isinstance(self, redis.SSLConnection):
+                return _encrypted(self, sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
 
-class Client:
-    """Calls to one Redis endpoint.
+def _connected(host: str, port: int) -> gevent.socket.socket:
+    """A socket to `host`.  An address in digits is not looked up: gevent's resolver would start a
+    native thread for it, one for each hub, which stays."""
+    try:
+        family, kind, protocol, _, address = _socket.getaddrinfo(
+            host, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST
+        )[0]
+    except OSError:  # a name
+        return gevent.socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
+    sock = gevent.socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
-    `name` is the connections' ``CLIENT SETNAME``.  May be used from any greenlet of any native
-    thread.  Every method that calls Redis yields to the hub and raises
-    `RedisUnavailableError` (outage) or `GeventqError` (refused).  Of an embedded server the
-    process is a member from the first call to `close`.
+
+class _TcpConnection(_Sockets, redis.Connection):
+    pass
+
+
+class _UnixConnection(_Sockets, redis.UnixDomainSocketConnection):
+    pass
+
+
+class _TlsConnection(_Sockets, redis.SSLConnection):
+    pass
+
+
+_CLASSES: typing.Final[dict[str, type[typing.Any]]] = {
+    "tcp": _TcpConnection,
+    "unix": _UnixConnection,
+    "tls": _TlsConnection,
+}
+
+
+def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket.socket:
+    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context: that of
+    `create_default_context` would block the hub in a process that is not patched."""
+    context: typing.Any = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not (options.ca_certs or options.ca_path or options.ca_data):
+        context.load_default_certs()
+    context.check_hostname = options.check_hostname
+    context.verify_mode = options.cert_reqs
+    for flag in options.ssl_include_verify_flags or ():
+        context.verify_flags |= flag
+    for flag in options.ssl_exclude_verify_flags or ():
+        context.verify_flags &= ~flag
+    if options.certfile or options.keyfile:
+        context.load_cert_chain(
+            options.certfile, options.keyfile, password=options.certificate_password
+        )
+    if options.ca_certs or options.ca_path or options.ca_data:
+        context.load_verify_locations(options.ca_certs, options.ca_path, options.ca_data)
+    if options.ssl_min_version is not None:
+        context.minimum_version = options.ssl_min_version
+    if options.ssl_ciphers:
+        context.set_ciphers(options.ssl_ciphers)
+    since = fork.generation
+    encrypted = context.wrap_socket(
+        sock, server_hostname=options.host, do_handshake_on_connect=False
+    )
+    fork.watch(encrypted, since)
+    try:
+        encrypted.do_handshake()
+    except BaseException:
+        encrypted.close()
+        raise
+    return typing.cast(gevent.socket.socket, encrypted)
+
+
+class Life:
+    """Something that a native thread holds to its end: thread ids are used again, this is not."""
+
+    __slots__ = ("__weakref__",)
+
+
+_of_thread: typing.Final = gevent.monkey.get_original("threading", "local")()
+
+
+def life_of_this_thread() -> weakref.ref[Life]:
+    """A reference that is dead when the native thread that calls has ended."""
+    life = getattr(_of_thread, "life", None)
+    if life is None:
+        life = _of_thread.life = Life()
+    return weakref.ref(life)
+
+
+class Connection:
+    """A connected, authenticated socket.
+
+    Not shared: whoever holds it makes one `call` at a time, in the native thread that made it.
     """
 
-    def __init__(self, endpoint: Endpoint, *, name: str | None = None) -> None:
-        self.endpoint = endpoint
-        self._name = name
-        self._pools: dict[object, _Pool] = {}  # by hub
-        self._membership: Membership | None = None
-        # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.
-        self._guard = _new_guard()
-        self._generation = fork.generation
-        self._closed = False
+    __slots__ = ("_busy", "_reader", "_sock", "_thread", "_timeout", "address", "idle_since")
 
-    def execute(
-        self, *command: Argument, again: bool = False, timeout: float | None = CALL_TIMEOUT
-    ) -> Reply:
-        """Run one command and return its reply (texts as bytes)."""
-        return checked(self.call(pack(command), 1, again=again, timeout=timeout))[0]
+    def __init__(self, sock: gevent.socket.socket, address: str) -> None:
+        self._sock: gevent.socket.socket | None = sock
+        self._reader = hiredis.Reader(notEnoughData=_NEVER)
+        self._timeout: float | None = CONNECT_TIMEOUT
+        self._thread = life_of_this_thread()
+        self._busy = False  # a call is under way
+        self.address = address
+        self.idle_since = 0.0
 
-    def pipeline(
-        self,
-        commands: typing.Sequence[tuple[Argument, ...]],
-        *,
-        again: bool = False,
-        timeout: float | None = CALL_TIMEOUT,
-    ) -> list[Reply]:
-        """Run several commands in one round trip; the first error reply is raised."""
-        if not commands:
-            return []
-        payload = b"".join([pack(command) for command in commands])
-        return checked(self.call(payload, len(commands), again=again, timeout=timeout))
+    @classmethod
+    def open(
+        cls, endpoint: Endpoint, *, name: str | None = None, path: str | None = None
+    ) -> Connection:
+        """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``, `path` is the socket of an
+        embedded server.  `Client.open_link` knows it.  Yields to the hub.
 
-    def script(
-        self,
-        script: Script,
-        keys: typing.Sequence[str],
-        args: typing.Sequence[Argument],
-        *,
-        again: bool = False,
-        timeout: float | None = CALL_TIMEOUT,
-    ) -> Reply:
-        """Run a script by its hash, loading it first where the server does not know it."""
-        payload = script.pack(keys, args)
-        reply = self.call(payload, 1, again=again, timeout=timeout)[0]
-        if isinstance(reply, hiredis.HiredisError):
-            if str(reply).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
-                load = pack(("SCRIPT", "LOAD", script.source))
-                reply = self.call(load + payload, 2, again=again, timeout=timeout)[1]
-            checked([reply])
-        return reply
+        Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
+        """
+        settings = dict(endpoint.settings)
+        kind = endpoint.kind
+        address = endpoint.describe()
+        if path is not None:
+            settings["path"] = path
+        connection = _CLASSES[kind](
+            **settings,
+            client_name=name,
+            protocol=2,
+            driver_info=None,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=CONNECT_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+        )
+        try:
+            connection.connect()
+        except (redis.RedisError, OSError, ssl.SSLError) as error:
+            raise RedisUnavailableError(
+                f"Redis at {address} cannot be used: {_plain(error)}"
+            ) from error
+        sock, connection._sock = connection._sock, None  # ours from here on
+        return cls(sock, address)
 
-    def call(
-        self, payload: bytes, count: int, *, again: bool = False, timeout: float | None
-    ) -> list[Reply]:
-        """Send packed commands and return their replies, errors in their places; an outage
-        among them is raised.  With `again` it is sent up to three times."""
-        pause = _FIRST_PAUSE
-        for left in range(_TRIES - 1 if again else 0, -1, -1):
-            try:
-                return self._call_once(payload, count, timeout)
-            except RedisUnavailableError:
-                if not left or self._closed:
-                    raise
-                gevent.sleep(pause)
-                pause *= 2
-        raise AssertionError("unreachable")
+    @property
+    def closed(self) -> bool:
+        return self._sock is None
 
-    def open_link(self, *, name: str | None = None) -> Link:
-        """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
-        self._check_process()
-        name = name or self._name
-        if self.endpoint.embedded is None:
-            return Link.open(self.endpoint, name=name)
-        return Link.open(self.endpoint, name=name, path=self._join(self.endpoint.embedded))
+    def call(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
+        """Send `payload` (packed commands) and return its `count` replies.  Yields to the hub.
 
-    def _join(self, url: str) -> str:
-        """The socket of the embedded server, which is started again if it has died."""
-        from geventq.store import embedded  # only where it is used
+        Error replies stay in the list as `hiredis.ReplyError`.  Raises `RedisUnavailableError`
+        with ``answer_lost = True`` when the connection broke or nothing came within `timeout`
+        seconds (each wait): the commands may have been carried out.
+        """
+        self._busy = True  # before the look at the socket: `close` does the two the other way
+        sock = self._sock
+        if sock is None:
+            raise lost_answer(f"the connection to Redis at {self.address} is closed", False)
+        reader = self._reader
+        whole = False
+        try:
+            if timeout != self._timeout:
+                sock.settimeout(timeout)
+                self._timeout = timeout
+            sock.sendall(payload)
+            replies: list[Reply] = []
+            gets, recv, feed = reader.gets, sock.recv, reader.feed
+            while True:
+                reply = gets()
+                if reply is not _NEVER:
+                    replies.append(reply)
+                    if len(replies) == count:
+                        whole = True
+                        return replies
+                    continue
+                data = recv(65536)
+                if not data:
+                    raise lost_answer(f"Redis at {self.address} closed the connection", True)
+                feed(data)
+        except (OSError, hiredis.ProtocolError) as error:
+            if isinstance(error, RedisUnavailableError):
+                raise
+            raise lost_answer(f"Redis at {self.address}: {_plain(error)}", True) from error
+        finally:
+            self._busy = False
+            if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
+                self._sock = None
+                sock.close()
 
-        since = fork.generation
-        joined = embedded.join(url)
-        if since != fork.generation:  # what was to be sent is for the parent to send
-            joined.close()
-            raise lost_answer("the process was forked before it had a connection to Redis", False)
-        with self._guard:
-            if self._membership is None and not self._closed:
-                self._membership = joined
-                return joined.socket_path
-        joined.close()  # one is enough
-        self._refuse_if_closed()
-        return joined.socket_path
-
-    def _call_once(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
-        pool = self._pool()
-        link = pool.take() or self.open_link()
-        replies = link.call(payload, count, timeout)
-        link.idle_since = clock.monotonic()
-        pool.append(link)
-        if self._closed:  # meanwhile
-            pool.close()
-        for reply in replies:
-            if outage(reply):
-                raise lost_answer(f"Redis at {link.address} refuses for now: {reply}", False)
-        return replies
-
-    def _pool(self) -> _Pool:
-        self._check_process()
-        self._refuse_if_closed()
-        hub = get_hub()
-        pool = self._pools.get(hub)
-        if pool is None:
-            self._forget_ended_threads()
-            pool = self._pools[hub] = _Pool()
-        return pool
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise GeventqError("this client is closed")
-
-    def _forget_ended_threads(self) -> None:
-        """The links of a hub refer to it, so it would stay for ever after its thread's end."""
-        for hub, pool in self._pools.copy().items():  # a copy: other threads come meanwhile
-            if pool.thread() is None:
-                self._pools.pop(hub, None)
-                pool.close()
-
-    def _check_process(self) -> None:
-        """In a forked child, begin anew: the links have lost their connections there, and the
-        membership is closed."""
-        if self._generation == fork.generation:
-            return
-        self._generation = fork.generation
-        # A program that forks with the plain `os.fork` need not know that gevent is at work: its
-        # resolver's threads are the parent's, and looking up a host would wait for them for ever.
-        gevent.reinit()
-        self._guard = _new_guard()  # a thread of the parent may have held it
-        self._membership = None
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.close()
+    def is_dead(self) -> bool:
+        """Whether the server has hung up on this idle link.  Never yields."""
+        sock = self._sock
+        if sock is None:
+            return True
+        raw: typing.Any = getattr(sock, "_sock", sock)
+        try:  # below TLS too: what comes there unasked is the end
+            raw.recv(1, gevent.socket.MSG_PEEK | gevent.socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True  # end of file, or bytes that nobody asked for
 
     def close(self) -> None:
-        """Close the idle links; those in use close when their call ends.  Idempotent."""
-        self._check_process()
-        with self._guard:
-            self._closed = True
-            membership, self._membership = self._membership, None
-        for pool in self._pools.copy().values():
-            pool.close()
-        if membership is not None:
-            membership.close()
+        """Close the socket, from whatever thread; a call under way ends.  Idempotent, never
+        raises, never yields."""
+        sock: typing.Any = self._sock
+        self._sock = None
+        if sock is None:
+            return
+        if sock.hub is get_hub_if_exists():
+            sock.close()
+        elif self._busy and self._thread() is not None:
+            # Another thread's loop watches it, and must not be touched.  The end wakes the call,
+            # which closes the socket.
+            with contextlib.suppress(OSError):
+                sock._sock.shutdown(gevent.socket.SHUT_RDWR)
+        else:
+            sock._sock.close()
 
 
-def checked(replies: list[Reply]) -> list[Reply]:
-    """Raise the first error among `replies` as a `GeventqError`, else return them."""
-    for reply in replies:
-        if isinstance(reply, hiredis.HiredisError):
-            raise GeventqError(f"Redis refused: {reply}")
-    return replies
+def lost_answer(text: str, sent: bool) -> RedisUnavailableError:
+    """An outage; ``answer_lost`` tells whether the request may have been carried out."""
+    error = RedisUnavailableError(text)
+    error.answer_lost = sent
+    return error
+
+
+def _plain(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -88,7 +88,7 @@ class Endpoint:
     def _of_url(cls, url: str) -> Endpoint:
         scheme = url.split(":", 1)[0].lower()
         if scheme == "embedded":
-            from geventq.store.directory import directory_of  # only where it is used
+            from geventq.embedded.directory import directory_of  # only where it is used
 
             directory_of(url)
             return cls("unix", {}, embedded=url)

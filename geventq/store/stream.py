@@ -9,12 +9,12 @@ from __future__ import annotations
 import typing
 
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import fork
-from geventq.store.connection import Argument, Client, checked, pack
+from geventq.fork import connections as fork
+from geventq.store.client import Argument, Client, checked, pack
 
 if typing.TYPE_CHECKING:
+    from geventq.store.connection import Connection, Reply
     from geventq.store.keys import QueueKeys
-    from geventq.store.link import Link, Reply
 
 __all__ = ["Entry", "Stream"]
 
@@ -37,7 +37,7 @@ class Stream:
         self._key = keys.events
         self._block = block
         self._name = name
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._closed = False
 
     def newest_id(self) -> bytes:

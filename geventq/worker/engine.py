@@ -19,21 +19,21 @@ from gevent import get_hub, getcurrent
 from geventq import clock
 from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.cancellation.callbacks import Callback
-from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError, JobCancelled, RateLimitError
-from geventq.store.connection import Client, Endpoint
-from geventq.store.jobs import QueueStore
+from geventq.fork import workers as fork
+from geventq.hubs import interrupt_main
+from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
-from geventq.worker import fork
-from geventq.worker import outcome as outcomes
-from geventq.worker.admission import Admission, Taken
+from geventq.store.queue_store import QueueStore
 from geventq.worker.closing import Closing
-from geventq.worker.exchange import LOCK_GONE, PENDING_CHILDREN, Exchange, refusal
-from geventq.worker.execution import Execution, Runners, untouched
 from geventq.worker.idle import IdleWait
-from geventq.worker.intake import Intake
+from geventq.worker.lanes import Lanes
 from geventq.worker.renewer import Renewer
-from geventq.worker.runs import Runs
+from geventq.worker.run import outcome as outcomes
+from geventq.worker.run.admission import Admission, Taken
+from geventq.worker.run.execution import Execution, Runners, untouched
+from geventq.worker.run.settle_call import LOCK_GONE, PENDING_CHILDREN, SettleCall, refusal
+from geventq.worker.run.slots import Slots
 from geventq.worker.stalled import StalledChecker
 
 if typing.TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Engine:
         self.worker_id = face.id
         self.hub: typing.Any = get_hub()
         self.held: dict[str, Execution] = {}
-        self.running = Runs()
+        self.running = Slots()
         self.closing = Closing(self, keys.name)
         self._is_dead = False  # in a forked child
         self._reports: set[typing.Any] = set()  # greenlets that tell of a stuck job
@@ -107,10 +107,10 @@ class Engine:
         self._admission = Admission(self._store, options, with_token=with_token, host=self)
         context = contextvars.copy_context()
         self.runners = Runners(self, keys.name, context, untouched=untouched())
-        exchange = Exchange(
+        exchange = SettleCall(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
-        self.intake = Intake(self, exchange, keys.name, face.id)
+        self.intake = Lanes(self, exchange, keys.name, face.id)
         self.idle = IdleWait(
             self, self._client, keys, worker_name=worker_name, drain_delay=options.drain_delay
         )

@@ -12,13 +12,13 @@ import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.store.connection import pack
-from geventq.store.link import Link
+from geventq.store.client import pack
+from geventq.store.connection import Connection
 from geventq.store.scripts import load
-from geventq.worker.loop import Loop
+from geventq.worker.background import Background
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
 
 __all__ = ["IdleWait"]
@@ -41,7 +41,7 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class IdleWait(Loop):
+class IdleWait(Background):
     """Waits while the queue is dry, then tells its host.  Owned, started and joined by the worker.
 
     `begin` lets it wait (again); the host is told when a marker was popped, a delayed job is due,
@@ -69,7 +69,7 @@ class IdleWait(Loop):
         self._begin = gevent.event.Event()
         self._due_ms = 0
         self._rest = 0.0
-        self._link: Link | None = None
+        self._link: Connection | None = None
 
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
@@ -123,7 +123,7 @@ class IdleWait(Loop):
             if self._link is not None:
                 self._link.close()
 
-    def _wait(self, link: Link) -> bool:
+    def _wait(self, link: Connection) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A
         marker for a later time is waited for in turn."""
         rest, self._rest = self._rest, 0.0

@@ -15,7 +15,7 @@ from collections import deque
 import gevent
 import gevent.event
 
-from geventq.cancellation.threads import interrupt_main
+from geventq.hubs import interrupt_main
 
 __all__ = ["EVENTS", "Listeners"]
 

@@ -16,13 +16,13 @@ import gevent.event
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store.scripts import load
-from geventq.worker.exchange import SAFETY
-from geventq.worker.loop import Loop
+from geventq.worker.background import Background
+from geventq.worker.run.settle_call import SAFETY
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
-    from geventq.worker.execution import Execution
+    from geventq.worker.run.execution import Execution
 
 __all__ = ["Renewer"]
 
@@ -45,7 +45,7 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class Renewer(Loop):
+class Renewer(Background):
     """Renews the locks of ``host.held``; owned and joined by the worker."""
 
     _host: Host

@@ -8,10 +8,10 @@ import typing
 
 from geventq import clock
 from geventq.store.scripts import load
-from geventq.worker.loop import Loop
+from geventq.worker.background import Background
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
 
 __all__ = ["StalledChecker"]
@@ -27,7 +27,7 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class StalledChecker(Loop):
+class StalledChecker(Background):
     """Checks at start and then every `interval` seconds."""
 
     _host: Host
@@ -45,7 +45,7 @@ class StalledChecker(Loop):
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            recovered = self.check()  # a failure is lived through by `Loop`
+            recovered = self.check()  # a failure is lived through by `Background`
             self._outage.over()
             for job_id in recovered:
                 self._host.stalled(job_id)

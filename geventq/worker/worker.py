@@ -16,7 +16,6 @@ from gevent import getcurrent
 
 from geventq import clock
 from geventq.cancellation import Cancellation
-from geventq.cancellation.threads import get_ident, in_thread_of, wait_for
 from geventq.checks import (
     check_flag,
     check_integer,
@@ -27,6 +26,7 @@ from geventq.checks import (
     check_text,
     check_worker_name,
 )
+from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.postgresql import warn_if_queries_block
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import Processor, load_processor, takes_token
@@ -35,8 +35,8 @@ from geventq.worker.signals import heeded
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
-    from geventq.worker.byhand import ByHand
     from geventq.worker.engine import Engine
+    from geventq.worker.manual import ManualJobs
 
 __all__ = ["Worker"]
 
@@ -78,7 +78,7 @@ class Worker:
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
         self._resumed = gevent.event.Event()  # for `get_next_job`
-        self._by_hand: ByHand | None = None
+        self._by_hand: ManualJobs | None = None
         if self.options.autorun:
             self.start()
 
@@ -133,10 +133,10 @@ class Worker:
         if engine is not None:
             return
         warn_if_queries_block()
-        from geventq.store.connection import Endpoint  # this is where redis gets imported
+        from geventq.store.client import Endpoint  # this is where redis gets imported
         from geventq.store.keys import QueueKeys
         from geventq.worker.engine import Engine
-        from geventq.worker.execution import untouched
+        from geventq.worker.run.execution import untouched
 
         endpoint = Endpoint.of(self._connection)
         closes = self._closes
@@ -323,12 +323,12 @@ class Worker:
             job = by_hand.take(token)
         return job
 
-    def _make_by_hand(self) -> ByHand:
-        from geventq.store.connection import Endpoint
+    def _make_by_hand(self) -> ManualJobs:
+        from geventq.store.client import Endpoint
         from geventq.store.keys import QueueKeys
-        from geventq.worker.byhand import ByHand
+        from geventq.worker.manual import ManualJobs
 
-        return ByHand(
+        return ManualJobs(
             Endpoint.of(self._connection),
             QueueKeys(self.prefix, self.queue_name),
             self.options,

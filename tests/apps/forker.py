@@ -37,7 +37,7 @@ import gevent.subprocess
 import greenlet
 
 from geventq import CancellationToken, GeventqError, Job, Queue, Worker
-from geventq.store.connection import Client, Endpoint
+from geventq.store.client import Client, Endpoint
 
 # Whoever started this may be killed, and a child of a fork may turn for ever: nothing of it lives
 # longer than a test does.

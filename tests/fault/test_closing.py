@@ -11,7 +11,7 @@ import gevent.event
 import pytest
 
 from geventq import CancellationToken, Job, JobSpec, Queue, Worker
-from geventq.worker import execution
+from geventq.worker.run import execution
 from tests.conftest import Make
 from tests.support.calls import takes
 from tests.support.proxy import Proxy

@@ -18,7 +18,7 @@ import redis
 
 from geventq import Cancellation, CancellationToken, Job, JobSpec, Queue
 from geventq.cancellation import Attempt
-from geventq.store.connection import Client
+from geventq.store.client import Client
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.calls import recovers, takes
@@ -453,7 +453,7 @@ def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
 ) -> None:
     """7.1, 7.2: it is raised where the outcome is made (or a defect of ours is): the job would be
     active for ever, and close(0) would wait for it.  It goes back, and runs again."""
-    from geventq.worker import outcome
+    from geventq.worker.run import outcome
 
     decide = outcome.decide
     ran: list[str] = []
@@ -496,7 +496,7 @@ def test_ctrl_c_in_the_hub_holds_up_no_job(queue: Queue, make: Make) -> None:
         def switch(self) -> None:
             turns.append("turn")
 
-    from geventq.worker.execution import _switch_into
+    from geventq.worker.run.execution import _switch_into
 
     gevent.get_hub().loop.run_callback(_switch_into, Interrupting([Fake(), Fake()]))
     with pytest.raises(KeyboardInterrupt):
@@ -510,7 +510,8 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
 ) -> None:
     """3.6, 7.2: jobs were taken, or outcomes accepted, and the lane that was told is interrupted:
     every job runs once, every outcome is told once, and close(0) waits for nobody."""
-    from geventq.worker import admission, engine, execution
+    from geventq.worker import engine
+    from geventq.worker.run import admission, execution
 
     owners = {"Admission": admission, "Runners": execution, "Engine": engine}
     kind, name = where.split(".")
@@ -544,7 +545,7 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
 def test_ctrl_c_that_hits_the_first_step_of_a_run_does_not_lose_it() -> None:
     """7.2, 2.16: a greenlet that waits for its next job was given one, and is interrupted as it
     wakes up."""
-    from geventq.worker.execution import Runners, untouched
+    from geventq.worker.run.execution import Runners, untouched
 
     ran: list[object] = []
 

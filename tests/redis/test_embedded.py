@@ -18,9 +18,10 @@ import pytest
 import redis
 
 from geventq import Queue, QueueEvents, Worker
+from geventq.embedded import keeper, launch
+from geventq.embedded import membership as embedded
+from geventq.embedded.directory import directory_of
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import embedded, keeper, launch
-from geventq.store.directory import directory_of
 from geventq.store.endpoint import Endpoint
 from tests.support.waiting import eventually
 
@@ -63,7 +64,7 @@ class _Home:
         program = f"""
         import os, sys
         {"import gevent.monkey; gevent.monkey.patch_all()" if patched else ""}
-        from geventq.store import embedded
+        from geventq.embedded import membership as embedded
         membership = embedded.join({self.url!r})
         print(membership.socket_path, flush=True)
         {then}
@@ -350,7 +351,7 @@ def test_a_forked_child_neither_keeps_nor_ends_its_parents_membership(home: _Hom
     parent = home.program(
         f"""
 import os, sys
-from geventq.store import embedded
+from geventq.embedded import membership as embedded
 membership = embedded.join({home.url!r})
 for _ in range(2):
     child = os.fork()
@@ -409,7 +410,7 @@ def test_a_fork_in_the_middle_of_a_join_leaves_both_with_a_server(home: _Home) -
     """The greenlet that joins runs on in the child, where the start lock is its parent's."""
     program = f"""
 import os, sys, gevent
-from geventq.store import embedded
+from geventq.embedded import membership as embedded
 joining = gevent.spawn(embedded.join, {home.url!r})
 while not embedded._joining:
     gevent.sleep(0)

@@ -216,7 +216,7 @@ def test_a_big_job_travels_alone(
     redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a server refuses by its size, by closing the connection, fails nobody else."""
-    monkeypatch.setattr("geventq.store.gather._BIG", 1000)
+    monkeypatch.setattr("geventq.store.add_batches._BIG", 1000)
     with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as queue:
         held, first = meeting(proxy, queue)
         lost = proxy.lose_next(lambda request: b"xxxx" in request)

@@ -13,9 +13,9 @@ import gevent.threadpool
 import pytest
 
 from geventq import GeventqError, Job, Queue, QueueEvents, Worker
-from geventq.store.connection import Client
+from geventq.store.client import Client
+from geventq.store.connection import Link
 from geventq.store.endpoint import Endpoint
-from geventq.store.link import Link
 from tests.conftest import Make
 from tests.support.waiting import eventually
 

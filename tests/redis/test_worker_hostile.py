@@ -201,7 +201,7 @@ def test_what_no_server_accepts_fails_the_job(
     queue: Queue, make: Make, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """issue, Bad input: a result that cannot be stored fails the job with that text."""
-    monkeypatch.setattr("geventq.worker.outcome.LARGEST", 1_000_000)
+    monkeypatch.setattr("geventq.worker.run.outcome.LARGEST", 1_000_000)
     worker = make(huge)
     told = Told(worker)
     job = queue.add(what)
@@ -242,7 +242,7 @@ def test_a_back_off_strategy_that_hangs_holds_up_no_close(
 ) -> None:
     """7.1: it is asked when the processor has ended, so that nothing can cancel it: it has a limit
     of its own."""
-    monkeypatch.setattr("geventq.worker.outcome.STRATEGY_LIMIT", 0.1)
+    monkeypatch.setattr("geventq.worker.run.outcome.STRATEGY_LIMIT", 0.1)
     asked = gevent.event.Event()
 
     def hangs(made: int, error: BaseException, job: Job) -> float:

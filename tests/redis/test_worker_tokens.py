@@ -127,7 +127,7 @@ def test_without_one_no_token_is_made(
             super().__init__(*args, **options)
             attempts.append(self)
 
-    monkeypatch.setattr("geventq.worker.admission.Attempt", Noted)
+    monkeypatch.setattr("geventq.worker.run.admission.Attempt", Noted)
     seen: Seen = []
     told = Told(make(dict(_without_token(seen))[kind]))
     queue.add("n")

@@ -20,14 +20,14 @@ from geventq.codec import encode
 from geventq.errors import GeventqError, LockLostError
 from geventq.job import STATES
 from geventq.options import StoredOptions, from_wire
-from geventq.store.connection import Client, Endpoint
-from geventq.store.jobs import NewJob, QueueStore
+from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
+from geventq.store.queue_store import NewJob, QueueStore
 from geventq.store.scripts import load
-from geventq.worker import outcome as outcomes
-from geventq.worker.admission import Admission
-from geventq.worker.exchange import Exchange, Settled
-from geventq.worker.execution import Execution
+from geventq.worker.run import outcome as outcomes
+from geventq.worker.run.admission import Admission
+from geventq.worker.run.execution import Execution
+from geventq.worker.run.settle_call import Exchange, Settled
 from geventq.worker.settings import WorkerOptions
 from tests.support.javascript import UNDEFINED, evaluate
 from tests.support.vectors import Vector

@@ -20,16 +20,16 @@ from gevent.event import AsyncResult
 
 from geventq.codec import decode
 from geventq.errors import GeventqError
+from geventq.fork import connections as fork
 from geventq.outage import Outage
-from geventq.store import fork
 from geventq.store.scripts import load
 from geventq.store.stream import Entry, Stream
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
 
-__all__ = ["Ends"]
+__all__ = ["JobEnds"]
 
 _BLOCK: typing.Final = 5.0  # seconds
 _PAGE: typing.Final = 1000  # jobs, or entries, that one call looks at
@@ -59,7 +59,7 @@ class _Waiter:
             self.answer.set(end)
 
 
-class Ends:
+class JobEnds:
     """Those who wait for jobs of one queue, in one hub of one process."""
 
     def __init__(self, client: Client, keys: QueueKeys) -> None:
@@ -171,7 +171,7 @@ class Ends:
 class _Reader:
     """The greenlet that reads the stream after `last_id`."""
 
-    def __init__(self, ends: Ends, client: Client, keys: QueueKeys, last_id: bytes) -> None:
+    def __init__(self, ends: JobEnds, client: Client, keys: QueueKeys, last_id: bytes) -> None:
         self._ends = ends
         self._queue = keys.name
         self._last_id = last_id

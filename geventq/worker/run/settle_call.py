@@ -11,21 +11,21 @@ import typing
 
 from geventq import clock
 from geventq.store.scripts import load
-from geventq.worker.admission import Taken
+from geventq.worker.run.admission import Taken
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Client
+    from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
-    from geventq.worker.execution import Execution
-    from geventq.worker.outcome import Outcome
+    from geventq.worker.run.execution import Execution
+    from geventq.worker.run.outcome import Outcome
 
 __all__ = [
     "LOCK_GONE",
     "OURS",
     "PENDING_CHILDREN",
     "SAFETY",
-    "Exchange",
     "Reply",
+    "SettleCall",
     "Settled",
     "refusal",
 ]
@@ -68,7 +68,7 @@ class Reply(typing.NamedTuple):
     next_ms: int
 
 
-class Exchange:
+class SettleCall:
     """The calls of one queue, for locks that live `lock_duration` seconds."""
 
     def __init__(

@@ -2,8 +2,8 @@
 
 Owns the forms of ``embedded:`` URLs and the choice of a socket's path, which systems allow a
 hundred bytes; a directory with a longer name holds a file that names a socket elsewhere.  Must
-not know who uses the server (`geventq.store.embedded`) nor how it is started
-(`geventq.store.launch`).  Nothing here yields.
+not know who uses the server (`geventq.embedded.membership`) nor how it is started
+(`geventq.embedded.launch`).  Nothing here yields.
 """
 
 from __future__ import annotations

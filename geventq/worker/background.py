@@ -11,10 +11,10 @@ import typing
 import gevent
 import gevent.event
 
-from geventq.cancellation.threads import interrupt_main
+from geventq.hubs import interrupt_main
 from geventq.outage import Outage
 
-__all__ = ["Loop"]
+__all__ = ["Background"]
 
 
 class Host(typing.Protocol):
@@ -24,7 +24,7 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class Loop(abc.ABC):
+class Background(abc.ABC):
     """Owns the greenlet ``geventq-<name>-<queue>``, its end and its outages; owned, started and
     stopped by the worker."""
 

@@ -17,13 +17,13 @@ import gevent
 from gevent.event import AsyncResult
 
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import fork
+from geventq.fork import connections as fork
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
-    from geventq.store.jobs import NewJob, QueueStore
+    from geventq.store.queue_store import NewJob, QueueStore
 
-__all__ = ["Gathering"]
+__all__ = ["AddBatches"]
 
 _COURIERS: typing.Final = 2
 _SMALLEST: typing.Final = 8  # adds that a batch takes before another one is begun
@@ -50,7 +50,7 @@ class _Batch:
         return fits and self.size + size <= _BIG
 
 
-class Gathering:
+class AddBatches:
     """The adds of one queue in one hub of one process.  In a forked child the couriers end: what
     they had sent may have been stored, and the rest is the parent's to send."""
 

@@ -21,12 +21,12 @@ from weakref import getweakrefcount
 import gevent
 
 from geventq.cancellation import Attempt
-from geventq.cancellation.threads import interrupt_main
 from geventq.errors import GeventqError
+from geventq.hubs import interrupt_main
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
-    from geventq.worker.policy import RunPolicy
+    from geventq.worker.run.policy import RunPolicy
 
 __all__ = ["Execution", "Runners", "untouched"]
 

@@ -1,8 +1,8 @@
 """The programs of an embedded server: which server there is, and how its keeper is started.
 
 Owns the search for a server program and the start of the keeper process
-(`geventq.store.keeper`).  Must not know who uses the server, nor wait for it: that is
-`geventq.store.embedded`'s.  Nothing here yields.
+(`geventq.embedded.keeper`).  Must not know who uses the server, nor wait for it: that is
+`geventq.embedded.membership`'s.  Nothing here yields.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import typing
 
 import gevent.monkey
 
+from geventq.embedded import keeper
 from geventq.errors import GeventqError
-from geventq.store import keeper
 
 __all__ = ["LOG", "end_of_log", "has_ended", "server_binary", "start_keeper"]
 

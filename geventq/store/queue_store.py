@@ -17,12 +17,12 @@ from geventq.errors import GeventqError, LockLostError
 from geventq.job import STATES, Job
 from geventq.options import StoredOptions
 from geventq.record import record_of
-from geventq.store.connection import CALL_TIMEOUT, Argument, Client, pack
+from geventq.store.client import CALL_TIMEOUT, Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
-    from geventq.store.ends import Ends
+    from geventq.store.job_ends import JobEnds
 
 __all__ = ["NewJob", "QueueStore"]
 
@@ -42,7 +42,7 @@ class QueueStore:
     def __init__(self, client: Client, keys: QueueKeys) -> None:
         self._client = client
         self.keys = keys
-        self._ends: weakref.WeakKeyDictionary[object, Ends] = weakref.WeakKeyDictionary()
+        self._ends: weakref.WeakKeyDictionary[object, JobEnds] = weakref.WeakKeyDictionary()
 
     @property
     def queue_name(self) -> str:
@@ -249,12 +249,12 @@ class QueueStore:
 
     def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
         """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`."""
-        from geventq.store.ends import Ends
+        from geventq.store.job_ends import JobEnds
 
         hub = gevent.get_hub()
         ends = self._ends.get(hub)
         if ends is None or not ends.is_ours:
-            ends = self._ends[hub] = Ends(self._client, self.keys)
+            ends = self._ends[hub] = JobEnds(self._client, self.keys)
         if timeout == 0:  # its timer would be quicker than the server's answer
             return ends.wait(job_id, only_look=True)
         with gevent.Timeout(timeout):

@@ -26,7 +26,7 @@ from geventq.errors import (
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
-    from geventq.worker.execution import Execution
+    from geventq.worker.run.execution import Execution
 
 __all__ = [
     "Outcome",

@@ -18,20 +18,20 @@ from geventq.errors import (
     LockLostError,
     RedisUnavailableError,
 )
-from geventq.store.connection import Client
-from geventq.store.jobs import QueueStore
-from geventq.worker import outcome as outcomes
-from geventq.worker.admission import Admission
-from geventq.worker.exchange import LOCK_GONE, OURS, Exchange, refusal
-from geventq.worker.execution import Execution
+from geventq.store.client import Client
+from geventq.store.queue_store import QueueStore
+from geventq.worker.run import outcome as outcomes
+from geventq.worker.run.admission import Admission
+from geventq.worker.run.execution import Execution
+from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
-    from geventq.store.connection import Endpoint
+    from geventq.store.client import Endpoint
     from geventq.store.keys import QueueKeys
     from geventq.worker.settings import WorkerOptions
 
-__all__ = ["ByHand"]
+__all__ = ["ManualJobs"]
 
 _TRIES: typing.Final = 3  # of an outcome whose answer was lost (3.6)
 
@@ -48,7 +48,7 @@ class _Held(Execution):
         self.host.settle(self, _decided(self, outcome, value, self.host.options))
 
 
-class ByHand:
+class ManualJobs:
     """Takes jobs one by one for their callers.  Every method yields to the hub."""
 
     def __init__(
@@ -64,7 +64,7 @@ class ByHand:
         self._client = Client(endpoint)
         self._marker = keys.marker
         self._tell = tell
-        self._exchange = Exchange(
+        self._exchange = SettleCall(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
         store = QueueStore(self._client, keys)

@@ -1,7 +1,7 @@
 """``embedded:``, a private server for the processes that name the same directory.
 
 Owns the membership of this process in such directories, and sees to it that a member finds a
-server that answers: the keeper process (`geventq.store.keeper`) owns that.  Must not know
+server that answers: the keeper process (`geventq.embedded.keeper`) owns that.  Must not know
 redis-py, links or queues.  No greenlets of its own: whoever joins waits, and while it waits the
 hub turns, in monkey-patched and in unpatched processes.
 
@@ -23,9 +23,10 @@ import gevent.monkey
 import gevent.socket
 
 from geventq import clock
+from geventq.embedded import keeper, launch
+from geventq.embedded.directory import choose_socket, directory_of, socket_in
 from geventq.errors import GeventqError, RedisUnavailableError
-from geventq.store import fork, keeper, launch
-from geventq.store.directory import choose_socket, directory_of, socket_in
+from geventq.fork import connections as fork
 
 __all__ = ["Membership", "join"]
 

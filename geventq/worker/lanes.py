@@ -19,17 +19,17 @@ import gevent.event
 from gevent import get_hub, getcurrent
 
 from geventq import clock
-from geventq.cancellation.threads import interrupt_main
 from geventq.errors import RedisUnavailableError
+from geventq.hubs import interrupt_main
 from geventq.outage import Outage
-from geventq.worker.exchange import OURS, Exchange, Reply, Settled
+from geventq.worker.run.settle_call import OURS, Reply, SettleCall, Settled
 
 if typing.TYPE_CHECKING:
-    from geventq.worker.admission import Taken
-    from geventq.worker.execution import Execution
-    from geventq.worker.outcome import Outcome
+    from geventq.worker.run.admission import Taken
+    from geventq.worker.run.execution import Execution
+    from geventq.worker.run.outcome import Outcome
 
-__all__ = ["Intake"]
+__all__ = ["Lanes"]
 
 _Numbers = tuple[int, int]  # of lock tokens: the first one, and how many
 _LostTake = tuple[float, _Numbers]  # when it was sent, and for what
@@ -68,10 +68,10 @@ class Host(typing.Protocol):
         """Tell an error."""
 
 
-class Intake:
+class Lanes:
     """The lanes of one worker; owned, started and joined by it."""
 
-    def __init__(self, host: Host, exchange: Exchange, queue_name: str, worker_id: str) -> None:
+    def __init__(self, host: Host, exchange: SettleCall, queue_name: str, worker_id: str) -> None:
         self._host = host
         self._exchange = exchange
         self._queue = queue_name

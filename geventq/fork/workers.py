@@ -20,7 +20,7 @@ import greenlet
 from gevent._hub_local import get_hub_if_exists
 
 from geventq.cancellation.callbacks import at_work
-from geventq.worker.burial import bury
+from geventq.fork.burial import bury
 
 __all__ = ["Mortal", "watch"]
 

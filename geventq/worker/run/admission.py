@@ -13,8 +13,8 @@ from geventq import clock
 from geventq.cancellation import Attempt, AttemptObserver
 from geventq.job import Job
 from geventq.record import record_attempt
-from geventq.worker.execution import Execution
-from geventq.worker.policy import Policies
+from geventq.worker.run.execution import Execution
+from geventq.worker.run.policy import Policies
 
 if typing.TYPE_CHECKING:
     from geventq.job import JobStore

@@ -10,12 +10,12 @@ import typing
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt, Cancellation
-    from geventq.worker.execution import Execution
+    from geventq.worker.run.execution import Execution
 
-__all__ = ["Runs"]
+__all__ = ["Slots"]
 
 
-class Runs:
+class Slots:
     """The runs of one worker, in the order in which they were taken.
 
     `stuck` counts those among them that are alive although they were killed: each opens a

@@ -1,0 +1,1 @@
+"""The private server behind ``embedded:`` URLs, shared by the processes that name a directory."""

@@ -1,0 +1,1 @@
+"""What a forked child does about what its parent left running: its connections, its workers."""
