@@ -3,11 +3,11 @@
 The public names are loaded on first use, so that ``import geventq`` costs nothing and imports
 neither `redis` nor `socket`: it may stand before ``gevent.monkey.patch_all()``.
 
-Comments of this package cite the two specifications that it was written from: ``wire-format``
-describes what BullMQ keeps in Redis, ``cancellation.md`` what happens in each race between a
-request to stop and everything else.  They are the project's papers and are not installed; a
-number alone, such as (2.8), is a section of ``cancellation.md``, except in Lua, where each script
-says whose its numbers are.  Comments stand without them: the number only says where more is told.
+Comments of this package cite the two texts in ``guides/internals`` that it was written from:
+``wire-format`` describes what BullMQ keeps in Redis, ``cancellation.md`` what happens in each race
+between a request to stop and everything else.  A number alone, such as (2.8), is a section of
+``cancellation.md``; in Lua, of ``wire-format``.  Comments stand without them: the number only says
+where more is told.
 """
 
 from __future__ import annotations

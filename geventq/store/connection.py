@@ -3,9 +3,9 @@
 redis-py connects, authenticates and selects the database, on gevent sockets of our own, so that
 it works in unpatched processes too.  From then on requests are packed and replies parsed by
 hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
-(targets.md, facts).  A link whose call did not end normally is closed and never used again: the
-next answer on it would be somebody else's (cancellation.md 2.14).  In a forked child it has lost
-its connection (`geventq.fork.connections`).
+(architecture.md, What things cost).  A link whose call did not end normally is closed and never
+used again: the next answer on it would be somebody else's (cancellation.md 2.14).  In a forked
+child it has lost its connection (`geventq.fork.connections`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ __all__ = ["DEFAULT_URL", "Endpoint", "redact"]
 DEFAULT_URL: typing.Final = "redis://127.0.0.1:6379/0"
 
 # What of a ready client's settings decides where and as whom it connects.  Everything else
-# (pool, retry, decode_responses, time-outs) is ours to choose (api.md, Connections).
+# (pool, retry, decode_responses, time-outs) is ours to choose.
 _TAKEN: typing.Final = frozenset(
     """host port path db username password credential_provider socket_keepalive
     socket_keepalive_options ssl_keyfile ssl_certfile ssl_cert_reqs ssl_ca_certs ssl_ca_path

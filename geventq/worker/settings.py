@@ -1,4 +1,4 @@
-"""The options of a worker: frozen, checked as a whole when they are made (api.md, Worker).
+"""The options of a worker: frozen, checked as a whole when they are made.
 
 Every message names the option, the rule and the value.  Options of later stages are refused
 rather than ignored.
@@ -35,7 +35,7 @@ _LATER: typing.Final[dict[str, object]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
-    """All times in seconds; the defaults are those of api.md."""
+    """All times in seconds."""
 
     concurrency: int = 1
     node: str | None = None

@@ -110,7 +110,7 @@ class Worker:
         self._want()
 
     def on(self, event: str, listener: typing.Callable[..., object]) -> typing.Any:
-        """Call `listener` at each `event` (api.md, Worker)."""
+        """Call `listener` at each `event`."""
         return self._listeners.on(event, listener)
 
     def off(self, event: str, listener: typing.Callable[..., object]) -> bool:
@@ -251,7 +251,7 @@ class Worker:
         kill_after: float | None = None,
         retry: bool = True,
     ) -> bool:
-        """Ask the job to stop, or kill it; whether the request took effect (api.md).
+        """Ask the job to stop, or kill it; whether the request took effect.
 
         Raises `TypeError` or `ValueError` for a bad argument: an id that is `None` by mistake must
         not reach all jobs.

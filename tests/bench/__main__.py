@@ -97,7 +97,7 @@ def number(value: float | None) -> str:
 def table(
     scenarios: list[Scenario], found: dict[str, Rounds], foreign: dict[str, float]
 ) -> tuple[str, bool]:
-    text = [f"{'':20}{'npm':>10}{'geventq':>10}{'ratio':>8}   {'speed gate':17}  targets.md"]
+    text = [f"{'':20}{'npm':>10}{'geventq':>10}{'ratio':>8}   {'speed gate':17}  target"]
     good = True
     for one in scenarios:
         text.append(f"{one.name}: {one.title}   (foreign load up to {foreign[one.name]:.0%})")

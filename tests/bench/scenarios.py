@@ -30,7 +30,7 @@ class Figure:
     metric: str
     unit: str
     gate: float | None = None  # the speed gate
-    target: float | None = None  # shared/targets.md
+    target: float | None = None  # the ratio to npm's to be reached
     of: typing.Literal["ratio", "value"] = "ratio"
     at_least: bool = True
 

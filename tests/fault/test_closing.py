@@ -121,7 +121,7 @@ def test_a_job_that_is_announced_while_a_take_is_under_way_is_not_overlooked(
 
 @pytest.mark.parametrize("how", ["processor", "helper", "listener", "helper of a listener"])
 def test_close_from_inside_begins_and_returns(queue: Queue, make: Make, how: str) -> None:
-    """api.md: in a processor or a listener, and in what they spawned, waiting would be for ever."""
+    """In a processor or a listener, and in what they spawned, waiting would be for ever."""
     returned: list[str] = []
 
     def close() -> None:
@@ -149,7 +149,7 @@ def test_close_from_inside_begins_and_returns(queue: Queue, make: Make, how: str
 
 @pytest.mark.unpatched
 def test_close_and_cancel_from_another_native_thread(queue: Queue, make: Make) -> None:
-    """api.md: from any native thread, while the worker's own gives its hub turns."""
+    """From any native thread, while the worker's own gives its hub turns."""
     worker = make(lambda job, token: token.sleep(60), concurrency=2)
     first, second = queue.add("n"), queue.add("n")
     eventually(lambda: len(worker.active_jobs) == 2)

@@ -165,7 +165,7 @@ def test_a_paused_worker_hands_nothing_out(queue: Queue, by_hand: By) -> None:
 def test_a_started_worker_neither_counts_cancels_nor_gives_back_a_job_in_hand(
     queue: Queue, make: Make
 ) -> None:
-    """api.md, Job: such a job is its taker's alone."""
+    """Such a job is its taker's alone."""
     worker = make(lambda job, token: token.sleep(60))
     running = queue.add("n")
     eventually(lambda: worker.active_jobs)

@@ -1,4 +1,4 @@
-"""``embedded:`` as api.md "Connections" promises it, with real processes that really die."""
+"""``embedded:`` in real processes that really die."""
 
 from __future__ import annotations
 

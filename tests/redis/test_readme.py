@@ -1,4 +1,4 @@
-"""What README shows is run here as it stands there: the snippets, and the commands."""
+"""What README and the guides show is run here as it stands there: snippets and commands."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
+from tests.support.guides import pages, snippets
 from tests.support.told import ended
 from tests.support.waiting import eventually
 
@@ -29,8 +30,8 @@ def section(title: str) -> str:
     return found[1]
 
 
-def snippets(title: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", section(title), re.M | re.S)
+def snippets_of(title: str) -> list[str]:
+    return snippets(section(title), "python")
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def run(tmp_path: pathlib.Path) -> collections.abc.Callable[[list[str]], str]:
 def test_the_first_job_and_its_cancellation(
     run: collections.abc.Callable[[list[str]], str],
 ) -> None:
-    (program,) = snippets("The first job, and its cancellation")
+    (program,) = snippets_of("The first job, and its cancellation")
     promised = re.search(r"failed_reason\)  # (.*)", program)
     assert promised is not None
     assert run([sys.executable, "-W", "error", "-c", program]).strip() == promised[1]
@@ -78,7 +79,7 @@ def patterns() -> Patterns:
         "work": lambda job: gevent.sleep(60),
         "roll_back_or_commit": lambda: (gevent.sleep(0.05), done.append("rolled back")),
     }
-    for snippet in snippets("The four patterns"):
+    for snippet in snippets_of("The four patterns"):
         exec(compile(snippet, "README.md", "exec"), names)
     return Patterns(names, done)
 
@@ -148,3 +149,35 @@ def test_the_commands(run: collections.abc.Callable[[list[str]], str]) -> None:
         words = shlex.split(command)
         if words[1] in ("add", "jobs"):
             run([sys.executable, "-m", *words])
+
+
+#: The sections of README whose snippets have tests of their own above.
+_RUN_ABOVE: typing.Final = ("The first job, and its cancellation", "The four patterns")
+
+
+def _others() -> list[typing.Any]:
+    """The snippets of README's other sections, and those of the guides."""
+    above = [text for title in _RUN_ABOVE for text in snippets_of(title)]
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in pages()
+        for number, text in enumerate(snippets(page.read_text(), "python"), 1)
+        if text not in above
+    ]
+
+
+@pytest.mark.parametrize("program", _others())
+def test_a_snippet_of_a_guide_is_a_whole_program(
+    run: collections.abc.Callable[[list[str]], str], program: str
+) -> None:
+    """It ends by itself, without a warning, and prints what its comments behind `print` say."""
+    promised = re.findall(r"^print\(.*\)  # (.*)$", program, re.M)
+    assert run([sys.executable, "-W", "error", "-c", program]).splitlines() == promised
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_names_its_language(page: pathlib.Path) -> None:
+    """What names none would be left out above."""
+    fences = re.findall(r"^```(.*)", page.read_text(), re.M)
+    assert all(fences[::2])
+    assert not any(fences[1::2])

@@ -239,7 +239,7 @@ def test_only_a_shield_makes_closing_take_longer(queue: Queue, make: Make) -> No
 def test_a_with_block_closes_with_close_timeout_and_with_0_after_an_error(
     queue: Queue, redis_url: str, prefix: str, fails: bool
 ) -> None:
-    """api: `with` starts on entry; an error that leaves it cancels what runs."""
+    """`with` starts on entry; an error that leaves it cancels what runs."""
 
     def process(job: Job, token: CancellationToken) -> None:
         token.sleep(60 if fails else 0.1)
@@ -278,7 +278,7 @@ def test_no_connection_is_left(own_server: Server) -> None:
 
 
 def test_a_worker_starts_anew_after_its_close(queue: Queue, make: Make) -> None:
-    """api: with another `id`, and as able as before."""
+    """With another `id`, and as able as before."""
     worker = make(lambda job: "ran")
     before = worker.id
     worker.close()
@@ -316,7 +316,7 @@ def test_a_hanging_listener_is_killed_in_the_end(
 
 
 def test_without_a_time_the_last_listener_is_waited_for(queue: Queue, make: Make) -> None:
-    """7.1, api: a slow listener hears everything, `closed` included."""
+    """7.1: a slow listener hears everything, `closed` included."""
     go = gevent.event.Event()
     worker = make(lambda job: "done")
     worker.on("completed", lambda job, result: go.wait())
@@ -333,7 +333,7 @@ def test_without_a_time_the_last_listener_is_waited_for(queue: Queue, make: Make
 
 
 def test_a_listener_of_closed_may_start_the_worker_anew(queue: Queue, make: Make) -> None:
-    """api: as a supervisor does; the events of its new life come once each and in order."""
+    """As a supervisor does; the events of its new life come once each and in order."""
     worker = make(lambda job: "done")
     again = [1]
 

@@ -215,7 +215,7 @@ def test_what_no_server_accepts_fails_the_job(
 
 @pytest.mark.parametrize("job_id", [None, 17, b"17", object()])
 def test_a_request_needs_the_id_of_a_job(queue: Queue, make: Make, job_id: typing.Any) -> None:
-    """api.md: `cancel_job` asks one job.  With an id that a program has not got (`None`) it must
+    """`cancel_job` asks one job.  With an id that a program has not got (`None`) it must
     not ask them all."""
     worker = make(lambda job, token: token.sleep(60), concurrency=2)
     queue.add_bulk([JobSpec("n"), JobSpec("n")])
@@ -226,7 +226,7 @@ def test_a_request_needs_the_id_of_a_job(queue: Queue, make: Make, job_id: typin
 
 
 def test_a_reason_that_is_nested_too_deeply_is_refused(queue: Queue, make: Make) -> None:
-    """api.md: a reason is JSON, or there is a `ValueError`."""
+    """A reason is JSON, or there is a `ValueError`."""
     worker = make(lambda job, token: token.sleep(60))
     queue.add("n")
     eventually(lambda: worker.active_jobs)

@@ -61,8 +61,8 @@ def test_a_stuck_job_is_told_recorded_and_replaced(
     prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """2.10: thrown four times, then: an event and a log line with the stack, the request in the
-    job's hash, the lock renewed no more, and another job in its place."""
+    """2.10, 4.3: thrown four times, then: an event and a log line with the stack, the request in
+    the job's hash, the lock renewed no more, and another job in its place."""
     process = Immortal()
     worker = make(process, lock_duration=2.0, lock_renew_time=0.1, skip_stalled_check=True)
     told = Told(worker)

@@ -35,7 +35,7 @@ def test_the_life_of_a_worker_is_told_in_order(queue: Queue, redis_url: str, pre
 
 
 def test_each_outcome_is_told_once(queue: Queue, make: Make) -> None:
-    """api: `failed` for final failures, `retrying` for the others; the job and what it was."""
+    """`failed` for final failures, `retrying` for the others; the job and what it was."""
 
     def process(job: Job) -> str:
         if job.name == "good":

@@ -119,7 +119,7 @@ def test_drain_delay_is_how_long_it_waits_for_work(
 
 
 def test_a_named_worker_is_found_and_signs_what_it_takes(queue: Queue, make: Make) -> None:
-    """api: `get_workers` tells names; `processed_by` says who took a job last."""
+    """`get_workers` tells names; `processed_by` says who took a job last."""
     make(lambda job: None, name="painter")
     job = ended(queue, queue.add("n"), "completed")
     assert job.processed_by == "painter"
@@ -177,7 +177,7 @@ def times_out(made: int, error: BaseException, job: Job) -> float:
 
 
 def test_a_named_backoff_gets_attempts_error_and_job(queue: Queue, make: Make) -> None:
-    """api: `fn(attempts_made, error, job) -> seconds`, 1 after the first attempt."""
+    """`fn(attempts_made, error, job) -> seconds`, 1 after the first attempt."""
     asked: list[tuple[int, str, str]] = []
 
     def strategy(made: int, error: BaseException, job: Job) -> float:
@@ -277,7 +277,7 @@ def test_a_removal_policy_by_age(queue: Queue, make: Make) -> None:
 
 
 def test_a_worker_may_be_steered_from_any_native_thread(queue: Queue, make: Make) -> None:
-    """api: cancel_job, cancel_all_jobs, pause, resume and concurrency, while its own thread gives
+    """Cancel_job, cancel_all_jobs, pause, resume and concurrency, while its own thread gives
     the hub turns; patched or not."""
     inside: list[str] = []
 

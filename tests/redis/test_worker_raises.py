@@ -249,7 +249,7 @@ def test_what_cannot_be_used_fails_its_job_and_nothing_else(
 
 
 def test_a_move_takes_a_timedelta(queue: Queue, make: Make) -> None:
-    """api: all times are seconds or a `timedelta`."""
+    """All times are seconds or a `timedelta`."""
     make(lambda job: raise_it(DelayedError(datetime.timedelta(minutes=1))))
     job = queue.add("n")
     read = ended(queue, job, "delayed")

@@ -236,7 +236,7 @@ def test_hard_means_cancel_at_once_and_kill_after_the_grace(
 
 
 def test_what_makes_no_sense_is_refused_before_anything_happens(queue: Queue, make: Make) -> None:
-    """api: with the argument's name; the job goes on."""
+    """With the argument's name; the job goes on."""
     inside, go = gevent.event.Event(), gevent.event.Event()
 
     def process(job: Job, token: CancellationToken) -> bool:
@@ -263,7 +263,7 @@ def test_what_makes_no_sense_is_refused_before_anything_happens(queue: Queue, ma
 
 
 def test_cancel_all_jobs_counts_those_where_it_took_effect(queue: Queue, make: Make) -> None:
-    """2.2, api: a job that was asked before is not counted again."""
+    """2.2: a job that was asked before is not counted again."""
     go = gevent.event.Event()
     inside: list[str] = []
     worker = make(lambda job, token: inside.append(job.id) or go.wait(), concurrency=3)

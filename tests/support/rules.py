@@ -1,7 +1,8 @@
 """Which tests hold which numbered rule of cancellation.md: ``python -m tests.support.rules``.
 
-A test names the rules that it holds at the beginning of its docstring (``2.7: a kill after...``);
-a module's or a class's docstring names rules for the tests in it that name none.
+The rules are the numbered headings of the guide that have none below them.  A test names those
+that it holds at the beginning of its docstring (``2.7: a kill after...``); a module's or a class's
+docstring names rules for the tests in it that name none.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import pathlib
 import re
 import typing
 
+from tests.support.guides import CITED, sections
+
 __all__ = ["RULES", "rules_of"]
 
-#: The sections that stage 1 builds.
-RULES: typing.Final = (
-    "1",
-    *(f"2.{number}" for number in range(1, 17)),
-    *(f"3.{number}" for number in range(1, 8)),
-    *(f"7.{number}" for number in range(1, 6)),
-)
+
+def _rules(numbers: list[str]) -> tuple[str, ...]:
+    divided = {number.partition(".")[0] for number in numbers if "." in number}
+    return tuple(number for number in numbers if number not in divided)
+
+
+#: All rules of the guide, in its order.
+RULES: typing.Final = _rules(sections(CITED["cancellation.md"]))
 
 _NAMES: typing.Final = re.compile(r"((?:\d(?:\.\d+)?(?:, |-| and |(?=[: ])))+)(?::| )")
 

@@ -58,7 +58,7 @@ def test_a_negative_answer_fails_the_job_now() -> None:
 
 
 def test_an_answer_may_be_a_timedelta() -> None:
-    """api: all times are seconds, as a float or a timedelta."""
+    """All times are seconds, as a float or a timedelta."""
     assert delay({"type": "mine"}, mine=lambda *_: datetime.timedelta(seconds=2)) == 2000
     assert delay({"type": "mine"}, mine=lambda *_: datetime.timedelta(days=-1)) is None
 

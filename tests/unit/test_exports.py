@@ -10,7 +10,7 @@ import pytest
 
 import geventq
 
-# api.md: every public name that exists by now is importable from `geventq`.
+# Every public name that exists by now is importable from `geventq`.
 EXPECTED = {
     "Cancellation",
     "CancellationToken",

@@ -2,9 +2,9 @@
 
 An `Execution` belongs to one attempt, from the take until its outcome is settled.  A `Runner` is
 a greenlet that runs execution after execution: starting a fresh one costs ten times the rest of a
-no-op job (targets.md, facts).  It is used again only where no user can tell (cancellation.md
-2.16): nothing was thrown at it, nothing is linked to it, nobody holds a reference to it, not a
-weak one either, and it carries no attributes but its own.
+no-op job (architecture.md, What things cost).  It is used again only where no user can tell
+(cancellation.md 2.16): nothing was thrown at it, nothing is linked to it, nobody holds a reference
+to it, not a weak one either, and it carries no attributes but its own.
 Only the processor runs where a kill can reach; everything else happens before `Attempt.begin`
 and after `Attempt.end`.  This module does not know Redis.
 """

@@ -394,7 +394,7 @@ def test_a_lost_lock_ends_the_attempt_whatever_was_asked() -> None:
 
 
 def test_a_request_from_another_thread() -> None:
-    """api: `cancel_job` may be used from any native thread."""
+    """`cancel_job` may be used from any native thread."""
     run = Run(lambda token: token.wait().reason).start()
     assert in_native_thread(lambda: run.ask("from afar")) is True
     assert run.join().result == "from afar"

@@ -22,7 +22,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", defau
 
 
 def test_it_is_an_async_result() -> None:
-    """api: wait, get, ready, rawlink, gevent.wait and iwait as on any AsyncResult."""
+    """Wait, get, ready, rawlink, gevent.wait and iwait as on any AsyncResult."""
     token, linked = CancellationToken(), []
     assert isinstance(token, gevent.event.AsyncResult)
     assert token.wait(timeout=0) is None and not token.ready()
@@ -39,7 +39,7 @@ def test_it_is_an_async_result() -> None:
 
 
 def test_a_token_of_ones_own() -> None:
-    """api: `CancellationToken()` works without a job."""
+    """`CancellationToken()` works without a job."""
     token, called = CancellationToken(), []
     assert str(token) == repr(token) == "<CancellationToken 'not cancelled'>"
     assert token.check() is None and not token.cancelled and token.reason is None
@@ -193,7 +193,7 @@ def test_a_result_of_the_same_turn_wins() -> None:
 
 
 def test_run_hands_on_errors_and_its_timeout() -> None:
-    """api: what the call raises is raised; its own `timeout` is `gevent.Timeout`."""
+    """What the call raises is raised; its own `timeout` is `gevent.Timeout`."""
     token, ended = CancellationToken(), []
 
     def call() -> None:
@@ -306,7 +306,7 @@ def test_a_helper_in_a_shield_is_waited_for() -> None:
 
 
 def test_a_link_is_cancelled_with_its_parent_and_not_the_other_way() -> None:
-    """api: a child token."""
+    """A child token."""
     parent = CancellationToken()
     child, other = parent.link(), parent.link()
     grandchild = child.link()
@@ -318,7 +318,7 @@ def test_a_link_is_cancelled_with_its_parent_and_not_the_other_way() -> None:
 
 
 def test_a_link_has_its_own_deadline() -> None:
-    """api: kind `timeout`; the parent goes on."""
+    """Kind `timeout`; the parent goes on."""
     parent = CancellationToken()
     child = parent.link(timeout=0.02)
     with pytest.raises(JobCancelled, match=r"timed out after 0\.02 s"):
@@ -337,7 +337,7 @@ def test_a_parent_holds_its_links_weakly() -> None:
 
 
 def test_the_token_does_not_keep_its_attempt() -> None:
-    """targets.md: no garbage for the collector per job."""
+    """2.16: no garbage for the collector per job."""
     run = Run(lambda token: None).start().join()
     gc.collect()
     attempt, token = weakref.ref(run.attempt), run.token
@@ -362,7 +362,7 @@ def test_times_are_checked(seconds: float) -> None:
 
 
 def test_times_may_be_timedeltas() -> None:
-    """api: all times are seconds, as a float or a timedelta."""
+    """All times are seconds, as a float or a timedelta."""
     moment, long = datetime.timedelta(milliseconds=10), datetime.timedelta(hours=1)
     token = CancellationToken()
     token.sleep(moment)
