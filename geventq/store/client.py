@@ -26,6 +26,7 @@ from geventq.store.scripts import Script, pack
 
 if typing.TYPE_CHECKING:
     from geventq.embedded.membership import Membership
+    from geventq.store.keys import Keys
 
 __all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "Reply", "checked", "pack"]
 
@@ -108,7 +109,7 @@ class Client:
     def script(
         self,
         script: Script,
-        keys: typing.Sequence[str],
+        keys: Keys,
         args: typing.Sequence[Argument],
         *,
         again: bool = False,
@@ -120,7 +121,8 @@ class Client:
         if isinstance(reply, hiredis.HiredisError):
             if str(reply).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
                 load = pack(("SCRIPT", "LOAD", script.source))
-                reply = self.call(load + payload, 2, again=again, timeout=timeout)[1]
+                replies = self.call(load + payload, 2, again=again, timeout=timeout)
+                return checked(replies)[1]
             checked([reply])
         return reply
 

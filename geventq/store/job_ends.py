@@ -114,9 +114,8 @@ class JobEnds:
     def _look(self, job_ids: list[str]) -> tuple[bytes, list[End | None]]:
         """The newest entry, and how each job had ended by then, `None` for one that had not."""
         keys = self._keys
-        names = [keys.completed, keys.failed, keys.events]
         newest, *states = self._client.script(
-            load("get_end"), names, [keys.base, *job_ids], again=True
+            load("get_end"), keys, [keys.base, *job_ids], again=True
         )
         ends: list[End | None] = []
         for job_id, (state, told) in zip(job_ids, states, strict=True):

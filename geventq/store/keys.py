@@ -5,54 +5,33 @@ from __future__ import annotations
 import base64
 import typing
 
-__all__ = ["QueueKeys"]
+__all__ = ["JobKeys", "Keys", "QueueKeys"]
 
-_SUFFIXES: typing.Final = (
-    "wait",
-    "active",
-    "prioritized",
-    "delayed",
-    "waiting-children",
-    "completed",
-    "failed",
-    "paused",
-    "stalled",
-    "stalled-check",
-    "meta",
-    "id",
-    "pc",
-    "marker",
-    "events",
-    "limiter",
-    "repeat",
-)
+_SUFFIXES: typing.Final = {
+    "active": "active",
+    "completed": "completed",
+    "delayed": "delayed",
+    "events": "events",
+    "failed": "failed",
+    "id": "id",
+    "limiter": "limiter",
+    "marker": "marker",
+    "meta": "meta",
+    "paused": "paused",
+    "pc": "pc",
+    "prioritized": "prioritized",
+    "schedulers": "repeat",  # a word of Lua's own
+    "stalled": "stalled",
+    "stalled_check": "stalled-check",
+    "wait": "wait",
+    "waiting_children": "waiting-children",
+}
 
 
 class QueueKeys:
     """Every key of one queue, made once.  ``keys.base`` is ``prefix:name:``."""
 
-    __slots__ = (
-        "active",
-        "base",
-        "completed",
-        "delayed",
-        "events",
-        "failed",
-        "id",
-        "limiter",
-        "marker",
-        "meta",
-        "name",
-        "paused",
-        "pc",
-        "prefix",
-        "prioritized",
-        "repeat",
-        "stalled",
-        "stalled_check",
-        "wait",
-        "waiting_children",
-    )
+    __slots__ = ("base", "name", "prefix", *_SUFFIXES)
 
     active: str
     completed: str
@@ -66,7 +45,7 @@ class QueueKeys:
     paused: str
     pc: str
     prioritized: str
-    repeat: str
+    schedulers: str
     stalled: str
     stalled_check: str
     wait: str
@@ -76,19 +55,35 @@ class QueueKeys:
         self.prefix = prefix
         self.name = name
         self.base = f"{prefix}:{name}:"
-        for suffix in _SUFFIXES:
-            setattr(self, suffix.replace("-", "_"), self.base + suffix)
+        for attribute, suffix in _SUFFIXES.items():
+            setattr(self, attribute, self.base + suffix)
 
-    def job(self, job_id: str) -> str:
-        """The key of a job's hash."""
-        return self.base + job_id
-
-    def lock(self, job_id: str) -> str:
-        """The key of a job's lock."""
-        return f"{self.base}{job_id}:lock"
+    def of_job(self, job_id: str) -> JobKeys:
+        """The queue's keys and, with them, those of one job."""
+        return JobKeys(self, job_id)
 
     def client_name(self, suffix: str = "") -> str:
         """The name of a connection that others may look for (wire-format section 11):
         ``prefix:base64(name)`` and `suffix` (``:w:<worker name>``, ``:qe``)."""
         encoded = base64.b64encode(self.name.encode()).decode()
         return f"{self.prefix}:{encoded}{suffix}"
+
+
+class JobKeys:
+    """The keys of one job, and all of its queue's."""
+
+    __slots__ = ("_queue", "job", "lock", "logs")
+
+    def __init__(self, queue: QueueKeys, job_id: str) -> None:
+        self._queue = queue
+        self.job = queue.base + job_id
+        self.lock = self.job + ":lock"
+        self.logs = self.job + ":logs"
+
+    def __getattr__(self, name: str) -> str:
+        key: str = getattr(self._queue, name)
+        return key
+
+
+Keys = QueueKeys | JobKeys
+"""What a script's keys are filled from, by the names in its header."""

@@ -54,16 +54,12 @@ class QueueStore:
         """Store jobs, all or none, in one call.  Sent again only if every job has an id of its
         own: else a second copy could be stored (cancellation.md 3.6)."""
         keys = self.keys
-        names = [
-            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.marker),
-            *(keys.events, keys.meta, keys.id, keys.pc),
-        ]
         now_ms = clock.wall_ms()
         args: list[Argument] = [keys.base, now_ms]
         for name, data, options in jobs:
             args += (options.job_id, name, data, options.text, options.rare)
         again = all(options.job_id for _, _, options in jobs)
-        ids = self._client.script(load("add"), names, args, again=again, timeout=_BULK_SECONDS)
+        ids = self._client.script(load("add"), keys, args, again=again, timeout=_BULK_SECONDS)
         now = b"%d" % now_ms
         return [
             Job(self, job_id.decode(), _fields(new, now))
@@ -74,7 +70,7 @@ class QueueStore:
 
     def read(self, job_id: str) -> Job | None:
         """The job, or `None` if there is none."""
-        flat = self._client.execute("HGETALL", self.keys.job(job_id), again=True)
+        flat = self._client.execute("HGETALL", self.keys.base + job_id, again=True)
         if not flat:
             return None
         pairs = iter(flat)
@@ -82,18 +78,12 @@ class QueueStore:
 
     def state(self, job_id: str) -> str:
         """Where the job is (wire-format 13)."""
-        keys = self.keys
-        names = [
-            *(keys.completed, keys.failed, keys.delayed, keys.prioritized, keys.active),
-            *(keys.wait, keys.paused, keys.waiting_children),
-        ]
-        states = self._client.script(load("get_state"), names, [job_id], again=True)
+        states = self._client.script(load("get_state"), self.keys, [job_id], again=True)
         return typing.cast(str, states[0].decode())
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        names = [getattr(self.keys, place) for place in STATES.values()]
-        counts = self._client.script(load("counts"), names, [], again=True)
+        counts = self._client.script(load("counts"), self.keys, [], again=True)
         return dict(zip(STATES, counts, strict=True))
 
     def page(
@@ -123,7 +113,7 @@ class QueueStore:
         return ("ZRANGE" if ascending else "ZREVRANGE", key, start, end)
 
     def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
-        payload = b"".join([pack(("HGETALL", self.keys.job(job_id))) for job_id in ids])
+        payload = b"".join([pack(("HGETALL", self.keys.base + job_id)) for job_id in ids])
         replies = self._client.call(payload, len(ids), again=True, timeout=CALL_TIMEOUT)
         jobs = []
         for job_id, flat in zip(ids, replies, strict=True):
@@ -177,75 +167,47 @@ class QueueStore:
 
     # -- one job -----------------------------------------------------------------------------
 
-    def update_progress(self, job_id: str, progress: bytes, lock_token: str) -> None:
-        keys = self.keys
-        names = [keys.job(job_id), keys.lock(job_id), keys.events, keys.meta]
-        code = self._client.script(
-            load("update_progress"), names, [job_id, progress, lock_token], again=True
-        )
+    def _change(
+        self, name: str, job_id: str, args: list[Argument], *, again: bool = False
+    ) -> typing.Any:
+        """Run a script on one job; what it answers, unless that is a refusal, which is raised."""
+        code = self._client.script(load(name), self.keys.of_job(job_id), args, again=again)
         _raise_for(code, job_id)
+        return code
+
+    def update_progress(self, job_id: str, progress: bytes, lock_token: str) -> None:
+        self._change("update_progress", job_id, [job_id, progress, lock_token], again=True)
 
     def update_data(self, job_id: str, data: bytes, lock_token: str) -> None:
-        names = [self.keys.job(job_id), self.keys.lock(job_id)]
-        code = self._client.script(load("update_data"), names, [data, lock_token], again=True)
-        _raise_for(code, job_id)
+        self._change("update_data", job_id, [data, lock_token], again=True)
 
     def log(self, job_id: str, row: bytes, keep: int, lock_token: str) -> int:
-        names = [self.keys.job(job_id), self.keys.lock(job_id), self.keys.job(job_id) + ":logs"]
-        code = self._client.script(load("log"), names, [row, keep, lock_token])
-        _raise_for(code, job_id)
-        return typing.cast(int, code)
+        return typing.cast(int, self._change("log", job_id, [row, keep, lock_token]))
 
     def logs(self, job_id: str) -> list[str]:
         """The rows of the job's log, oldest first."""
-        rows = self._client.execute("LRANGE", self.keys.job(job_id) + ":logs", 0, -1, again=True)
+        rows = self._client.execute("LRANGE", self.keys.of_job(job_id).logs, 0, -1, again=True)
         return [row.decode("utf-8", "replace") for row in rows]
 
     def clear_logs(self, job_id: str, keep: int) -> None:
-        names = [self.keys.job(job_id), self.keys.job(job_id) + ":logs"]
-        _raise_for(self._client.script(load("clear_logs"), names, [keep], again=True), job_id)
+        self._change("clear_logs", job_id, [keep], again=True)
 
     def retry(self, job_id: str, state: str, reset_made: bool, reset_started: bool) -> None:
-        keys = self.keys
-        names = [
-            *(keys.job(job_id), getattr(keys, state), keys.wait, keys.prioritized, keys.pc),
-            *(keys.marker, keys.meta, keys.active, keys.events),
-        ]
         flags = ["1" if flag else "" for flag in (reset_made, reset_started)]
-        _raise_for(self._client.script(load("retry_job"), names, [job_id, state, *flags]), job_id)
+        self._change("retry_job", job_id, [job_id, state, *flags])
 
     def remove(self, job_id: str) -> bool:
-        keys = self.keys
-        names = [
-            *(keys.job(job_id), keys.completed, keys.waiting_children, keys.delayed, keys.failed),
-            *(keys.prioritized, keys.wait, keys.paused, keys.active, keys.events, keys.meta),
-            *(keys.lock(job_id), keys.repeat),
-        ]
-        code = self._client.script(load("remove_job"), names, [job_id, keys.base], again=True)
-        return bool(code == 1)
+        return bool(self._change("remove_job", job_id, [job_id, self.keys.base], again=True) == 1)
 
     def promote(self, job_id: str) -> None:
-        keys = self.keys
-        names = [
-            *(keys.job(job_id), keys.delayed, keys.wait, keys.prioritized, keys.pc),
-            *(keys.marker, keys.meta, keys.active, keys.events),
-        ]
-        _raise_for(self._client.script(load("promote"), names, [job_id]), job_id)
+        self._change("promote", job_id, [job_id])
 
     def change_delay(self, job_id: str, delay: int | float) -> None:
-        keys = self.keys
-        names = [keys.job(job_id), keys.delayed, keys.marker, keys.meta, keys.events]
-        args: list[Argument] = [job_id, clock.wall_ms(), delay]
-        _raise_for(self._client.script(load("change_delay"), names, args), job_id)
+        self._change("change_delay", job_id, [job_id, clock.wall_ms(), delay])
 
     def change_priority(self, job_id: str, priority: int, lifo: bool) -> None:
-        keys = self.keys
-        names = [
-            *(keys.job(job_id), keys.wait, keys.prioritized, keys.pc),
-            *(keys.marker, keys.meta, keys.active),
-        ]
         args: list[Argument] = [job_id, priority, "1" if lifo else ""]
-        _raise_for(self._client.script(load("change_priority"), names, args, again=True), job_id)
+        self._change("change_priority", job_id, args, again=True)
 
     def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
         """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`."""
@@ -261,16 +223,18 @@ class QueueStore:
             return ends.wait(job_id)
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
-        names = [self.keys.lock(job_id), self.keys.stalled]
         code = self._client.script(
-            load("extend_lock"), names, [lock_token, duration, job_id], again=True
+            load("extend_lock"),
+            self.keys.of_job(job_id),
+            [lock_token, duration, job_id],
+            again=True,
         )
         if code != 1:
             raise LockLostError(f"job {job_id}: its lock is gone or another's")
 
     def break_lock(self, job_id: str) -> None:
         """Take the job's lock away from whoever holds it, as an expiry would."""
-        self._client.execute("DEL", self.keys.lock(job_id), again=True)
+        self._client.execute("DEL", self.keys.of_job(job_id).lock, again=True)
 
     def record_stuck(self, execution: typing.Any) -> None:
         """Record the request that a stuck attempt did not follow (cancellation.md 2.10, 4.3)."""
@@ -278,25 +242,18 @@ class QueueStore:
         if asked is None or asked.kind in ("shutdown", "lock_lost"):
             return
         job_id = execution.job_id
-        names = [self.keys.job(job_id), self.keys.lock(job_id)]
         deferred = "" if asked.retry else asked.failed_reason()
         args: list[Argument] = [execution.lock_token, record_of(asked, execution.made), deferred]
-        self._client.script(load("record_request"), names, args, again=True)
+        self._client.script(load("record_request"), self.keys.of_job(job_id), args, again=True)
 
     # -- the queue -----------------------------------------------------------------------------
 
     def pause(self) -> None:
-        keys = self.keys
-        self._client.script(load("pause"), [keys.meta, keys.marker, keys.events], [], again=True)
+        self._client.script(load("pause"), self.keys, [], again=True)
 
     def resume(self) -> None:
-        keys = self.keys
-        names = [
-            *(keys.meta, keys.marker, keys.events, keys.paused),
-            *(keys.wait, keys.prioritized, keys.delayed),
-        ]
         first = "1"
-        while self._client.script(load("resume"), names, [first], again=True):
+        while self._client.script(load("resume"), self.keys, [first], again=True):
             first = "0"
 
     def is_paused(self) -> bool:
@@ -312,22 +269,17 @@ class QueueStore:
     def retry_jobs(self, state: str, until_ms: int) -> int:
         """Run finished jobs again that ended until a moment; how many."""
         keys = self.keys
-        names = [
-            *(getattr(keys, state), keys.wait, keys.marker, keys.meta, keys.active, keys.events),
-        ]
         args: list[Argument] = [keys.base, state, until_ms, _AT_ONCE]
-        return self._call_while_full("retry_jobs", names, args)
+        return self._call_while_full("retry_jobs", args)
 
     def promote_jobs(self) -> int:
         """Let all delayed jobs run now; how many."""
-        keys = self.keys
-        names = [keys.delayed, keys.wait, keys.marker, keys.meta, keys.active, keys.events]
-        return self._call_while_full("promote_jobs", names, [_AT_ONCE])
+        return self._call_while_full("promote_jobs", [_AT_ONCE])
 
-    def _call_while_full(self, name: str, keys: list[str], args: list[Argument]) -> int:
+    def _call_while_full(self, name: str, args: list[Argument]) -> int:
         moved = 0
         while True:
-            count = typing.cast(int, self._client.script(load(name), keys, args))
+            count = typing.cast(int, self._client.script(load(name), self.keys, args))
             moved += count
             if count < _AT_ONCE:
                 return moved

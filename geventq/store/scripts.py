@@ -1,8 +1,15 @@
 """Our Lua: one file a transition, shared pieces as fragments, joined when first used.
 
-A transition begins with a header (``-- KEYS``, ``-- ARGV``, ``-- Reply``, ``-- Events``) and
-names its number of keys in ``-- key count: N``, which every call is checked against.  A line
-``--- include: name`` brings ``fragments/name.lua`` in, once, with what that one includes.
+A transition begins with a header: what it is for, then
+
+    -- KEYS   the attributes of `QueueKeys` or `JobKeys` that it uses
+    -- ARGV   1 what comes first  2 then  3... what is repeated
+    -- Reply  what it answers
+    -- Events the events that it adds, or none
+
+The keys are filled by these names: a call passes the queue's keys, or a job's, and the script
+finds each as ``keys.<name>``.  A line ``--- include: name`` brings ``fragments/name.lua`` in,
+once, with what that one includes.
 """
 
 from __future__ import annotations
@@ -10,15 +17,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.resources
+import operator
 import re
 import typing
 
 import hiredis
 
+if typing.TYPE_CHECKING:
+    from geventq.store.keys import Keys
+
 __all__ = ["Script", "load", "pack"]
 
 _INCLUDE: typing.Final = re.compile(r"^--- include: ([a-z_]+)$", re.MULTILINE)
-_KEY_COUNT: typing.Final = re.compile(r"^-- key count: (\d+)$", re.MULTILINE)
+_KEYS: typing.Final = re.compile(r"^-- KEYS +(.+(?:\n--  +.+)*)$", re.MULTILINE)
+_KEY_NAME: typing.Final = re.compile(r"[a-z_]+")
 _COMMENT: typing.Final = re.compile(r"^\s*--(?!- ).*\n", re.MULTILINE)
 
 
@@ -46,24 +58,27 @@ def _text(value: typing.Any) -> str | bytes:
 class Script:
     """One transition, ready to be sent."""
 
-    __slots__ = ("key_count", "name", "sha", "source")
+    __slots__ = ("_key_count", "_key_names", "key_names", "name", "sha", "source")
 
     def __init__(self, name: str, source: str) -> None:
-        found = _KEY_COUNT.search(source)
+        found = _KEYS.search(source)
         if found is None:
-            raise ValueError(f"{name}.lua: the header lacks '-- key count: N'")
+            raise ValueError(f"{name}.lua: the header lacks '-- KEYS'")
         self.name = name
-        self.key_count = int(found[1])
-        self.source = _COMMENT.sub("", _joined(source, set()))
+        #: Attributes of the queue's keys, in the order in which they are sent.
+        self.key_names = tuple(_KEY_NAME.findall(found[1]))
+        self._key_count = str(len(self.key_names))
+        self._key_names = operator.attrgetter(*self.key_names, "base")  # two at least: a tuple
+        places = ", ".join(f"{key} = KEYS[{n}]" for n, key in enumerate(self.key_names, 1))
+        body = _COMMENT.sub("", _joined(source, set()))
+        self.source = f"local keys = {{ {places} }}\n{body}"
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def pack(
-        self, keys: typing.Sequence[str], args: typing.Sequence[str | bytes | int | float]
-    ) -> bytes:
-        """The packed ``EVALSHA`` call.  Raises `ValueError` if the number of keys is off."""
-        if len(keys) != self.key_count:
-            raise ValueError(f"{self.name}.lua takes {self.key_count} keys, got {len(keys)}")
-        packed: bytes = pack(("EVALSHA", self.sha, str(self.key_count), *keys, *args))
+    def pack(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
+        """The packed ``EVALSHA`` call.  Raises `AttributeError` if `keys` has not all that the
+        header names: a job's are had by `QueueKeys.of_job`."""
+        names = self._key_names(keys)[:-1]
+        packed: bytes = pack(("EVALSHA", self.sha, self._key_count, *names, *args))
         return packed
 
 

@@ -149,9 +149,7 @@ class IdleWait(Background):
         return False
 
     def _hand_on(self) -> None:
-        keys = self._keys
-        names = [keys.wait, keys.prioritized, keys.marker, keys.meta, keys.active]
         try:
-            self._client.script(load("hand_on"), names, [], timeout=1.0)
+            self._client.script(load("hand_on"), self._keys, [], timeout=1.0)
         except GeventqError as error:
             self._host.error(error)

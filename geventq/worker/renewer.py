@@ -123,7 +123,7 @@ class Renewer(Background):
         late = RedisUnavailableError(f"no answer within {limit:.3g} s")
         sent = clock.monotonic()
         with gevent.Timeout(limit, late):
-            answers = self._client.script(self._script, [self._keys.stalled], args)
+            answers = self._client.script(self._script, self._keys, args)
         held = self._host.held
         for execution, answer in zip(due, answers, strict=True):
             if answer == 1:

@@ -53,16 +53,11 @@ class StalledChecker(Background):
 
     def check(self) -> list[str]:
         """Check once; the ids that went back to wait.  Yields."""
-        keys = self._keys
-        names = [
-            *(keys.stalled, keys.stalled_check, keys.wait, keys.active),
-            *(keys.meta, keys.marker, keys.events),
-        ]
         args: list[str | int] = [
-            keys.base,
+            self._keys.base,
             clock.wall_ms(),
             round(self._interval * 1000),
             self._max_stalled,
         ]
-        reply = self._client.script(self._script, names, args)
+        reply = self._client.script(self._script, self._keys, args)
         return [job_id.decode() for job_id in reply]

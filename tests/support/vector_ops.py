@@ -27,7 +27,7 @@ from geventq.store.scripts import load
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission
 from geventq.worker.run.execution import Execution
-from geventq.worker.run.settle_call import Exchange, Settled
+from geventq.worker.run.settle_call import SettleCall, Settled
 from geventq.worker.settings import WorkerOptions
 from tests.support.javascript import UNDEFINED, evaluate
 from tests.support.vectors import Vector
@@ -388,7 +388,7 @@ class NodeWorker:
         self.options = options
         self.keys = QueueKeys("bull", "q")
         self.client = context.client()
-        self.calls = Exchange(
+        self.calls = SettleCall(
             self.client,
             self.keys,
             lock_duration=LOCK_MS / 1000,
@@ -422,7 +422,7 @@ class NodeWorker:
 
     def execution(self, job_id: str, token: str) -> Execution:
         """The run of a job that the setup has taken."""
-        flat = self.client.execute("HGETALL", self.keys.job(job_id)) or []
+        flat = self.client.execute("HGETALL", self.keys.base + job_id) or []
         return self.admission.execution((job_id, token, flat), Execution, 0.0, recovered=True)
 
     def settle(self, execution: Execution, outcome: outcomes.Outcome, fetch: bool) -> typing.Any:
@@ -438,18 +438,15 @@ class NodeWorker:
     def extendJobLocks(self, ids: list[str], tokens: list[str], duration: int) -> list[str]:  # noqa: N802
         pairs = [item for pair in zip(ids, tokens, strict=True) for item in pair]
         args = [self.keys.base, duration, *pairs]
-        answers = self.client.script(load("renew"), [self.keys.stalled], args)
+        answers = self.client.script(load("renew"), self.keys, args)
         return [job_id for job_id, answer in zip(ids, answers, strict=True) if not answer]
 
     def startStalledCheckTimer(self) -> None:  # noqa: N802
-        keys = self.keys
-        names = [
-            *(keys.stalled, keys.stalled_check, keys.wait, keys.active),
-            *(keys.meta, keys.marker, keys.events),
-        ]
         interval = self.options.get("stalledInterval", 30_000)
         most = self.options.get("maxStalledCount", 1)
-        self.client.script(load("stalled"), names, [keys.base, clock.wall_ms(), interval, most])
+        self.client.script(
+            load("stalled"), self.keys, [self.keys.base, clock.wall_ms(), interval, most]
+        )
 
     def close(self) -> None:
         """The client is closed with the context."""

@@ -1,12 +1,12 @@
 -- How many jobs are in each state, at one moment (wire-format 13).
 --
--- KEYS  active, wait, completed, delayed, failed, prioritized, waiting-children
--- Reply seven numbers, in the order of KEYS
+-- KEYS   active wait completed delayed failed prioritized waiting_children
+-- ARGV   none
+-- Reply  seven numbers, in the order of KEYS
 -- Events none
--- key count: 7
 
 return {
-  redis.call('LLEN', KEYS[1]), redis.call('LLEN', KEYS[2]), redis.call('ZCARD', KEYS[3]),
-  redis.call('ZCARD', KEYS[4]), redis.call('ZCARD', KEYS[5]), redis.call('ZCARD', KEYS[6]),
-  redis.call('ZCARD', KEYS[7]),
+  redis.call('LLEN', keys.active), redis.call('LLEN', keys.wait), redis.call('ZCARD', keys.completed),
+  redis.call('ZCARD', keys.delayed), redis.call('ZCARD', keys.failed), redis.call('ZCARD', keys.prioritized),
+  redis.call('ZCARD', keys.waiting_children),
 }

@@ -1,23 +1,22 @@
 -- How jobs ended, if they have, and the newest entry of the stream at that moment (wire-format 12).
 --
--- KEYS   1 completed  2 failed  3 events
+-- KEYS   completed failed events
 -- ARGV   1 key base  2... job ids
 -- Reply  id of the newest entry, then {state, what it tells} for each job; the state is `completed`
 --        and tells the result as JSON, `failed` and tells the reason, `open`, or `missing`
 -- Events none
--- key count: 3
 --- include: job
 
-local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
+local newest = redis.call('XREVRANGE', keys.events, '+', '-', 'COUNT', 1)
 local answers = { newest[1] and newest[1][1] or '0-0' }
 for i = 2, #ARGV do
   local job_key = ARGV[1] .. ARGV[i]
   local state, told = 'open', ''
   if not is_job(job_key) then
     state = 'missing'
-  elseif redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+  elseif redis.call('ZSCORE', keys.completed, ARGV[i]) then
     state, told = 'completed', redis.call('HGET', job_key, 'returnvalue') or 'null'
-  elseif redis.call('ZSCORE', KEYS[2], ARGV[i]) then
+  elseif redis.call('ZSCORE', keys.failed, ARGV[i]) then
     state, told = 'failed', redis.call('HGET', job_key, 'failedReason') or ''
   end
   answers[i] = { state, told }

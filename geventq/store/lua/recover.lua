@@ -1,14 +1,13 @@
 -- Find the jobs that a take whose answer was lost has taken, and renew their locks
 -- (cancellation.md 3.6).
 --
--- KEYS   1 active
+-- KEYS   active
 -- ARGV   1 key base
 --        2 the lock token, or, if numbers follow, its beginning
 --        3 lock duration in ms
 --        4... pairs: first number, and how many, of the lock tokens that were sent
 -- Reply  jobs {id, lock token, hash; empty if it is none}
 -- Events none
--- key count: 1
 --- include: job
 
 local base, beginning, duration = ARGV[1], ARGV[2], ARGV[3]
@@ -31,7 +30,7 @@ local function was_sent(holder)
 end
 
 local found = {}
-local active = redis.call('LRANGE', KEYS[1], 0, -1)
+local active = redis.call('LRANGE', keys.active, 0, -1)
 for first = 1, #active, 5000 do
   local last = math.min(first + 4999, #active)
   local lock_keys = {}

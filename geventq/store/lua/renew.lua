@@ -1,10 +1,9 @@
 -- Renew locks for their full duration (wire-format 9.10; cancellation.md 3.1).
 --
--- KEYS   1 stalled
+-- KEYS   stalled
 -- ARGV   1 key base  2 lock duration in ms  3... pairs of job id and lock token
 -- Reply  a list: 1 renewed, 0 gone or another's, in the order of the pairs
 -- Events none
--- key count: 1
 
 local lock_keys, renewed, answers = {}, {}, {}
 for at = 3, #ARGV, 2 do
@@ -22,6 +21,6 @@ for n, lock_key in ipairs(lock_keys) do
   end
 end
 if #renewed > 0 then
-  redis.call('SREM', KEYS[1], unpack(renewed))
+  redis.call('SREM', keys.stalled, unpack(renewed))
 end
 return answers

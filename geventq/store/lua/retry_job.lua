@@ -1,15 +1,12 @@
 -- Run a finished job again (wire-format 9.18); a recorded request was for its earlier runs
 -- (cancellation.md 4.4).
 --
--- KEYS   1 job hash  2 the set it is in (completed or failed)  3 wait  4 prioritized  5 pc
---        6 marker  7 meta  8 active  9 events
+-- KEYS   job completed failed wait prioritized pc marker meta active events
 -- ARGV   1 job id  2 'failed' or 'completed'  3 '1' = reset attempts made
 --        4 '1' = reset attempts started
 -- Reply  1 it waits again, -1 no such job, -3 it is not in that state
 -- Events waiting
--- key count: 9
 --- include: job
---- include: meta
 --- include: place
 --- include: types
 --- include: again
@@ -20,30 +17,27 @@ local function is_lifo(job_key)
 end
 
 local job_id = ARGV[1]
-if not is_job(KEYS[1]) then
+if not is_job(keys.job) then
   return -1
 end
-local wrong = wrong_type({ { KEYS[3], 'list' }, { KEYS[4], 'zset' } })
+local wrong = wrong_type({ { keys.wait, 'list' }, { keys.prioritized, 'zset' } })
 if wrong then
   return wrong
 end
-if redis.call('ZREM', KEYS[2], job_id) == 0 then
+local ended_key = ARGV[2] == 'failed' and keys.failed or keys.completed
+if redis.call('ZREM', ended_key, job_id) == 0 then
   return -3
 end
-clear_end(KEYS[1], ARGV[2])
+clear_end(keys.job, ARGV[2])
 if ARGV[3] == '1' then
-  redis.call('HDEL', KEYS[1], 'atm')
+  redis.call('HDEL', keys.job, 'atm')
 end
 if ARGV[4] == '1' then
-  redis.call('HDEL', KEYS[1], 'ats')
+  redis.call('HDEL', keys.job, 'ats')
 end
-local priority = tonumber(redis.call('HGET', KEYS[1], 'priority') or 0) or 0
-if priority > 0 then
-  push_prioritized(KEYS[4], KEYS[5], job_id, priority)
-else
-  redis.call(is_lifo(KEYS[1]) and 'RPUSH' or 'LPUSH', KEYS[3], job_id)
-end
-wake(KEYS[6], is_blocked(KEYS[7], KEYS[8]))
-redis.call('XADD', KEYS[9], 'MAXLEN', '~', max_len(KEYS[7]), '*', 'event', 'waiting',
+local priority = priority_of(keys.job)
+enqueue(keys, job_id, priority, priority == 0 and is_lifo(keys.job))
+wake_unless_blocked(keys)
+redis.call('XADD', keys.events, 'MAXLEN', '~', max_len(keys), '*', 'event', 'waiting',
   'jobId', job_id, 'prev', ARGV[2])
 return 1

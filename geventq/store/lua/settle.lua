@@ -2,8 +2,7 @@
 -- Each outcome stands for itself: one that is refused neither stops nor undoes the others.
 -- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 7.1.  Numbers alone are wire-format's.)
 --
--- KEYS   1 wait  2 active  3 prioritized  4 delayed  5 completed  6 failed  7 stalled  8 meta
---        9 pc  10 marker  11 events  12 limiter
+-- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events limiter
 -- ARGV   1 key base `prefix:queue:`
 --        2 now in ms
 --        3 how many jobs to take; -1: the caller does not ask
@@ -21,19 +20,12 @@
 --         jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms to wait for the rate limit, ms of the next delayed job or 0}
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
--- key count: 12
 --- include: job
---- include: meta
---- include: place
 --- include: promote
 --- include: take
 --- include: keep
 
-local keys = {
-  base = ARGV[1], wait = KEYS[1], active = KEYS[2], prioritized = KEYS[3], delayed = KEYS[4],
-  completed = KEYS[5], failed = KEYS[6], stalled = KEYS[7], meta = KEYS[8], pc = KEYS[9],
-  marker = KEYS[10], events = KEYS[11],
-}
+keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
 local room = tonumber(ARGV[3])
 local FIRST, STRIDE = 8, 7
@@ -52,7 +44,7 @@ local filed = {
 
 -- How many events the stream keeps: looked up once, and only where it is needed.
 local function event_limit()
-  max_events = max_events or max_len(keys.meta)
+  max_events = max_events or max_len(keys)
   return max_events
 end
 
@@ -153,19 +145,10 @@ end
 local function requeue(kind, job_id, value, made, more)
   local job_key = keys.base .. job_id
   write_attempt(job_key, value, made, more)
-  local blocked = is_blocked(keys.meta, keys.active)
-  local priority = tonumber(redis.call('HGET', job_key, 'priority') or 0) or 0
-  if priority > 0 and kind == 'r' then
-    push_prioritized(keys.prioritized, keys.pc, job_id, priority)
-    wake(keys.marker, blocked)
-  elseif priority > 0 then
-    push_prioritized_first(keys.prioritized, job_id, priority)
-    if kind == 'b' then
-      wake(keys.marker, blocked)
-    end
-  else
-    redis.call((kind ~= 'r' or more.lifo) and 'RPUSH' or 'LPUSH', keys.wait, job_id)
-    wake(keys.marker, blocked)
+  local priority = priority_of(job_key)
+  enqueue(keys, job_id, priority, kind ~= 'r' or (priority == 0 and more.lifo))
+  if priority == 0 or kind ~= 'w' then
+    wake_unless_blocked(keys)
   end
   moved_to_wait = moved_to_wait or kind == 'w'
   if kind == 'b' and redis.call('HINCRBY', job_key, 'ats', -1) <= 0 then
@@ -181,7 +164,7 @@ local function delay(job_id, ended_ms, value, made, more)
   write_attempt(job_key, value, made, more)
   local due_ms = tonumber(ended_ms) + more.delay
   redis.call('HSET', job_key, 'delay', more.delay)
-  redis.call('ZADD', keys.delayed, delayed_score(keys.delayed, due_ms), job_id)
+  redis.call('ZADD', keys.delayed, delayed_score(keys, due_ms), job_id)
   add_trimmed('event', 'delayed', 'jobId', job_id, 'delay', due_ms)
   delayed_some = true
   return 0
@@ -204,7 +187,7 @@ local function settle(kind, job_id, ended_ms, value, made, more)
   end
   if kind == 'r' and not promoted then
     promoted = true
-    promote_due(keys, now_ms, is_blocked(keys.meta, keys.active))
+    promote_due(keys, now_ms, is_blocked(keys))
   end
   return requeue(kind, job_id, value, made, more)
 end
@@ -281,7 +264,7 @@ end
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
 -- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
 -- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
-local paused, most_active = read_meta(keys.meta)
+local paused, most_active = read_meta(keys)
 redis.call('LLEN', keys.wait)
 redis.call('LLEN', keys.active)
 redis.call('XLEN', keys.events)
@@ -315,7 +298,7 @@ if room >= 0 then
 end
 -- A call that took all it asked for is followed by another one; else the marker tells (9.7).
 if delayed_some and (#jobs == 0 or #jobs < room) then
-  mark_next_delayed(keys.delayed, keys.marker)
+  mark_next_delayed(keys)
 end
 -- Told after an end that leaves nothing to do (8.12).
 if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
@@ -325,6 +308,6 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
 end
 -- A processor that signals a rate limit learns how long it lasts (9.8).
 if moved_to_wait then
-  limited_ms = math.max(0, redis.call('PTTL', KEYS[12]))
+  limited_ms = math.max(0, redis.call('PTTL', keys.limiter))
 end
 return { codes, jobs, broken, limited_ms, next_ms }

@@ -76,11 +76,6 @@ class SettleCall:
     ) -> None:
         self._client = client
         self._keys = keys
-        self._names = [
-            *(keys.wait, keys.active, keys.prioritized, keys.delayed, keys.completed),
-            *(keys.failed, keys.stalled, keys.meta, keys.pc, keys.marker, keys.events),
-            keys.limiter,
-        ]
         self._lock_ms = round(lock_duration * 1000)
         #: Seconds from the sending of a take for which its locks are surely ours (3.3).
         self.lock_life = lock_duration * SAFETY
@@ -114,7 +109,7 @@ class SettleCall:
                 outcome.wire_more() if outcome.more else "",
             )
         codes, jobs, broken, limited_ms, next_ms = self._client.script(
-            self._settle, self._names, args
+            self._settle, self._keys, args
         )
         return Reply(
             codes,
@@ -133,7 +128,7 @@ class SettleCall:
         args: list[str | int] = [self._keys.base, lock_token, self._lock_ms]
         for first, count in numbers:
             args += (first, count)
-        return _taken(self._client.script(self._recover, [self._keys.active], args, again=True))
+        return _taken(self._client.script(self._recover, self._keys, args, again=True))
 
 
 def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:

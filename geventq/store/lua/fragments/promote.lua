@@ -1,9 +1,8 @@
 --- include: job
 --- include: place
 
--- Move what is due from delayed to wait or prioritized, at most 1,000 (wire-format 8.9).
--- `keys` names base, delayed, wait, prioritized, pc, marker and events.  An id without a hash goes
--- to wait: whoever takes it tells of it.
+-- Move what is due from delayed to wait or prioritized, at most 1,000 (wire-format 8.9).  An id
+-- without a hash goes to wait: whoever takes it tells of it.
 local function promote_due(keys, now_ms, blocked)
   local due = redis.call('ZRANGEBYSCORE', keys.delayed, 0, (now_ms + 1) * DELAY_STEP - 1,
     'LIMIT', 0, 1000)
@@ -14,16 +13,13 @@ local function promote_due(keys, now_ms, blocked)
   for _, job_id in ipairs(due) do
     local job_key = keys.base .. job_id
     local found = redis.pcall('HGET', job_key, 'priority')
-    local priority = tonumber(found) or 0
-    if priority > 0 then
-      push_prioritized(keys.prioritized, keys.pc, job_id, priority)
-    else
-      redis.call('LPUSH', keys.wait, job_id)
-    end
+    enqueue(keys, job_id, tonumber(found) or 0)
     redis.call('XADD', keys.events, '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'delayed')
     if type(found) == 'string' or is_job(job_key) then
       redis.call('HSET', job_key, 'delay', 0)
     end
   end
-  wake(keys.marker, blocked)
+  if not blocked then
+    wake(keys)
+  end
 end

@@ -1,0 +1,114 @@
+"""The scripts' headers say what the scripts do.
+
+A header is all that a caller reads, and the keys are filled by it: what it names is used, and what
+is used it names.  Only functions that a script reaches count, for a fragment may hold others.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import re
+import typing
+
+import pytest
+
+from geventq.store.keys import QueueKeys
+from geventq.store.scripts import Script, load
+
+LUA: typing.Final = importlib.resources.files("geventq.store") / "lua"
+NAMES: typing.Final = sorted(
+    file.name.removesuffix(".lua") for file in LUA.iterdir() if file.name.endswith(".lua")
+)
+PARTS: typing.Final = ["KEYS", "ARGV", "Reply", "Events"]
+
+every_script = pytest.mark.parametrize("name", NAMES)
+
+
+@functools.cache
+def header(name: str) -> dict[str, str]:
+    """The parts of a script's header, continuation lines joined."""
+    text = (LUA / f"{name}.lua").read_text(encoding="utf-8")
+    comment = re.match(r"(?:--.*\n)+", text)
+    assert comment is not None, "a script begins with its header"
+    parts = re.findall(r"^-- ([A-Z]\w+) +(.+(?:\n--  +.+)*)", comment[0], re.MULTILINE)
+    return {
+        part: re.sub(r"\s*\n--\s*", "  ", said)
+        for part, said in parts
+        if part in PARTS or part.isupper()
+    }
+
+
+@functools.cache
+def reached(name: str) -> str:
+    """The script without its comments and without the functions that it does not call."""
+    source = load(name).source.split("\n", 1)[1]  # the first line names the keys
+    functions = {
+        match[1]: match[0]
+        for match in re.finditer(r"^local function (\w+)\(.*?^end$", source, re.M | re.S)
+    }
+    main = re.sub(r"^local function \w+\(.*?^end$", "", source, flags=re.M | re.S)
+    seen: dict[str, str] = {}
+    open_ = [main]
+    while open_:
+        body = open_.pop()
+        for called in set(re.findall(r"\b\w+\b", body)) & functions.keys() - seen.keys():
+            seen[called] = functions[called]
+            open_.append(functions[called])
+    return main + "\n".join(seen.values())
+
+
+@every_script
+def test_a_header_has_all_its_parts_in_order(name: str) -> None:
+    assert list(header(name)) == PARTS
+
+
+@every_script
+def test_the_keys_of_a_header_are_keys_of_a_queue_or_a_job(name: str) -> None:
+    keys = QueueKeys("p", "q").of_job("7")
+    assert header(name)["KEYS"].split() == list(load(name).key_names)
+    for key in load(name).key_names:
+        assert getattr(keys, key).startswith("p:q:")
+
+
+@every_script
+def test_a_script_uses_the_keys_that_its_header_names_and_no_others(name: str) -> None:
+    code = reached(name)
+    used = set(re.findall(r"\bkeys\.(\w+)", code))
+    if "base" in used:
+        assert "keys.base = ARGV[1]" in code
+    assert used - {"base"} == set(load(name).key_names)
+    assert "KEYS[" not in code
+
+
+@every_script
+def test_a_script_uses_the_arguments_that_its_header_names_and_no_others(name: str) -> None:
+    said = header(name)["ARGV"]
+    documented = re.findall(r"(?:^|  )(\d+)(\.\.\.)? ", f"{said} ")
+    assert documented or said == "none"
+    assert [int(number) for number, _ in documented] == list(range(1, len(documented) + 1))
+    repeated = [more for _, more in documented if more]
+    assert len(repeated) <= 1 and (not repeated or documented[-1][1])
+    code = reached(name)
+    fixed = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", code)}
+    single = {int(number) for number, more in documented if not more}
+    assert fixed == single
+    assert bool(repeated) == ("#ARGV" in code)
+
+
+@every_script
+def test_a_header_names_the_events(name: str) -> None:
+    said = set(re.findall(r"[a-z-]+", header(name)["Events"]))
+    told = set(re.findall(r"'event', '([a-z-]+)'", reached(name)))
+    assert told <= said
+    assert told or said == {"none"}
+
+
+def test_a_script_without_named_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="KEYS"):
+        Script("odd", "-- Reply  1\n\nreturn 1\n")
+
+
+def test_a_call_that_lacks_a_key_is_refused() -> None:
+    with pytest.raises(AttributeError, match="lock"):
+        load("extend_lock").pack(QueueKeys("p", "q"), [])
