@@ -39,8 +39,9 @@ class RedisUnavailableError(GeventqError, ConnectionError):
     (``LOADING``, ``READONLY``, ``OOM``...: cancellation.md 3.7).  The message names the host
     and the port, never the password."""
 
-    answer_lost: bool = False
-    """Whether the request had been sent: it may have been carried out (cancellation.md 3.6)."""
+    may_be_done: bool = False
+    """Whether what was asked for may have been carried out all the same, now or later: it had
+    been sent, and no answer came (cancellation.md 3.6).  `False` is certain: nothing was done."""
 
 
 class LockLostError(GeventqError):

@@ -145,10 +145,10 @@ class Queue:
         try:
             return send(jobs)
         except RedisUnavailableError as error:
-            if not error.answer_lost:
+            if not error.may_be_done:
                 raise
             unsure = RedisUnavailableError(f"{error}; the jobs may have been stored all the same")
-            unsure.answer_lost = True
+            unsure.may_be_done = True
             raise unsure from error
 
     def get_job(self, job_id: str) -> Job | None:

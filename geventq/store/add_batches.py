@@ -167,7 +167,7 @@ class AddBatches:
 
 def _unsure() -> RedisUnavailableError:
     error = RedisUnavailableError("the greenlet that was adding the job has been killed")
-    error.answer_lost = True
+    error.may_be_done = True
     return error
 
 
@@ -178,5 +178,5 @@ def _own_copy(error: BaseException) -> BaseException:
     copy = type(error)(*error.args)
     copy.__cause__ = error
     if isinstance(copy, RedisUnavailableError) and isinstance(error, RedisUnavailableError):
-        copy.answer_lost = error.answer_lost
+        copy.may_be_done = error.may_be_done
     return copy

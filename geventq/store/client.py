@@ -20,7 +20,7 @@ from gevent import get_hub
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
-from geventq.store.connection import Connection, Reply, life_of_this_thread, lost_answer, outage
+from geventq.store.connection import Answer, Connection, life_of_this_thread, lost_answer, outage
 from geventq.store.endpoint import Endpoint
 from geventq.store.scripts import Script, pack
 
@@ -28,7 +28,7 @@ if typing.TYPE_CHECKING:
     from geventq.embedded.membership import Membership
     from geventq.store.keys import Keys
 
-__all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "Reply", "checked", "pack"]
+__all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "checked", "pack"]
 
 CALL_TIMEOUT: typing.Final = 10.0
 """Seconds that one call waits for its answer, unless it says otherwise."""
@@ -89,7 +89,7 @@ class Client:
 
     def execute(
         self, *command: Argument, again: bool = False, timeout: float | None = CALL_TIMEOUT
-    ) -> Reply:
+    ) -> Answer:
         """Run one command and return its reply (texts as bytes)."""
         return checked(self.call(pack(command), 1, again=again, timeout=timeout))[0]
 
@@ -99,7 +99,7 @@ class Client:
         *,
         again: bool = False,
         timeout: float | None = CALL_TIMEOUT,
-    ) -> list[Reply]:
+    ) -> list[Answer]:
         """Run several commands in one round trip; the first error reply is raised."""
         if not commands:
             return []
@@ -114,7 +114,7 @@ class Client:
         *,
         again: bool = False,
         timeout: float | None = CALL_TIMEOUT,
-    ) -> Reply:
+    ) -> Answer:
         """Run a script by its hash, loading it first where the server does not know it."""
         payload = script.pack(keys, args)
         reply = self.call(payload, 1, again=again, timeout=timeout)[0]
@@ -128,7 +128,7 @@ class Client:
 
     def call(
         self, payload: bytes, count: int, *, again: bool = False, timeout: float | None
-    ) -> list[Reply]:
+    ) -> list[Answer]:
         """Send packed commands and return their replies, errors in their places; an outage
         among them is raised.  With `again` it is sent up to three times."""
         pause = _FIRST_PAUSE
@@ -142,7 +142,7 @@ class Client:
                 pause *= 2
         raise AssertionError("unreachable")
 
-    def open_link(self, *, name: str | None = None) -> Connection:
+    def open_connection(self, *, name: str | None = None) -> Connection:
         """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
         self._check_process()
         name = name or self._name
@@ -167,9 +167,9 @@ class Client:
         self._refuse_if_closed()
         return joined.socket_path
 
-    def _call_once(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
+    def _call_once(self, payload: bytes, count: int, timeout: float | None) -> list[Answer]:
         pool = self._pool()
-        link = pool.take() or self.open_link()
+        link = pool.take() or self.open_connection()
         replies = link.call(payload, count, timeout)
         link.idle_since = clock.monotonic()
         pool.append(link)
@@ -228,7 +228,7 @@ class Client:
             membership.close()
 
 
-def checked(replies: list[Reply]) -> list[Reply]:
+def checked(replies: list[Answer]) -> list[Answer]:
     """Raise the first error among `replies` as a `GeventqError`, else return them."""
     for reply in replies:
         if isinstance(reply, hiredis.HiredisError):

@@ -29,9 +29,9 @@ from geventq.errors import RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.store.endpoint import Endpoint
 
-__all__ = ["Connection", "Life", "Reply", "life_of_this_thread", "lost_answer", "outage"]
+__all__ = ["Answer", "Connection", "Life", "life_of_this_thread", "lost_answer", "outage"]
 
-Reply = typing.Any
+Answer = typing.Any
 
 CONNECT_TIMEOUT: typing.Final = 5.0
 
@@ -202,7 +202,7 @@ class Connection:
         cls, endpoint: Endpoint, *, name: str | None = None, path: str | None = None
     ) -> Connection:
         """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``, `path` is the socket of an
-        embedded server.  `Client.open_link` knows it.  Yields to the hub.
+        embedded server.  `Client.open_connection` knows it.  Yields to the hub.
 
         Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
         """
@@ -233,11 +233,11 @@ class Connection:
     def closed(self) -> bool:
         return self._sock is None
 
-    def call(self, payload: bytes, count: int, timeout: float | None) -> list[Reply]:
+    def call(self, payload: bytes, count: int, timeout: float | None) -> list[Answer]:
         """Send `payload` (packed commands) and return its `count` replies.  Yields to the hub.
 
         Error replies stay in the list as `hiredis.ReplyError`.  Raises `RedisUnavailableError`
-        with ``answer_lost = True`` when the connection broke or nothing came within `timeout`
+        with ``may_be_done = True`` when the connection broke or nothing came within `timeout`
         seconds (each wait): the commands may have been carried out.
         """
         self._busy = True  # before the look at the socket: `close` does the two the other way
@@ -251,7 +251,7 @@ class Connection:
                 sock.settimeout(timeout)
                 self._timeout = timeout
             sock.sendall(payload)
-            replies: list[Reply] = []
+            replies: list[Answer] = []
             gets, recv, feed = reader.gets, sock.recv, reader.feed
             while True:
                 reply = gets()
@@ -308,9 +308,9 @@ class Connection:
 
 
 def lost_answer(text: str, sent: bool) -> RedisUnavailableError:
-    """An outage; ``answer_lost`` tells whether the request may have been carried out."""
+    """An outage; ``may_be_done`` tells whether the request may have been carried out."""
     error = RedisUnavailableError(text)
-    error.answer_lost = sent
+    error.may_be_done = sent
     return error
 
 

@@ -13,7 +13,7 @@ from geventq.fork import connections as fork
 from geventq.store.client import Argument, Client, checked, pack
 
 if typing.TYPE_CHECKING:
-    from geventq.store.connection import Connection, Reply
+    from geventq.store.connection import Answer, Connection
     from geventq.store.keys import QueueKeys
 
 __all__ = ["Entry", "Stream"]
@@ -56,9 +56,9 @@ class Stream:
         )
         return [(entry_id, flat) for entry_id, flat in reply[0][1]] if reply else []
 
-    def _call(self, command: tuple[Argument, ...], timeout: float) -> Reply:
+    def _call(self, command: tuple[Argument, ...], timeout: float) -> Answer:
         if self._link is None or self._link.closed:
-            self._link = self._client.open_link(name=self._name)
+            self._link = self._client.open_connection(name=self._name)
         if self._closed:  # perhaps while it was being opened
             self._link.close()
             raise GeventqError("this stream is closed")

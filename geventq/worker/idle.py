@@ -103,7 +103,7 @@ class IdleWait(Background):
             while not self._stop.is_set():
                 try:
                     if self._link is None or self._link.closed:
-                        self._link = self._client.open_link(name=self._name)
+                        self._link = self._client.open_connection(name=self._name)
                     self._outage.over()
                     self._begin.wait()
                     self._begin.clear()

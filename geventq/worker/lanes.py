@@ -292,7 +292,7 @@ def _may_be_done(error: BaseException) -> bool:
     """Whether a call that ended with `error` may have been carried out, in part at least: only a
     connection that was never made, and a server that refuses to serve, say that it was not.  A
     script that fails half-way keeps what it has written (3.7)."""
-    return not isinstance(error, RedisUnavailableError) or error.answer_lost
+    return not isinstance(error, RedisUnavailableError) or error.may_be_done
 
 
 def _without(found: typing.Iterable[int], numbers: _Numbers) -> typing.Iterator[_Numbers]:

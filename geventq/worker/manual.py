@@ -103,7 +103,7 @@ class ManualJobs:
             except RedisUnavailableError as error:
                 if not left:
                     raise
-                if error.answer_lost:
+                if error.may_be_done:
                     outcome.send_again(execution)
         if code in OURS:
             return
@@ -120,7 +120,7 @@ class ManualJobs:
             try:
                 reply = self._exchange.settle((), 1, lock_token)
             except RedisUnavailableError as error:
-                if error.answer_lost:
+                if error.may_be_done:
                     self._lost.add(lock_token)
                 raise
             for job_id, why in reply.broken:

@@ -260,16 +260,16 @@ def test_the_idle_wait_outlives_a_failure_of_whatever_kind(
     queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose idle wait has died would sleep for ever."""
-    open_link = Client.open_link
+    open_connection = Client.open_connection
     failed: list[int] = []
 
     def fails(self: Client, *, name: str | None = None) -> object:
         if name is not None and not failed:
             failed.append(1)
             raise RuntimeError("can't start new thread")
-        return open_link(self, name=name)
+        return open_connection(self, name=name)
 
-    monkeypatch.setattr(Client, "open_link", fails)
+    monkeypatch.setattr(Client, "open_connection", fails)
     worker = make(lambda job: "done", drain_delay=60.0)
     worker.on("error", lambda error: None)
     eventually(lambda: failed)

@@ -14,7 +14,7 @@ import pytest
 
 from geventq import GeventqError, Job, Queue, QueueEvents, Worker
 from geventq.store.client import Client
-from geventq.store.connection import Link
+from geventq.store.connection import Connection
 from geventq.store.endpoint import Endpoint
 from tests.conftest import Make
 from tests.support.waiting import eventually
@@ -86,7 +86,7 @@ def test_threads_that_ended_leave_no_connection(redis_url: str) -> None:
     """The system gives a new thread the id of the one that has just ended, which must not make
     that one look alive."""
     client = Client(Endpoint.of(redis_url))
-    links: list[Link] = []
+    links: list[Connection] = []
     hubs: list[typing.Any] = []
 
     def call() -> tuple[int, int]:
