@@ -13,6 +13,7 @@ import typing
 
 from geventq.checks import Seconds, milliseconds
 from geventq.errors import GeventqError
+from geventq.foreign import times_in
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -42,27 +43,33 @@ def next_delay(
     and for an answer that is not a time, and whatever a strategy of the user raises.
     """
     backoff = opts.get("backoff")
-    if isinstance(backoff, int | float) and not isinstance(backoff, bool):
-        return _sane(backoff)  # a producer that did not normalise
     if not isinstance(backoff, dict):
-        return 0
+        return _time_in(backoff)  # of a producer that did not normalise
     kind = backoff.get("type")
     if kind not in BUILT_IN:
         return _ask_strategy(kind, attempts_made, error, job, strategies or {})
-    delay = _sane(backoff.get("delay"))
+    delay = _time_in(backoff.get("delay"))
     if kind == "exponential":
         delay = math.floor(min(2.0 ** min(attempts_made - 1, 60) * delay, _LONGEST) + 0.5)
-    jitter = backoff.get("jitter")
-    if isinstance(jitter, int | float) and 0 < jitter <= 1:
+    jitter = times_in(backoff.get("jitter"), 1)
+    if jitter:
         delay = math.floor(random() * delay * jitter + delay * (1 - jitter))
     return delay
 
 
-def _sane(value: object) -> int | float:
+def unreadable(backoff: object) -> bool:
+    """Whether a stored back-off, or a member of it, is not what it should be: it counts as none."""
+    if not isinstance(backoff, dict):
+        return backoff is not None and times_in(backoff, _LONGEST) is None
+    members = [(backoff.get("jitter"), 1)]
+    if backoff.get("type") in BUILT_IN:
+        members.append((backoff.get("delay"), _LONGEST))
+    return any(value is not None and times_in(value, most) is None for value, most in members)
+
+
+def _time_in(value: object) -> int | float:
     """A stored time; what is none (foreign producers) counts as 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0
-    return value if 0 <= value <= _LONGEST else 0
+    return times_in(value, _LONGEST) or 0
 
 
 def _ask_strategy(

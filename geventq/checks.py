@@ -18,6 +18,7 @@ __all__ = [
     "check_duration",
     "check_flag",
     "check_integer",
+    "check_iterable",
     "check_job_id",
     "check_keep",
     "check_keys",
@@ -209,8 +210,13 @@ def check_known_id(field: str, value: object) -> str:
 
 def check_list(field: str, value: typing.Iterable[typing.Any]) -> list[typing.Any]:
     """Something to iterate, once."""
+    return list(check_iterable(field, value))
+
+
+def check_iterable(field: str, value: typing.Iterable[typing.Any]) -> typing.Iterator[typing.Any]:
+    """Something to iterate."""
     try:
-        return list(value)
+        return iter(value)
     except TypeError:
         raise _wrong_type(field, "a list is needed", value) from None
 

@@ -1,14 +1,29 @@
 """JSON as Node.js reads and writes it (wire-format 2.6, 17.1).
 
-Compact, UTF-8 not escaped, no NaN or infinity, no lone surrogates.  Pure functions.
+Compact, UTF-8 not escaped, no NaN or infinity, no lone surrogates, not nested deeper than
+`DEEPEST`.  Pure functions.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import typing
 
-__all__ = ["decode", "encode"]
+from geventq.checks import show
+
+__all__ = ["DEEPEST", "decode", "encode"]
+
+DEEPEST: typing.Final = 500
+"""Lists and dicts inside each other that are written.  Reading gives up only where the
+interpreter's stack does (some 900 levels), so that what was taken can be read everywhere."""
+
+_SURROGATE: typing.Final = re.compile("[\ud800-\udfff]")
+_ONE_KIND: typing.Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: typing.Final = bytes(set(range(256)) - set(b"[]{}"))
+_MOST_BITS: typing.Final = 14_284  # of an int that has 4,300 digits, the most that Python writes
+_LONGEST_PATH: typing.Final = 200  # characters of it in a message
 
 
 def _refuse_type(value: object) -> typing.NoReturn:
@@ -51,20 +66,108 @@ def encode(field: str, value: object) -> bytes:
     """`value` as JSON text.
 
     Raises `TypeError` for what JSON has no form for and `ValueError` for NaN, infinities, lone
-    surrogates, circular and too deep values; the message begins with `field`.
+    surrogates, circular and too deep values.  The message begins with the path to the culprit:
+    ``data['rows'][3]['price']: NaN is not JSON``.
     """
     try:
-        return _encode(value).encode()
-    except TypeError as error:
-        raise TypeError(f"{field}: not JSON: {error}") from None
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{field}: not JSON: lone surrogate {error.object[error.start]!r}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{field}: not JSON: {error}") from None
+        text = _encode(value).encode()
+    except (TypeError, ValueError) as error:
+        raise _refusal(field, value, error) from None
     except RecursionError:
-        raise ValueError(f"{field}: not JSON: nested too deeply, or in itself") from None
+        raise _too_deep(field) from None
+    if len(text) > 2 * DEEPEST and _is_too_deep(text):
+        raise _too_deep(field)
+    return text
+
+
+def _too_deep(field: str) -> ValueError:
+    return ValueError(
+        f"{field}: not JSON: nested too deeply (more than {DEEPEST} levels), or in itself"
+    )
+
+
+def _is_too_deep(text: bytes) -> bool:
+    """Whether JSON `text` has more than `DEEPEST` levels: each pass takes the innermost away."""
+    if text.count(b"[") + text.count(b"{") <= DEEPEST:
+        return False
+    quoted = text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
+    brackets = b"".join(quoted[::2]).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(DEEPEST):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
+
+
+def _refusal(field: str, value: object, error: Exception) -> Exception:
+    """Why `value` cannot be written, with the path to the first member that is to blame."""
+    path: list[str] = []
+    why = _why_not(value) or _search(value, path)
+    if why is None:  # it changed meanwhile, or its class lies about itself
+        return type(error)(f"{field}: not JSON: {error}")
+    kind, text = why
+    where = "".join(path)
+    if len(where) > _LONGEST_PATH:
+        where = f"{where[:_LONGEST_PATH]}..."
+    return kind(f"{field}{where}: {text}")
+
+
+_Why = tuple[type[Exception], str]  # the class of the error, and what is wrong
+
+
+def _search(value: object, path: list[str]) -> _Why | None:
+    """The first member, in the order of writing, that JSON has no form for; `path` leads to it.
+    Iterates, because the value may be deep."""
+    inside = [_members(value)]
+    while inside and len(inside) <= 2 * DEEPEST:
+        for key, member in inside[-1]:
+            why = _why_not_key(key)
+            if why is not None:
+                return why
+            path.append(f"[{show(key)}]")
+            why = _why_not(member)
+            if why is not None:
+                return why
+            if isinstance(member, dict | list | tuple):
+                inside.append(_members(member))
+                break
+            path.pop()
+        else:
+            inside.pop()
+            if path:
+                path.pop()
+    return None
+
+
+def _members(value: object) -> typing.Iterator[tuple[object, object]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return enumerate(value) if isinstance(value, list | tuple) else iter(())
+
+
+def _why_not(value: object) -> _Why | None:
+    """What is wrong with `value` itself, whatever it holds."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return None
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return ValueError, f"{name} is not JSON"
+    if isinstance(value, str):
+        if _SURROGATE.search(value):
+            return ValueError, f"{show(value)} is not JSON: it holds a lone surrogate"
+        return None
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return ValueError, "a number with more than 4,300 digits is not JSON"
+    if value is None or isinstance(value, int | dict | list | tuple):
+        return None
+    return TypeError, f"{show(value)} ({type(value).__name__}) is not JSON"
+
+
+def _why_not_key(key: object) -> _Why | None:
+    if key is None or isinstance(key, str | int | float):
+        why = _why_not(key)
+        return None if why is None else (why[0], f"the key {why[1]}")
+    return TypeError, f"the key {show(key)} ({type(key).__name__}) is not JSON"
 
 
 def decode(text: bytes) -> typing.Any:

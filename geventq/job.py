@@ -24,6 +24,7 @@ from geventq.checks import (
 )
 from geventq.codec import decode, encode
 from geventq.errors import GeventqError
+from geventq.foreign import times_in
 from geventq.options import MAX_PRIORITY, from_wire
 
 if typing.TYPE_CHECKING:
@@ -317,8 +318,7 @@ class Job:
         """Append a row to the job's log and return how many are kept (option `keep_logs`).
         Raises `LockLostError` as `update_progress`."""
         encoded = check_text("row", row).encode()
-        keep = self.wire_options.get("kl")
-        keep = keep if isinstance(keep, int) and keep > 0 else 0
+        keep = int(times_in(self.wire_options.get("kl"), 2**53) or 0)
         return self._store.log(self.id, encoded, keep, self._lock_token)
 
     def clear_logs(self, keep: int = 0) -> None:

@@ -7,6 +7,7 @@ Must not know Redis; no greenlets run here.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 
@@ -26,6 +27,7 @@ from geventq.checks import (
     show,
 )
 from geventq.codec import encode
+from geventq.foreign import number_in
 
 __all__ = ["LEFT_OUT", "MAX_PRIORITY", "JobSpec", "StoredOptions", "from_wire", "job_options"]
 
@@ -226,7 +228,8 @@ def check_default_options(options: object) -> dict[str, object]:
     if checked.get("job_id") is not None:
         raise ValueError(f"job_id: cannot be a default, got {show(checked['job_id'])}")
     job_options(checked)
-    return {name: value for name, value in checked.items() if value is not None}
+    # A copy, which nobody changes after the check.
+    return {name: copy.deepcopy(value) for name, value in checked.items() if value is not None}
 
 
 NO_OPTIONS: typing.Final = StoredOptions({"attempts": 0})
@@ -251,7 +254,8 @@ def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
             value = _members_in_seconds(value, "ttl")
             if "keepLastIfActive" in value:
                 value["keep_last_if_active"] = value.pop("keepLastIfActive")
-        options[name] = value
+        # A copy: the parsed text is shared by all jobs with equal options.
+        options[name] = copy.deepcopy(value) if isinstance(value, dict | list) else value
     options.setdefault("attempts", 0)
     return options
 
@@ -261,6 +265,5 @@ def _members_in_seconds(value: dict[str, typing.Any], name: str) -> dict[str, ty
 
 
 def _seconds(value: typing.Any) -> typing.Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value / 1000
-    return value
+    number = number_in(value)
+    return value if number is None else number / 1000

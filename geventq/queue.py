@@ -15,6 +15,7 @@ from geventq import clock
 from geventq.checks import (
     check_flag,
     check_integer,
+    check_iterable,
     check_known_id,
     check_list,
     check_moment,
@@ -108,13 +109,14 @@ class Queue:
 
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
         """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
-        given = check_list("specs", specs)
-        if len(given) > _MOST:
-            raise ValueError(f"specs: at most {_MOST} jobs a call, got {len(given)}")
-        for spec in given:
+        checked: list[NewJob] = []
+        for spec in check_iterable("specs", specs):
             if not isinstance(spec, JobSpec):
                 raise TypeError(f"specs: a JobSpec is needed, got {show(spec)}")
-        checked = [self._checked(spec.name, spec.data, spec.options) for spec in given]
+            # At once: whoever makes them one by one may use his dicts again.
+            checked.append(self._checked(spec.name, spec.data, spec.options))
+            if len(checked) > _MOST:
+                raise ValueError(f"specs: at most {_MOST} jobs a call, got more")
         return self._sent(self._store.add, checked) if checked else []
 
     def _checked(

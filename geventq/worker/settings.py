@@ -88,8 +88,9 @@ class WorkerOptions:
             check_name("node", self.node)
         for name in ("remove_on_complete", "remove_on_fail"):
             if getattr(self, name) is not None:
-                check_keep(name, getattr(self, name))
+                object.__setattr__(self, name, check_keep(name, getattr(self, name)))
         _check_strategies(self.backoff_strategies)
+        object.__setattr__(self, "backoff_strategies", dict(self.backoff_strategies))
         for name, default in _LATER.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name}: not supported yet, got {show(getattr(self, name))}")

@@ -104,7 +104,7 @@ def test_one_bad_job_and_none_is_written(
 
 
 def test_more_than_a_call_can_take_is_refused(queue: Queue) -> None:
-    with pytest.raises(ValueError, match=r"50000.* got 50001"):
+    with pytest.raises(ValueError, match=r"50000 jobs a call"):
         queue.add_bulk([JobSpec("n")] * 50_001)
 
 

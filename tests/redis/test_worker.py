@@ -380,7 +380,7 @@ def test_drained_is_told_once_each_time_the_jobs_run_out(queue: Queue, make: Mak
         never(lambda: drained_since_the_job() > 1, 0.1)  # five waits in vain
 
 
-@pytest.mark.parametrize("opts", ["[", "[]", "NaN", '{"attempts":"three"}', b"\xff"])
+@pytest.mark.parametrize("opts", ["[", "[]", "NaN", '{"attempts":three}', b"\xff"])
 def test_options_that_cannot_be_read_fail_the_job_without_running(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str, opts: str | bytes
 ) -> None:

@@ -20,7 +20,12 @@ def delay(backoff: object, made: int = 1, random: float = 0.5, **strategies: typ
 
 
 @pytest.mark.parametrize(
-    "backoff", [None, {"type": "fixed", "delay": 0}, "soon", {"type": "fixed"}]
+    "backoff",
+    [
+        *(None, {"type": "fixed", "delay": 0}, "soon", {"type": "fixed"}, True, [], "-5", "1_000"),
+        *({"type": "fixed", "delay": text} for text in ("", "soon", "-1", "Infinity", "NaN", None)),
+        *({"type": "exponential", "delay": value} for value in (True, [], {}, -1)),
+    ],
 )
 def test_without_a_backoff_the_job_runs_again_at_once(backoff: object) -> None:
     assert delay(backoff) == 0
@@ -29,6 +34,14 @@ def test_without_a_backoff_the_job_runs_again_at_once(backoff: object) -> None:
 def test_fixed_is_the_same_each_time() -> None:
     assert [delay({"type": "fixed", "delay": 250}, made) for made in (1, 2, 9)] == [250] * 3
     assert delay(250) == 250  # a producer that did not normalise
+
+
+def test_numeric_text_is_a_number() -> None:
+    """3.2: JavaScript does not mind, and its producers do not notice."""
+    assert delay("250") == delay({"type": "fixed", "delay": " 2.5e2 "}) == 250
+    assert delay({"type": "exponential", "delay": "1000"}, 2) == 2000
+    backoff = {"type": "fixed", "delay": "0x3e8", "jitter": "0.5"}
+    assert delay(backoff, random=0.0) == 500
 
 
 def test_exponential_doubles() -> None:

@@ -171,7 +171,7 @@ def test_names_of_jobs_and_queues_with_every_kind_of_wrong_value(queue: Queue) -
     ],
 )
 def test_data_that_is_not_json(queue: Queue, data: typing.Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"^data: not JSON: ."):
+    with pytest.raises((ValueError, TypeError), match=r"^data.*: .+ is not JSON"):
         queue.add("n", data)
 
 

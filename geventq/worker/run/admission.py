@@ -44,7 +44,9 @@ class Admission:
         self._hard = options.cancel_mode == "hard"
         self._kill_after = options.kill_after
         self._max_started = options.max_started_attempts
-        self._policies = Policies(options.remove_on_complete, options.remove_on_fail)
+        self._policies = Policies(
+            options.remove_on_complete, options.remove_on_fail, store.queue_name
+        )
         self._host = host
 
     def execution(
