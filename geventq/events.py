@@ -26,6 +26,7 @@ from geventq.checks import (
 )
 from geventq.codec import decode, encode
 from geventq.errors import GeventqError
+from geventq.guarded import BeginAnew, Guarded, call_listeners
 from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
@@ -90,7 +91,7 @@ class QueueEvents:
         self._client: Client | None = None
         self._stream: Stream | None = None
         self._is_read = False
-        self._greenlet: typing.Any = None
+        self._listening: Guarded | None = None
         self.ready = gevent.event.Event()
         """Set once it reads: every later event is seen."""
 
@@ -103,24 +104,26 @@ class QueueEvents:
         if not callable(listener):
             raise TypeError(f"listener: a callable is needed, got {show(listener)}")
         listeners = self._listeners.setdefault(check_name("event", event), [])
-        if self._greenlet is None:
-            reading = iter(self)  # raises here, not in the greenlet
-            self._greenlet = gevent.Greenlet(self._listen, reading)
-            self._greenlet.name = f"geventq-events-{self.name}"
-            self._greenlet.spawn_tree_locals = {}  # it belongs to no job
-            self._greenlet.start()
+        if self._listening is None:
+            iter(self)  # raises here, not in the greenlet
+            outage = Outage("telling the events", self.name, self._stop)
+            self._listening = Guarded(self._listen, f"events-{self.name}", outage)
+            self._listening.start()
         listeners.append(listener)
         return listener
 
-    def _listen(self, reading: typing.Iterator[QueueEvent]) -> None:
-        for event in reading:
-            for listener in list(self._listeners.get(event.name, ())):
-                try:
-                    listener(event)
-                except Exception:
-                    log.exception(
-                        "a listener of queue %s failed", self.name, extra={"queue": self.name}
-                    )
+    def _listen(self) -> None:
+        """The task of the listeners' greenlet; begun anew, it goes on behind the last event."""
+        if self._stop.is_set():
+            return
+        for event in self:
+            listeners = list(self._listeners.get(event.name, ()))
+            if call_listeners(listeners, (event,), self._failed):
+                raise BeginAnew
+
+    def _failed(self, error: BaseException) -> None:
+        extra = {"queue": self.name}
+        log.error("a listener of queue %s failed", self.name, exc_info=error, extra=extra)
 
     def __iter__(self) -> typing.Iterator[QueueEvent]:
         """Events as they come, until `close()`.  The iteration yields to the hub.
@@ -135,7 +138,8 @@ class QueueEvents:
         return self._events(stream)
 
     def _refuse_second_reader(self) -> None:
-        listens = self._greenlet is not None and self._greenlet is not gevent.getcurrent()
+        listening = self._listening
+        listens = listening is not None and listening.greenlet is not gevent.getcurrent()
         if self._is_read or listens:
             raise GeventqError(f"the events of queue {self.name} are being read already")
 
@@ -183,8 +187,9 @@ class QueueEvents:
             self._stream.close()
         if self._client is not None:
             self._client.close()
-        if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
-            self._greenlet.join()
+        listening = self._listening
+        if listening is not None and listening.greenlet is not gevent.getcurrent():
+            listening.join()
 
     def __enter__(self) -> QueueEvents:
         return self

@@ -50,7 +50,7 @@ def in_thread_of(hub: typing.Any, step: typing.Callable[[], T], *, gone: T) -> T
     return typing.cast(T, outcome[0])
 
 
-def interrupt_main(error: KeyboardInterrupt | SystemExit) -> None:
+def interrupt_main(error: BaseException) -> None:
     """Raise `error` in this thread's main greenlet, whose it is whomever the signal hit.  Does
     not yield."""
     hub: typing.Any = get_hub()

@@ -9,6 +9,7 @@ import typing
 import gevent.event
 
 from geventq import clock
+from geventq.errors import GeventqError
 
 __all__ = ["Outage"]
 
@@ -32,6 +33,11 @@ class Outage:
         self._since: float | None = None
         self._pause = _FIRST
 
+    @property
+    def is_expected(self) -> bool:
+        """Whether its owner stops: what fails now fails because of that."""
+        return self._stop.is_set()
+
     def failed(self, error: BaseException) -> bool:
         """Note a failure; `True` for the first one, which is logged."""
         if self._since is not None:
@@ -41,7 +47,7 @@ class Outage:
             "%s of queue %s failed, trying again: %s",
             self._what,
             self._queue,
-            error,
+            _plain(error),
             extra={"queue": self._queue},
         )
         return True
@@ -63,3 +69,10 @@ class Outage:
                 clock.monotonic() - since,
                 extra={"queue": self._queue},
             )
+
+
+def _plain(error: BaseException) -> str:
+    """An error of ours as it is; of any other its class too, which may be all it says."""
+    if isinstance(error, GeventqError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

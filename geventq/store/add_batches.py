@@ -14,10 +14,13 @@ from __future__ import annotations
 import typing
 
 import gevent
+import gevent.event
 from gevent.event import AsyncResult
 
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
+from geventq.guarded import Guarded
+from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -60,6 +63,7 @@ class AddBatches:
         self._outstanding = 0  # adds that are not answered yet, sent or not
         self._batches: list[_Batch] = []  # not sent yet; the last one is open
         self._couriers = 0
+        self._outage = Outage("adding jobs", store.queue_name, gevent.event.Event())
 
     @property
     def is_ours(self) -> bool:
@@ -106,21 +110,17 @@ class AddBatches:
 
     def _start_courier(self) -> None:
         self._couriers += 1
-        courier: gevent.Greenlet[..., None] = gevent.Greenlet(self._carry)
-        courier.name = f"geventq-add-{self._store.queue_name}"
-        courier.spawn_tree_locals = {}  # it belongs to no job
-        courier.start()
+        Guarded(self._carry, f"add-{self._store.queue_name}", self._outage).start()
 
     def _carry(self) -> None:
-        try:
-            while self._batches:
-                if not self.is_ours:
-                    self._refuse()
-                    return
-                self._send(self._next_batches())
-                gevent.sleep(0)  # those who were answered may have the next job ready
-        finally:
-            self._couriers -= 1
+        while self._batches:
+            if not self.is_ours:
+                self._refuse()
+                break
+            self._send(self._next_batches())
+            self._outage.over()
+            gevent.sleep(0)  # those who were answered may have the next job ready
+        self._couriers -= 1
 
     def _refuse(self) -> None:
         batches, self._batches = self._batches, []

@@ -21,6 +21,7 @@ from gevent.event import AsyncResult
 from geventq.codec import decode
 from geventq.errors import GeventqError
 from geventq.fork import connections as fork
+from geventq.guarded import Guarded
 from geventq.outage import Outage
 from geventq.store.scripts import load
 from geventq.store.stream import Entry, Stream
@@ -172,39 +173,31 @@ class _Reader:
 
     def __init__(self, ends: JobEnds, client: Client, keys: QueueKeys, last_id: bytes) -> None:
         self._ends = ends
-        self._queue = keys.name
         self._last_id = last_id
         self._stream = Stream(client, keys, block=_BLOCK)
         self._left = gevent.event.Event()  # nobody waits any more
-        self._greenlet: gevent.Greenlet[..., None] = gevent.Greenlet(self._read_all)
-        self._greenlet.name = f"geventq-ends-{keys.name}"
-        self._greenlet.spawn_tree_locals = {}  # it belongs to no job
-        self._greenlet.start()
+        self._missed = False  # the stream was silent, or not heard
+        self._outage = Outage("waiting for ends of jobs", keys.name, self._left)
+        self._task = Guarded(self._read_all, f"ends-{keys.name}", self._outage)
+        self._task.start()
 
     def stop(self) -> None:
         """End the greenlet and join it.  Yields."""
         self._left.set()
         self._stream.close()
-        self._greenlet.join()
+        self._task.join()
 
     def _read_all(self) -> None:
-        outage = Outage("waiting for ends of jobs", self._queue, self._left)
-        missed = False
         while not self._left.is_set():
-            try:
-                if missed:
-                    self._ends.look_again()
-                entries = self._stream.after(self._last_id)
-                if entries:
-                    self._last_id = entries[-1][0]
-                    self._ends.heard(entries)
-                missed = not entries
-                outage.over()
-            except GeventqError as error:
-                missed = True
-                if not self._left.is_set():
-                    outage.failed(error)
-                    outage.pause()
+            missed, self._missed = self._missed, True  # whatever leaves this half-way
+            if missed:
+                self._ends.look_again()
+            entries = self._stream.after(self._last_id)
+            if entries:
+                self._last_id = entries[-1][0]
+                self._ends.heard(entries)
+            self._missed = not entries
+            self._outage.over()
 
 
 def _position(entry_id: bytes) -> tuple[int, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import abc
 import typing
 
-import gevent
 import gevent.event
 
-from geventq.hubs import interrupt_main
+from geventq.guarded import Guarded
 from geventq.outage import Outage
+
+if typing.TYPE_CHECKING:
+    import gevent
 
 __all__ = ["Background"]
 
@@ -26,41 +28,42 @@ class Host(typing.Protocol):
 
 class Background(abc.ABC):
     """Owns the greenlet ``geventq-<name>-<queue>``, its end and its outages; owned, started and
-    stopped by the worker."""
+    stopped by the worker.
+
+    A failure of `_loop` is told once an outage and followed by a pause; then it is called again
+    (`geventq.guarded`).
+    """
 
     _host: typing.Any  # a `Host`, or what a subclass needs beyond it
 
     def __init__(self, name: str, what: str, queue: str) -> None:
         self._stop = gevent.event.Event()
         self._outage = Outage(what, queue, self._stop)
-        self.greenlet = gevent.Greenlet(self._run)
-        self.greenlet.name = f"geventq-{name}-{queue}"
-        self.greenlet.spawn_tree_locals = {}  # it belongs to no job (2.12)
+        self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell)
+        self._has_begun = False
+
+    @property
+    def greenlet(self) -> gevent.Greenlet[..., None] | None:
+        """The one that runs now."""
+        return self._task.greenlet
 
     def start(self) -> None:
         """Start the greenlet.  Does not yield."""
-        self.greenlet.start()
+        self._task.start()
 
     def stop(self) -> None:
         """End the greenlet and join it.  Idempotent.  Yields."""
         self._stop.set()
-        self.greenlet.join()
+        self._task.join()
 
-    def _run(self) -> None:
-        """`_loop`, which never ends for another reason than `stop`: whatever it fails with is
-        told once an outage, and tried again after a pause, and a Ctrl-C that hits this greenlet
-        is handed on."""
-        while True:
-            try:
-                self._loop()
-                return
-            except KeyboardInterrupt as error:
-                interrupt_main(error)
-            except Exception as error:  # noqa: BLE001 (told)
-                if self._outage.failed(error):
-                    self._host.error(error)
-                self._outage.pause()
+    def _tell(self, error: BaseException) -> None:
+        self._host.error(error)
+
+    def _enter(self) -> None:
+        if self._has_begun:
             self._begin_anew()
+        self._has_begun = True
+        self._loop()
 
     @abc.abstractmethod
     def _loop(self) -> None:

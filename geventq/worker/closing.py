@@ -15,6 +15,8 @@ import gevent.event
 
 from geventq import clock
 from geventq.cancellation import Cancellation
+from geventq.guarded import Guarded
+from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.worker.engine import Engine
@@ -22,6 +24,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Closing"]
 
 _SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least (7.1)
+_TRIES: typing.Final = 3  # of a step that fails
 _LISTENERS: typing.Final = 2.0  # seconds past the deadline for listeners that hang
 
 log = logging.getLogger("geventq")
@@ -36,13 +39,27 @@ class Closing:
         self._deadline: float | None = None  # on the monotonic clock
         self._news = gevent.event.Event()  # a job has left, or the deadline has come nearer
         self.done = gevent.event.Event()  # waited for from any native thread
-        self.greenlet: gevent.Greenlet[..., None] | None = None
-        self.stopper: gevent.Greenlet[..., None] | None = None  # ends the intake
+        self._reason = ""
+        self._is_told = False  # the engine, that it has ended
+        self._give_up: typing.Callable[[], None] | None = None  # on listeners that still hear
+        self._steps = [self._end_jobs, self._deliver, engine.end_parts, self._hear_out]
+        self._tries = _TRIES  # of the first one of them
+        self._outage = Outage("closing", queue_name, gevent.event.Event())
+        self._task = Guarded(self._run, f"close-{queue_name}", self._outage, tell=engine.error)
+        self._stopper = Guarded(
+            engine.end_lanes, f"close-lanes-{queue_name}", self._outage, tell=engine.error
+        )
+
+    @property
+    def greenlets(self) -> list[gevent.Greenlet[..., None]]:
+        """Those that close now."""
+        tasks = (self._task, self._stopper)
+        return [task.greenlet for task in tasks if task.greenlet is not None]
 
     @property
     def begun(self) -> bool:
         """Whether no new jobs are taken any more."""
-        return self.greenlet is not None
+        return self._task.greenlet is not None
 
     def begin(self, timeout: float | None, reason: str) -> None:
         """Begin to close, or bring the deadline nearer.  In the hub's thread; does not yield."""
@@ -50,48 +67,57 @@ class Closing:
             deadline = clock.monotonic() + timeout
             if self._deadline is None or deadline < self._deadline:
                 self._deadline = deadline
-        if self.greenlet is None:
+        if not self.begun:
+            self._reason = reason
             self._engine.tell("closing")
-            self.greenlet = gevent.Greenlet(self._run, reason)
-            self.greenlet.name = f"geventq-close-{self._queue}"
-            self.greenlet.spawn_tree_locals = {}  # nobody's job dies with it, whoever began it
-            self.greenlet.start()
+            self._task.start()
         self._news.set()
 
     def notice(self) -> None:
         """A job has ended, or is stuck.  Does not yield."""
         self._news.set()
 
-    def _run(self, reason: str) -> None:
-        engine = self._engine
-        try:
-            engine.idle.leave()
-            if not self._drained(lambda: self._deadline):
-                self._shut_down(reason)
-            undelivered = self._deliver_rest()
-            if undelivered:
-                log.error(
-                    "worker of queue %s closed with outcomes that Redis did not take: jobs %s",
-                    self._queue,
-                    ", ".join(undelivered),
-                )
-            engine.end_parts()
-        finally:
-            self._hear_out()
-            self.done.set()
+    def join(self) -> None:
+        """Wait for the last steps of the greenlet, once `done` is set.  Yields."""
+        self._task.join()
+
+    def _run(self) -> None:
+        """One step after the other.  One that was cut is made again; one that fails of itself is
+        left in the end, so that a defect keeps nobody from closing."""
+        while self._steps:
+            try:
+                self._steps[0]()
+            except Exception:
+                self._tries -= 1
+                if self._tries:
+                    raise
+                log.exception("closing the worker of queue %s: a step failed", self._queue)
+            self._steps.pop(0)
+            self._tries = _TRIES
+        self.done.set()
+
+    def _end_jobs(self) -> None:
+        self._engine.idle.leave()
+        if not self._drained(lambda: self._deadline):
+            self._shut_down(self._reason)
+
+    def _deliver(self) -> None:
+        undelivered = self._deliver_rest()
+        if undelivered:
+            log.error(
+                "worker of queue %s closed with outcomes that Redis did not take: jobs %s",
+                self._queue,
+                ", ".join(undelivered),
+            )
 
     def _hear_out(self) -> None:
         """Let the listeners hear the last events.  One that hangs is waited for like a job: as
         long as nobody gave a time, else for a while."""
-        heard = gevent.event.Event()
-
-        def notice(_: object) -> None:
-            heard.set()
-            self._news.set()
-
-        give_up = self._engine.ended(notice)
+        if not self._is_told:
+            self._is_told = True
+            self._give_up = self._engine.ended(self._heard_out)
         began = clock.monotonic()
-        while give_up is not None and not heard.is_set():
+        while (give_up := self._give_up) is not None:
             self._news.clear()
             left = None
             if self._deadline is not None:
@@ -100,6 +126,10 @@ class Closing:
                     give_up()
                     return
             self._news.wait(left)
+
+    def _heard_out(self, _: object) -> None:
+        self._give_up = None
+        self._news.set()
 
     def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
         """Wait until no processor runs, or the deadline (which may come nearer) has passed."""
@@ -126,13 +156,10 @@ class Closing:
     def _deliver_rest(self) -> list[str]:
         """Send what is left until Redis answers, or until every lock has lapsed (7.1); the ids
         of the jobs whose outcome nobody took."""
-        intake = self._engine.intake
-        self.stopper = stopper = gevent.Greenlet(intake.stop)
-        stopper.name = f"geventq-close-intake-{self._queue}"
-        stopper.start()
-        stopper.join(self._engine.options.lock_duration)
-        if stopper.ready():
+        if self._stopper.done.is_set():
+            self._stopper.start()
+        if self._stopper.join(self._engine.options.lock_duration):
             return []
-        undelivered = intake.abandon()
-        stopper.join()
+        undelivered = self._engine.intake.abandon()
+        self._stopper.join()
         return undelivered

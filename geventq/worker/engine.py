@@ -159,6 +159,10 @@ class Engine:
             callback.join()
         self._client.close()
 
+    def end_lanes(self) -> None:
+        """Deliver what has ended, and end the lanes.  Yields."""
+        self.intake.stop()
+
     def ended(self, notice: typing.Callable[[object], None]) -> typing.Callable[[], None] | None:
         """The close is over, but for what the listeners still have to hear: `notice` is called
         in the hub when they have, if there is anything.  Answers how to give up on one that hangs
@@ -180,7 +184,8 @@ class Engine:
             *self.runners.alive,
             *self.intake.greenlets,
             *(loop.greenlet for loop in loops if loop is not None),
-            *(self._listeners.disown(), self.closing.greenlet, self.closing.stopper),
+            self._listeners.disown(),
+            *self.closing.greenlets,
             *self._reports,
         ]
         for execution in {*self.held.values(), *self.running}:

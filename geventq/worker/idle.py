@@ -99,29 +99,20 @@ class IdleWait(Background):
         self._begin.set()
 
     def _loop(self) -> None:
-        try:
-            while not self._stop.is_set():
-                try:
-                    if self._link is None or self._link.closed:
-                        self._link = self._client.open_connection(name=self._name)
-                    self._outage.over()
-                    self._begin.wait()
-                    self._begin.clear()
-                    if not self._stop.is_set() and self._wait(self._link):
-                        if self._host.room() <= 0:
-                            self._hand_on()
-                        self._host.want()
-                except GeventqError as error:
-                    if self._stop.is_set():
-                        break
-                    if self._outage.failed(error):
-                        self._host.error(error)
-                    self._begin.set()
-                    self._outage.pause()
-            self._hand_on()
-        finally:
-            if self._link is not None:
-                self._link.close()
+        while not self._stop.is_set():
+            link = self._link
+            if link is None or link.closed:
+                link = self._link = self._client.open_connection(name=self._name)
+            self._begin.wait()
+            self._begin.clear()
+            if not self._stop.is_set() and self._wait(link):
+                self._outage.over()
+                if self._host.room() <= 0:
+                    self._hand_on()
+                self._host.want()
+        self._hand_on()
+        if self._link is not None:
+            self._link.close()
 
     def _wait(self, link: Connection) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A

@@ -20,7 +20,7 @@ from gevent import get_hub, getcurrent
 
 from geventq import clock
 from geventq.errors import RedisUnavailableError
-from geventq.hubs import interrupt_main
+from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 from geventq.worker.run.settle_call import OURS, Reply, SettleCall, Settled
 
@@ -80,7 +80,8 @@ class Lanes:
         self._pending: list[Settled] = []
         self._lost_takes: list[_LostTake] = []  # to be asked for
         self._late_takes: list[_LostTake] = []  # asked for, but not safely over
-        self._parked: list[typing.Any] = []
+        self._parked: list[typing.Any] = []  # greenlets that wait for `wake`
+        self._woken: list[typing.Any] = []  # they were, and have not had their turn
         self._stopping = False
         self._stop = gevent.event.Event()
         self._life = exchange.lock_life
@@ -89,28 +90,35 @@ class Lanes:
         self.hungry = False  # there may be jobs to take
         self._most = _BATCH  # outcomes in a call: fewer after one that failed
         self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
-        self.greenlets: list[gevent.Greenlet[..., None]] = []
+        self._lanes = [
+            Guarded(
+                self._take_turns, f"lane-{queue_name}-{number}", self._outage, tell=self._host.error
+            )
+            for number in range(_LANES)
+        ]
 
     def start(self) -> None:
         """Start the lanes."""
-        for number in range(_LANES):
-            lane = gevent.Greenlet(self._lane)
-            lane.name = f"geventq-lane-{self._queue}-{number}"
-            lane.spawn_tree_locals = {}  # it belongs to no job (2.12)
-            self.greenlets.append(lane)
+        for lane in self._lanes:
             lane.start()
+
+    @property
+    def greenlets(self) -> list[gevent.Greenlet[..., None]]:
+        """Those that the lanes run in now."""
+        return [lane.greenlet for lane in self._lanes if lane.greenlet is not None]
 
     def stop(self) -> None:
         """Send what has ended, then end the lanes and join them.  Yields."""
         self._stopping = True
         while self._parked:
             self.wake()
-        gevent.joinall(self.greenlets)
+        for lane in self._lanes:
+            lane.join()
 
     def abandon(self) -> list[str]:
         """Give up on what could not be delivered: the ids of the jobs concerned (7.1).  Yields."""
         self._stop.set()
-        gevent.killall(self.greenlets)  # in mid-call, too: its batch is pending again then
+        kill_all(self._lanes)  # in mid-call, too: its batch is pending again then
         return [execution.job_id for execution, _ in self._pending]
 
     def settle(self, execution: Execution, outcome: Outcome) -> None:
@@ -128,29 +136,39 @@ class Lanes:
     def wake(self) -> None:
         """Let a parked lane look around.  Does not yield."""
         if self._parked:
-            get_hub().loop.run_callback(self._parked.pop().switch)
+            lane = self._parked.pop()
+            self._woken.append(lane)
+            get_hub().loop.run_callback(self._give_turn, lane)
 
-    def _lane(self) -> None:
-        while True:
-            try:
-                self._take_turns()
-                return
-            except KeyboardInterrupt as error:  # outside of a call
-                if getcurrent() in self._parked:
-                    self._parked.remove(getcurrent())
-                interrupt_main(error)
+    def _give_turn(self, lane: typing.Any) -> None:
+        """In the hub.  What was thrown at the lane meanwhile has taken it elsewhere."""
+        if lane in self._woken:
+            lane.switch()
 
     def _take_turns(self) -> None:
-        park = get_hub().switch
+        """The task of each lane (`geventq.guarded`): begun anew, it sees by itself what to do."""
         while True:
             room = self._room() if self.hungry else 0
             if self._pending or room > 0 or self._lost_takes:
-                self._guarded_call()
+                if self._lost_takes:
+                    self._recover()
+                if self._pending or self._room() > 0:
+                    self._make_call()
+                self._outage.over()
             elif self._stopping:
                 return
             else:
-                self._parked.append(getcurrent())
-                park()
+                self._park()
+
+    def _park(self) -> None:
+        lane = getcurrent()
+        self._parked.append(lane)
+        try:
+            get_hub().switch()
+        finally:
+            for line in (self._parked, self._woken):
+                if lane in line:
+                    line.remove(lane)
 
     def _room(self) -> int:
         """How many jobs to ask for: a lane's share at most, so that the lanes' calls overlap and
@@ -159,23 +177,6 @@ class Lanes:
             return 0
         share = -(-self._host.concurrency // _LANES)
         return min(self._host.room() - self.asked, share, _BATCH)
-
-    def _guarded_call(self) -> None:
-        """One call, and what follows from its failure.  A defect of our own is told like an
-        outage: a lane never dies silently, nor by a Ctrl-C that hits it."""
-        try:
-            if self._lost_takes:
-                self._recover()
-            if self._pending or self._room() > 0:
-                self._make_call()
-        except Exception as error:  # noqa: BLE001 (told, backed off)
-            if self._outage.failed(error):
-                self._host.error(error)
-            self._outage.pause()
-        except KeyboardInterrupt as error:
-            interrupt_main(error)
-        else:
-            self._outage.over()
 
     def _make_call(self) -> None:
         batch, self._pending = self._pending[: self._most], self._pending[self._most :]
@@ -204,7 +205,7 @@ class Lanes:
             self._wanted += 1  # so that this answer does not tell of a dry queue
         try:
             self._handle(batch, reply, sent_at)
-        except KeyboardInterrupt:  # asked again, the server tells what was left half-way
+        except BaseException:  # asked again, the server tells what was left half-way
             if room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
             unsettled = [one for one in batch if not one[0].is_over]
@@ -238,10 +239,13 @@ class Lanes:
         if reply.jobs:
             host.taken(reply.jobs, sent_at)
         for (execution, outcome), code in zip(batch, reply.codes, strict=True):
-            if code in OURS:
-                host.settled(execution, outcome)
-            else:
-                host.refused(execution, outcome, code)
+            try:
+                if code in OURS:
+                    host.settled(execution, outcome)
+                else:
+                    host.refused(execution, outcome, code)
+            except Exception as error:  # noqa: BLE001 (a defect met by one spares the others)
+                host.error(error)
         for job_id, why in reply.broken:
             host.broken(job_id, why)
 
@@ -270,7 +274,7 @@ class Lanes:
         if jobs:
             try:
                 self._host.taken(jobs, sent_at, recovered=True)
-            except KeyboardInterrupt:
+            except BaseException:
                 self._lost_takes += lost
                 raise
 

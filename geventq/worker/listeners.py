@@ -7,6 +7,7 @@ Redis or jobs.
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 import typing
@@ -15,7 +16,8 @@ from collections import deque
 import gevent
 import gevent.event
 
-from geventq.hubs import interrupt_main
+from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
+from geventq.outage import Outage
 
 __all__ = ["EVENTS", "Listeners"]
 
@@ -43,8 +45,8 @@ class Listeners:
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
         self._ended = False
-        self._abandoned: object = None  # a greenlet whose listener hangs
-        self.greenlet: gevent.Greenlet[..., None] | None = None
+        self._task: Guarded | None = None
+        self._abandoned: Guarded | None = None  # its listener hangs
 
     def on(self, event: str, listener: Listener) -> Listener:
         """Register `listener` for `event`.  Raises `ValueError` for an unknown event and
@@ -76,7 +78,7 @@ class Listeners:
 
     def tell(self, event: str, *args: object) -> None:
         """`emit`, or `call` while no greenlet runs that would hear it.  May yield then."""
-        if self.greenlet is None or self.greenlet.dead:
+        if self._task is None or self._task.done.is_set():
             self.call(event, *args)
         else:
             self.emit(event, *args)
@@ -84,10 +86,11 @@ class Listeners:
     def start(self) -> None:
         """Start the greenlet that calls listeners."""
         self._ended = False
-        self.greenlet = gevent.Greenlet(self._loop)
-        self.greenlet.name = f"geventq-listeners-{self._name}"
-        self.greenlet.spawn_tree_locals = {MARK: self}
-        self.greenlet.start()
+        outage = Outage("telling the events", self._name, gevent.event.Event())
+        self._task = task = Guarded(
+            lambda: self._loop(task), f"listeners-{self._name}", outage, marks={MARK: self}
+        )
+        task.start()
 
     def is_inside(self, greenlet: typing.Any) -> bool:
         """Whether `greenlet` runs listeners, or was spawned by one."""
@@ -100,42 +103,41 @@ class Listeners:
         for.  Does not yield."""
         self._ended = True
         self._wake.set()
-        greenlet = self.greenlet
-        if greenlet is None or greenlet.dead:
+        task = self._task
+        if task is None or task.done.is_set():
             return None
-        greenlet.rawlink(notice)
-        return lambda: self._abandon(greenlet)
+        task.done.rawlink(notice)
+        return lambda: self._abandon(task)
 
-    def _abandon(self, greenlet: gevent.Greenlet[..., None]) -> None:
+    def _abandon(self, task: Guarded) -> None:
         """A listener hangs while its worker closes: kill it, and drop the events behind it; if
         the worker has been started anew, its next greenlet tells them.  Yields for a second at
         most."""
-        if greenlet.dead:
+        if task.done.is_set():
             return
-        dropped = len(self._waiting) if self.greenlet is greenlet else 0
+        dropped = len(self._waiting) if self._task is task else 0
         log.error(
             "a listener of worker %s hangs and is killed, %d events behind it are dropped\n%s",
             self._name,
             dropped,
-            "".join(traceback.format_stack(greenlet.gr_frame)),
+            "".join(traceback.format_stack(task.greenlet.gr_frame if task.greenlet else None)),
             extra={"worker": self._name},
         )
-        self._abandoned = greenlet
-        greenlet.kill(timeout=1.0)
+        self._abandoned = task
+        kill_all([task], timeout=1.0)
 
     def disown(self) -> gevent.Greenlet[..., None] | None:
         """In a forked child: forget what the parent's listeners wait for.  Returns their greenlet,
         which is not ended."""
-        greenlet, self.greenlet = self.greenlet, None
+        task, self._task = self._task, None
         self._waiting.clear()
         self._wake = gevent.event.Event()  # the next hub may be another thread's
-        return greenlet
+        return None if task is None else task.ends_with_its_greenlet()
 
-    def _loop(self) -> None:
-        current = gevent.getcurrent()
+    def _loop(self, task: Guarded) -> None:
         # Else a listener of `closed` has started the worker anew, or one has forked.
-        while self.greenlet is current:
-            if self._abandoned is current:
+        while self._task is task:
+            if self._abandoned is task:
                 self._waiting.clear()
             if self._waiting:
                 self._call_next()
@@ -148,28 +150,27 @@ class Listeners:
     def _call_next(self) -> None:
         # Not in the loop, whose variables would keep the last job while there is no next one.
         event, args = self._waiting.popleft()
-        self.call(event, *args)
+        if self.call(event, *args):
+            raise BeginAnew
 
-    def call(self, event: str, *args: object) -> None:
-        """Call the listeners of `event` now, in the current greenlet."""
+    def call(self, event: str, *args: object) -> bool:
+        """Call the listeners of `event` now, in the current greenlet; whether anything was
+        raised that may have been thrown at it (`call_listeners`)."""
         listeners = self._by_event.get(event)
         if not listeners:
             if event == "error":
                 self._log(args[0])
+            return False
+        return call_listeners(list(listeners), args, functools.partial(self._failed, event))
+
+    def _failed(self, event: str, error: BaseException) -> None:
+        abandoned = self._abandoned
+        if abandoned is not None and abandoned.greenlet is gevent.getcurrent():
             return
-        for listener in list(listeners):
-            try:
-                listener(*args)
-            except KeyboardInterrupt as error:
-                interrupt_main(error)
-            except BaseException as error:  # noqa: BLE001 (told as an error event; gevent.Timeout
-                # and SystemExit are no `Exception`, and must not end what called us)
-                if self._abandoned is gevent.getcurrent():
-                    return
-                if event == "error":  # the listener of errors fails: the log is what is left
-                    self._log(error)
-                else:
-                    self.emit("error", error)
+        if event == "error":  # the listener of errors fails: the log is what is left
+            self._log(error)
+        else:
+            self.emit("error", error)
 
     def _log(self, error: object) -> None:
         shown = error if isinstance(error, BaseException) else None

@@ -215,8 +215,8 @@ class Worker:
     @staticmethod
     def _wait_closed(engine: Engine) -> None:
         wait_for(engine.hub, engine.closing.done)
-        if engine.hub.thread_ident == get_ident() and engine.closing.greenlet is not None:
-            engine.closing.greenlet.join()  # its last steps, so that nothing is left
+        if engine.hub.thread_ident == get_ident():
+            engine.closing.join()  # its last steps, so that nothing is left
 
     # -- pause -------------------------------------------------------------------------------
 

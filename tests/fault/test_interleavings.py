@@ -305,7 +305,7 @@ def test_ctrl_c_that_hits_a_lane_loses_nothing(
         worker.resume()
         gevent.sleep(20)
     monkeypatch.undo()
-    assert all(not lane.dead for lane in engine_of(worker).intake.greenlets)
+    eventually(lambda: all(not lane.dead for lane in engine_of(worker).intake.greenlets))
     eventually(lambda: told.of(job) == ["completed"])
     assert told.of(job) == ["completed"]
 

@@ -115,8 +115,8 @@ def test_close_inside_a_listener(queue: Queue, redis_url: str, prefix: str) -> N
     assert events.ready.wait(10)
     queue.add("n")
     assert done.wait(10)
-    events._greenlet.join(5)
-    assert events._greenlet.ready()
+    assert events._listening is not None
+    assert events._listening.join(5)
 
 
 def test_an_outage_is_lived_through_and_nothing_is_missed(

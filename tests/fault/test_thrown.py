@@ -1,0 +1,112 @@
+"""Whatever is thrown at a greenlet of ours, at whatever place, the work goes on and ends."""
+
+from __future__ import annotations
+
+import collections
+import typing
+
+import gevent
+import pytest
+
+from geventq import Queue, QueueEvents, Worker
+from geventq.errors import RedisUnavailableError
+from tests.support.throws import Thrower
+from tests.support.waiting import eventually
+
+#: The roles that every worker, queue and `QueueEvents` has.
+ROLES: typing.Final = frozenset(
+    """lane idle renewer stalled listeners close close-lanes ends events add""".split()
+)
+
+_JOBS: typing.Final = 12  # a round
+_ROUNDS: typing.Final = 40  # at most
+
+
+class _Work:
+    """Jobs that are added, run, told of, waited for, round after round, and then the closing."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.queue = Queue("q", url, prefix)
+        self.events = QueueEvents("q", url, prefix)
+        self.worker = Worker(
+            *("q", lambda job: gevent.sleep(0.002), url, prefix),
+            concurrency=3,
+            lock_renew_time=0.05,
+            stalled_interval=0.03,
+            drain_delay=0.2,
+        )
+        self.told: collections.Counter[str] = collections.Counter()
+        self.heard: set[str] = set()
+        self.ids: list[str] = []
+        self.errors = 0
+        self.worker.on("completed", self._completed)
+        self.worker.on("error", self._erred)
+        self.events.on("completed", lambda event: self.heard.add(event.job_id or ""))
+
+    def _completed(self, job: typing.Any, result: object) -> None:
+        self.told[job.id] += 1
+        gevent.sleep(0.001)  # a listener that waits is hit there
+
+    def _erred(self, error: BaseException) -> None:
+        self.errors += 1
+
+    def do(self, thrower: Thrower) -> None:
+        """Until a round finds no place that was not hit before."""
+        self.worker.start()
+        assert self.events.ready.wait(20)
+        for number in range(_ROUNDS):
+            before = thrower.thrown
+            self._round(number)
+            if thrower.thrown == before and thrower.kinds() >= ROLES - {"close", "close-lanes"}:
+                break
+        self.worker.close(20)
+        self.queue.close()
+        self.events.close()
+
+    def _round(self, number: int) -> None:
+        ids = [f"{number}-{which}" for which in range(_JOBS)]
+        self.ids += ids
+        adding = [gevent.spawn(self._add, job_id) for job_id in ids]
+        gevent.joinall(adding, raise_error=True)
+        waiting = [gevent.spawn(self._wait, job_id) for job_id in ids[:3]]
+        gevent.joinall(waiting, raise_error=True)
+        eventually(lambda: all(self.told[job_id] for job_id in ids), what="all are told of")
+        eventually(lambda: self.heard.issuperset(ids), what="all are heard of")
+
+    def _add(self, job_id: str) -> None:
+        while True:
+            try:
+                self.queue.add("n", job_id=job_id)
+                return
+            except (RedisUnavailableError, RuntimeError):  # its courier was hit in mid-call
+                continue
+
+    def _wait(self, job_id: str) -> None:
+        job = self.queue.get_job(job_id)
+        assert job is not None
+        job.wait_until_finished(timeout=20)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, gevent.GreenletExit, gevent.Timeout, RuntimeError]
+)
+def test_whatever_is_thrown_at_a_greenlet_of_ours_the_work_goes_on(
+    redis_url: str, prefix: str, redis_client: typing.Any, error: type[BaseException]
+) -> None:
+    """3.6, 7.4: each greenlet of ours is hit at each place where it waits.  A Ctrl-C reaches the
+    main greenlet; all jobs complete and are told of once; the closing leaves nothing."""
+    work = _Work(redis_url, prefix)
+    interrupts = 0
+    with Thrower(error) as thrower:
+        doing = gevent.spawn(work.do, thrower)
+        while not doing.ready():
+            try:
+                doing.join()
+            except KeyboardInterrupt:
+                interrupts += 1
+        doing.get()
+    assert thrower.kinds() >= ROLES
+    assert interrupts == (thrower.thrown if error is KeyboardInterrupt else 0)
+    assert work.told == dict.fromkeys(work.ids, 1)
+    assert redis_client.zcard(f"{prefix}:q:completed") == len(work.ids)
+    assert redis_client.llen(f"{prefix}:q:active") == 0
