@@ -42,8 +42,8 @@ class Guarded:
 
     `task` is called in that greenlet, and called again when something else than its return
     ended it.  A Ctrl-C, and whatever else a signal's handler raised, is handed to the main
-    greenlet.  All else counts as a failure of `outage`, whose first one is also told to `tell`,
-    and is followed by the outage's pause; while the outage's owner stops it is expected.
+    greenlet.  All else is a failure of `outage`, whose first one is also told to `tell`; after an
+    `Exception` it pauses.  Once the outage's owner stops, failures are expected.
     `marks` are the greenlet's `spawn_tree_locals`: it belongs to no job (cancellation.md 2.12).
     """
 
@@ -118,7 +118,7 @@ class Guarded:
         elif self._outage.is_expected:
             self._failed_to_end(error)
         else:
-            self._has_failed = True
+            self._has_failed = isinstance(error, Exception)  # what is thrown needs no pause
             if self._outage.failed(error) and self._tell is not None:
                 self._tell(error)
 
