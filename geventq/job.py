@@ -30,7 +30,7 @@ from geventq.options import MAX_PRIORITY, from_wire
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
 
-__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Outcome"]
+__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Life", "Outcome"]
 
 STATES: typing.Final = {
     "active": "active",
@@ -45,6 +45,15 @@ STATES: typing.Final = {
 
 Fields = dict[bytes, bytes]
 Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]
+
+
+class Life(typing.NamedTuple):
+    """What tells a job from another one with the same id, before it or after it."""
+
+    timestamp: bytes | None
+    """As its hash says it; never changed."""
+    added: tuple[bytes, bytes] | None = None
+    """The entries of the event stream between which it was added, if that is known."""
 
 
 class JobStore(typing.Protocol):
@@ -67,7 +76,7 @@ class JobStore(typing.Protocol):
     def change_delay(self, job_id: str, delay: int | float) -> None: ...
     def change_priority(self, job_id: str, priority: int, lifo: bool) -> None: ...
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None: ...
-    def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any: ...
+    def wait_until_finished(self, job_id: str, life: Life, timeout: float | None) -> typing.Any: ...
 
 
 class JobOwner(typing.Protocol):
@@ -97,6 +106,11 @@ def _parsed_options(text: bytes) -> dict[str, typing.Any]:
     return wire
 
 
+# What a retry by hand takes away (wire-format 9.18).
+_END_FIELDS: typing.Final = (
+    *(b"finishedOn", b"processedOn", b"failedReason", b"returnvalue"),
+    *(b"stc", b"gqc"),
+)
 _NO_OPTIONS: typing.Final[dict[str, typing.Any]] = {}
 _UNREAD: typing.Final = object()
 
@@ -109,13 +123,28 @@ class Job:
     `GeventqError` (and writes nothing) when the job is gone or in another state.
     """
 
-    __slots__ = ("__weakref__", "_data", "_discarded", "_fields", "_owner", "_store", "id")
+    __slots__ = (
+        *("__weakref__", "_added", "_data", "_discarded", "_fields", "_owner", "_store", "id"),
+        "was_added",
+    )
 
-    def __init__(self, store: JobStore, job_id: str, fields: Fields) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        job_id: str,
+        fields: Fields,
+        *,
+        added: tuple[bytes, bytes] | None = None,
+        was_added: bool = True,
+    ) -> None:
         self.id = job_id
+        self.was_added = was_added
+        """`False` if `Queue.add` answered it because its id was known: it shows what is stored,
+        and nothing was added."""
         self._store = store
         self._fields = fields
-        self._owner: JobOwner | None = None
+        self._added = added  # see `Life.added`
+        self._owner: JobOwner | None = None  # the run that may write, while one has it
         self._data: typing.Any = _UNREAD
         self._discarded = False
 
@@ -294,6 +323,23 @@ class Job:
             return 0
         return number if abs(number) <= MAX_SECONDS * 1000 else 0
 
+    # -- for the worker that runs it -----------------------------------------------------
+
+    def owned_by(self, owner: JobOwner | None) -> None:
+        """From now on `owner` answers for this job; with `None` it is as one read by
+        `Queue.get_job`."""
+        self._owner = owner
+
+    def changed(self, fields: typing.Mapping[bytes, bytes | None]) -> None:
+        """These fields of its hash were written, or deleted (`None`)."""
+        for field, value in fields.items():
+            if value is None:
+                self._fields.pop(field, None)
+            else:
+                self._fields[field] = value
+        if b"data" in fields:
+            self._data = _UNREAD
+
     # -- what a processor does with its job ----------------------------------------------
 
     def update_progress(self, value: typing.Any) -> None:
@@ -303,7 +349,7 @@ class Job:
         """
         text = encode("progress", value)
         self._store.update_progress(self.id, text, self._lock_token)
-        self._fields[b"progress"] = text
+        self.changed({b"progress": text})
         if self._owner is not None:
             self._owner.progressed(self, value)
 
@@ -311,8 +357,7 @@ class Job:
         """Replace the payload.  Raises `LockLostError` as `update_progress`."""
         text = encode("data", data)
         self._store.update_data(self.id, text, self._lock_token)
-        self._fields[b"data"] = text
-        self._data = _UNREAD
+        self.changed({b"data": text})
 
     def log(self, row: str) -> int:
         """Append a row to the job's log and return how many are kept (option `keep_logs`).
@@ -414,11 +459,8 @@ class Job:
         check_flag("reset_attempts_made", reset_attempts_made)
         check_flag("reset_attempts_started", reset_attempts_started)
         self._store.retry(self.id, state, reset_attempts_made, reset_attempts_started)
-        for field in (b"finishedOn", b"processedOn", b"failedReason", b"returnvalue", b"gqc"):
-            self._fields.pop(field, None)
-        for field, reset in ((b"atm", reset_attempts_made), (b"ats", reset_attempts_started)):
-            if reset:
-                self._fields.pop(field, None)
+        gone = [*_END_FIELDS, *[b"atm"] * reset_attempts_made, *[b"ats"] * reset_attempts_started]
+        self.changed(dict.fromkeys(gone))
 
     def remove(self) -> bool:
         """Delete the job.  `False`: it is running (or a scheduler's), and stays."""
@@ -427,20 +469,20 @@ class Job:
     def promote(self) -> None:
         """Let a delayed job run now."""
         self._store.promote(self.id)
-        self._fields[b"delay"] = b"0"
+        self.changed({b"delay": b"0"})
 
     def change_delay(self, seconds: float) -> None:
         """Let a delayed job run in `seconds` from now."""
         delay = milliseconds(check_seconds("seconds", seconds))
         self._store.change_delay(self.id, delay)
-        self._fields[b"delay"] = str(delay).encode()
+        self.changed({b"delay": str(delay).encode()})
 
     def change_priority(self, priority: int, lifo: bool = False) -> None:
         """Give the job another priority: 0 is none, then lower runs first.  `lifo` puts it in
         front of its equals."""
         check_integer("priority", priority, 0, MAX_PRIORITY)
         self._store.change_priority(self.id, priority, check_flag("lifo", lifo))
-        self._fields[b"priority"] = str(priority).encode()
+        self.changed({b"priority": str(priority).encode()})
 
     def wait_until_finished(self, timeout: float | None = None) -> typing.Any:
         """Wait for the job's end and return its result, also of a job that is not kept.
@@ -449,4 +491,5 @@ class Job:
         seconds; 0 is one look at what is there.
         """
         seconds = None if timeout is None else check_seconds("timeout", timeout)
-        return self._store.wait_until_finished(self.id, seconds)
+        life = Life(self._fields.get(b"timestamp"), self._added)
+        return self._store.wait_until_finished(self.id, life, seconds)

@@ -13,8 +13,8 @@ import weakref
 import gevent
 
 from geventq import clock
-from geventq.errors import GeventqError, LockLostError
-from geventq.job import STATES, Job
+from geventq.errors import GeventqError, LockLostError, RedisUnavailableError
+from geventq.job import STATES, Job, Life
 from geventq.options import StoredOptions
 from geventq.record import record_of
 from geventq.store.client import CALL_TIMEOUT, Argument, Client, pack
@@ -51,20 +51,40 @@ class QueueStore:
     # -- adding ----------------------------------------------------------------------------
 
     def add(self, jobs: typing.Sequence[NewJob]) -> list[Job]:
-        """Store jobs, all or none, in one call.  Sent again only if every job has an id of its
-        own: else a second copy could be stored (cancellation.md 3.6)."""
-        keys = self.keys
+        """Store jobs, all or none, in one call.  One whose id was known comes back as what is
+        stored."""
         now_ms = clock.wall_ms()
-        args: list[Argument] = [keys.base, now_ms]
+        args: list[Argument] = []
         for name, data, options in jobs:
             args += (options.job_id, name, data, options.text, options.rare)
         again = all(options.job_id for _, _, options in jobs)
-        ids = self._client.script(load("add"), keys, args, again=again, timeout=_BULK_SECONDS)
-        now = b"%d" % now_ms
+        first, last, *answers = self._send_add(now_ms, args, again)
+        now, added = b"%d" % now_ms, (first, last) if first else None
         return [
-            Job(self, job_id.decode(), _fields(new, now))
-            for job_id, new in zip(ids, jobs, strict=True)
+            Job(self, answer.decode(), _fields(new, now), added=added)
+            if type(answer) is bytes
+            else self._known(*answer)
+            for answer, new in zip(answers, jobs, strict=True)
         ]
+
+    def _send_add(self, now_ms: int, args: list[Argument], again: bool) -> list[typing.Any]:
+        """Sent again only if every job has an id of its own: else a second copy could be stored
+        (cancellation.md 3.6).  The script is told, so that it knows its own jobs again."""
+        script, keys, began = load("add"), self.keys, clock.monotonic()
+        try:
+            sent = [keys.base, now_ms, "", *args]
+            answers = self._client.script(script, keys, sent, timeout=_BULK_SECONDS)
+        except RedisUnavailableError:
+            left = _BULK_SECONDS - (clock.monotonic() - began)
+            if not again or left <= 0:
+                raise
+            sent = [keys.base, now_ms, "1", *args]
+            answers = self._client.script(script, keys, sent, again=True, timeout=left)
+        return typing.cast(list[typing.Any], answers)
+
+    def _known(self, job_id: bytes, flat: list[bytes]) -> Job:
+        pairs = iter(flat)
+        return Job(self, _id(job_id), dict(zip(pairs, pairs, strict=True)), was_added=False)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -209,7 +229,7 @@ class QueueStore:
         args: list[Argument] = [job_id, priority, "1" if lifo else ""]
         self._change("change_priority", job_id, args, again=True)
 
-    def wait_until_finished(self, job_id: str, timeout: float | None) -> typing.Any:
+    def wait_until_finished(self, job_id: str, life: Life, timeout: float | None) -> typing.Any:
         """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`."""
         from geventq.store.job_ends import JobEnds
 
@@ -311,6 +331,10 @@ def _fields(new: NewJob, now: bytes) -> dict[bytes, bytes]:
         b"delay": str(options.delay).encode() if options.delay else b"0",
         b"priority": b"%d" % options.priority if options.priority else b"0",
     }
+
+
+def _id(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 def _raise_for(code: int, job_id: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 import redis
 
 from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
+from geventq.store.scripts import load
+from tests.conftest import Make
 from tests.support.proxy import Proxy, Trap
 from tests.support.waiting import eventually
 
@@ -66,16 +68,77 @@ def test_first_in_first_out_also_across_the_pieces_of_a_big_bulk(queue: Queue) -
     assert [job.data for job in queue.get_jobs("waiting", 0, 1)] == [2499, 2498]  # newest first
 
 
-def test_a_known_id_is_answered_and_nothing_is_overwritten(queue: Queue) -> None:
-    queue.add("n", {"first": True}, job_id="report")
-    again = queue.add_bulk(
-        [JobSpec("n", 2, {"job_id": "report"}), *[JobSpec("n", 3, {"job_id": "new"})] * 2]
+def shown(job: Job) -> tuple[object, ...]:
+    return job.id, job.name, job.data, job.opts, job.priority, job.delay, job.timestamp
+
+
+def test_a_known_id_is_answered_by_what_is_stored(queue: Queue) -> None:
+    """2.13: nothing is overwritten, and `was_added` tells."""
+    first = queue.add("mail", {"n": 1}, job_id="report", priority=3)
+    again = queue.add("sms", {"n": 2}, job_id="report", delay=60)
+    assert first.was_added
+    assert not again.was_added
+    assert shown(again) == shown(first)
+    assert again.get_state() == "prioritized"
+    known, new, twin = queue.add_bulk(
+        [
+            JobSpec("n", 2, {"job_id": "report"}),
+            *[JobSpec("n", n, {"job_id": "new"}) for n in (3, 4)],
+        ]
     )
-    assert [job.id for job in again] == ["report", "new", "new"]
+    assert [job.was_added for job in (known, new, twin)] == [False, True, False]
+    assert (known.data, new.data, twin.data) == ({"n": 1}, 3, 3)
+    assert shown(twin) == shown(new)
     assert queue.count() == 2
-    report = queue.get_job("report")
-    assert report is not None
-    assert report.data == {"first": True}
+    read = queue.get_job("report")
+    assert read is not None
+    assert shown(read) == shown(first)
+    assert read.was_added
+
+
+def test_a_known_id_shows_how_far_its_job_is(queue: Queue, make: Make) -> None:
+    """2.13: in whatever state it is; adds that travel together are told apart too."""
+    make(lambda job: job.update_progress(5) or "done")
+    queue.add("n", job_id="report").wait_until_finished(20)
+    again = queue.add("n", job_id="report")
+    assert (again.was_added, again.return_value, again.progress) == (False, "done", 5)
+    assert again.wait_until_finished(20) == "done"
+    adding = [gevent.spawn(queue.add, "n", number, job_id="one") for number in range(20)]
+    jobs = [greenlet.get(timeout=20) for greenlet in adding]
+    assert sum(job.was_added for job in jobs) == 1
+    assert len({job.data for job in jobs}) == 1
+
+
+def test_a_known_id_whose_key_is_no_job(
+    queue: Queue, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.13: another program's key is left alone."""
+    redis_client.set(f"{prefix}:q:report", "x")
+    job = queue.add("n", job_id="report")
+    assert (job.was_added, job.id, job.data) == (False, "report", {})
+    assert redis_client.get(f"{prefix}:q:report") == "x"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_add_whose_answer_was_lost_knows_its_own_job_again(
+    redis_url: str, prefix: str, queue: Queue, known: bool
+) -> None:
+    """2.13: the first sending stored the jobs, its answer is lost, and the second one finds
+    them: this call has added them, but for one that was there before."""
+    if known:
+        queue.add("n", {"n": 0}, job_id="a")
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as other:
+        other.add("n")  # the script is known
+        proxy.swallow_next(load("add").sha.encode())
+        jobs = other.add_bulk(
+            [JobSpec("n", {"n": n}, {"job_id": job_id}) for n, job_id in ((1, "a"), (2, "b"))]
+            + [
+                JobSpec("n", {"n": 2}, {"job_id": "b", "timestamp": 5}),
+                JobSpec("n", None, {"job_id": "c"}),
+            ]
+        )
+    assert [job.was_added for job in jobs] == [not known, True, False, True]
+    assert [job.data for job in jobs] == [{"n": 0 if known else 1}, {"n": 2}, {"n": 2}, None]
 
 
 def test_nothing_to_add_is_no_call(prefix: str) -> None:

@@ -50,7 +50,7 @@ KNOWN_CIRCLES: typing.Final = [
 KNOWN_PRIVATE: typing.Final = {
     *("token._seal", "token._extras", "token._callbacks_at_work", "token._disown"),
     *("token._guard_if_any", "token._accept", "token._shielded_here", "token._cancellation"),
-    *("token._stuck_call", "token._request", "job._owner"),
+    *("token._stuck_call", "token._request"),
     "connection._auth_plugin_map",  # PyMySQL's
 }
 

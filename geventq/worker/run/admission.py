@@ -91,7 +91,7 @@ class Admission:
         most = self._max_started
         counters = made, started, stalls
         execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._host, most)
-        job._owner = execution
+        job.owned_by(execution)
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)
         if defect is not None or b"defa" in fields:

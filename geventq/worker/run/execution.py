@@ -99,7 +99,7 @@ class Execution:
     def disown(self) -> list[typing.Any]:
         """In a forked child: the job is the parent's to write to and to stop (7.5).  Returns the
         run's greenlets, which are not ended."""
-        self.job._owner = _Parent(self.job_id)
+        self.job.owned_by(_Parent(self.job_id))
         return self.attempt.disown()
 
     def over(self) -> None:
