@@ -63,9 +63,11 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.events import QueueEvents as QueueEvents
     from geventq.events import QueueEventsProducer as QueueEventsProducer
     from geventq.job import Job as Job
+    from geventq.job_options import JobOptions as JobOptions
     from geventq.options import JobSpec as JobSpec
     from geventq.queue import Queue as Queue
     from geventq.worker import Worker as Worker
+    from geventq.worker import WorkerArguments as WorkerArguments
 
 _HOME: typing.Final[dict[str, str]] = {
     "Cancellation": "geventq.cancellation",
@@ -75,6 +77,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "Job": "geventq.job",
     "JobCancelled": "geventq.errors",
     "JobKilled": "geventq.errors",
+    "JobOptions": "geventq.job_options",
     "JobSpec": "geventq.options",
     "LockLost": "geventq.cancellation",
     "LockLostError": "geventq.errors",
@@ -87,6 +90,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "WaitingChildrenError": "geventq.errors",
     "WaitingError": "geventq.errors",
     "Worker": "geventq.worker",
+    "WorkerArguments": "geventq.worker",
     "detach": "geventq.cancellation",
 }
 

@@ -14,6 +14,7 @@ import typing
 from geventq import clock
 from geventq.checks import (
     MAX_SECONDS,
+    Seconds,
     check_duration,
     check_flag,
     check_integer,
@@ -375,7 +376,7 @@ class Job:
         """If the running attempt fails, fail the job for good.  Does not yield."""
         self._discarded = True
 
-    def extend_lock(self, seconds: float) -> None:
+    def extend_lock(self, seconds: Seconds) -> None:
         """Make the lock live `seconds` from now.  Raises `LockLostError` if it is gone or
         another's, `GeventqError` for a job that no worker of this process runs."""
         duration = check_duration("seconds", seconds)
@@ -399,7 +400,7 @@ class Job:
             raise TypeError(f"error: an exception or text is needed, got {show(error)}")
         self._owned("move_to_failed").settle_by_hand(self, "failed", error)
 
-    def move_to_delayed(self, seconds: float) -> None:
+    def move_to_delayed(self, seconds: Seconds) -> None:
         """Put such a job into *delayed* for `seconds`; the attempt is not counted."""
         delay = check_seconds("seconds", seconds)
         self._owned("move_to_delayed").settle_by_hand(self, "delayed", delay)
@@ -448,7 +449,7 @@ class Job:
 
     def retry(
         self,
-        state: str = "failed",
+        state: typing.Literal["failed", "completed"] = "failed",
         *,
         reset_attempts_made: bool = False,
         reset_attempts_started: bool = False,
@@ -471,7 +472,7 @@ class Job:
         self._store.promote(self.id)
         self.changed({b"delay": b"0"})
 
-    def change_delay(self, seconds: float) -> None:
+    def change_delay(self, seconds: Seconds) -> None:
         """Let a delayed job run in `seconds` from now."""
         delay = milliseconds(check_seconds("seconds", seconds))
         self._store.change_delay(self.id, delay)
@@ -484,7 +485,7 @@ class Job:
         self._store.change_priority(self.id, priority, check_flag("lifo", lifo))
         self.changed({b"priority": str(priority).encode()})
 
-    def wait_until_finished(self, timeout: float | None = None) -> typing.Any:
+    def wait_until_finished(self, timeout: Seconds | None = None) -> typing.Any:
         """Wait for the job's end and return its result, also of a job that is not kept.
 
         Raises `GeventqError` with the failed reason, and `gevent.Timeout` after `timeout`

@@ -28,6 +28,7 @@ from geventq.checks import (
 )
 from geventq.codec import encode
 from geventq.foreign import number_in
+from geventq.job_options import JobOptions
 
 __all__ = ["LEFT_OUT", "MAX_PRIORITY", "JobSpec", "StoredOptions", "from_wire", "job_options"]
 
@@ -54,7 +55,7 @@ class JobSpec:
 
     name: str
     data: typing.Any = LEFT_OUT
-    options: typing.Mapping[str, typing.Any] | None = None
+    options: JobOptions | None = None
 
 
 class StoredOptions:

@@ -13,6 +13,8 @@ from gevent import get_hub
 
 from geventq import clock
 from geventq.checks import (
+    Seconds,
+    check_duration,
     check_flag,
     check_integer,
     check_iterable,
@@ -29,7 +31,9 @@ from geventq.checks import (
 from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
 from geventq.job import STATES, Job
+from geventq.job_options import DEFAULTS, JobOptions
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
+from geventq.signatures import takes
 
 if typing.TYPE_CHECKING:
     from geventq.store.add_batches import AddBatches
@@ -45,12 +49,20 @@ _ONE: typing.Final = "store"
 
 
 class Queue:
-    """A queue named `name` under `prefix`; `default_job_options` go under every job's own, and
-    an option that a job gives as `None` takes the default away.
+    """A queue: adds jobs to it, and looks at them, from any greenlet of any thread.
 
-    `max_events` is about how many events its stream keeps; `None` leaves what is set there
-    (10,000 where nothing is).  Raises `ValueError` or `TypeError` for a bad argument.  Does not
-    touch the network.
+    `name` and `prefix` ("bull") are the first parts of its keys.  `connection` is a URL, a
+    redis-py client whose settings are taken, or `None`: ``$GEVENTQ_REDIS_URL``, else
+    ``redis://127.0.0.1:6379/0``.  `default_job_options` have the names of `add`, and go under
+    every job's own; an option that a job gives as `None` takes the default away.
+
+    `timeout` is the seconds that one call to Redis may take, all its tries included (10.0); past
+    it the call raises `RedisUnavailableError`.  `max_connections` is how many connections calls
+    of this process may hold (50); further calls wait for one within their time, and of several
+    queues and workers the smallest number counts.  `max_events` is about how many events the
+    queue's stream keeps; `None` leaves what is set there (10,000 where nothing is).
+
+    Raises `ValueError` or `TypeError` for a bad argument.  Does not touch the network.
     """
 
     def __init__(
@@ -58,12 +70,16 @@ class Queue:
         name: str,
         connection: object = None,
         prefix: str = "bull",
-        default_job_options: typing.Mapping[str, typing.Any] | None = None,
+        default_job_options: JobOptions | None = None,
         *,
+        timeout: Seconds = 10.0,
+        max_connections: int = 50,
         max_events: int | None = None,
     ) -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
+        self.timeout = check_duration("timeout", timeout)
+        self.max_connections = check_integer("max_connections", max_connections, 1)
         self._defaults = check_default_options(default_job_options)
         self._max_events = None
         if max_events is not None:
@@ -98,7 +114,10 @@ class Queue:
         self._store.set_max_events(self._max_events)
         self._said_max_events = True
 
-    def add(self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Any) -> Job:
+    @takes(JobOptions, DEFAULTS)
+    def add(
+        self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Unpack[JobOptions]
+    ) -> Job:
         """Add one job; `data` is any JSON value, left out it is ``{}``.
 
         Raises `ValueError`/`TypeError` before anything is written, and `RedisUnavailableError`
@@ -120,7 +139,7 @@ class Queue:
         return self._sent(self._store.add, checked) if checked else []
 
     def _checked(
-        self, name: str, data: typing.Any, given: typing.Mapping[str, typing.Any] | None
+        self, name: str, data: typing.Any, given: typing.Mapping[str, object] | None
     ) -> NewJob:
         check_name("name", name)
         options = job_options(given, self._defaults)
@@ -246,7 +265,9 @@ class Queue:
         """
         return self._store.remove(check_known_id("job_id", job_id))
 
-    def retry_jobs(self, state: str = "failed", *, until: float | None = None) -> int:
+    def retry_jobs(
+        self, state: typing.Literal["failed", "completed"] = "failed", *, until: float | None = None
+    ) -> int:
         """Run all jobs again that have failed (or, with ``state="completed"``, completed) until
         now, or until a moment in seconds since the epoch.
 

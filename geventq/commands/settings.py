@@ -2,21 +2,26 @@
 
 A setting named ``lock_duration`` is ``--lock-duration`` on the command line,
 ``$GEVENTQ_LOCK_DURATION`` in the environment and ``lock_duration`` in the file; the first of
-these that gives it wins.  Reading a text is this module's business, the rules of a value are
-those of `WorkerOptions` and `Queue.add`.
+these that gives it wins.  The tables are made from `WorkerArguments` and `JobOptions`: an option
+that comes there is a flag, a variable and a line of the file at once.  Reading a text is this
+module's business, the rules of a value are those of `WorkerOptions` and `Queue.add`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import os
 import tomllib
 import typing
 
+from geventq import job_options
 from geventq.checks import show
 from geventq.commands.console import UsageError, without_passwords
+from geventq.signatures import described
+from geventq.worker import settings as worker_options
 
 __all__ = [
     "ADD",
@@ -102,56 +107,60 @@ def _strategies(text: str) -> dict[str, str]:
     return {name: target for name, _, target in pairs}
 
 
-_S: typing.Final = "SECONDS"
-_KEEP: typing.Final = 'true (remove), false, how many to keep, or {"age": s, "count": n}'
+def _reading(name: str, hint: object) -> dict[str, typing.Any]:
+    """How a text becomes what the option takes, and what ``--help`` calls it."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {"read": _text, "choices": typing.get_args(hint)}
+    kinds = typing.get_args(hint) or (hint,)
+    if name == "backoff_strategies":
+        return {"read": _strategies, "metavar": "NAME=MODULE:FUNCTION[,...]"}
+    for kind, read, metavar in (
+        (job_options.Backoff, read_json, "SECONDS|JSON"),
+        (job_options.Keep, read_json, "KEEP"),
+        (datetime.timedelta, _seconds, "SECONDS"),
+        (bool, _flag, None),
+        (int, _whole, "N"),
+        (str, _text, None),
+    ):
+        if kind in kinds:
+            return {"read": read, "metavar": metavar}
+    raise TypeError(f"{name}: no text can be read as {hint}")
+
+
+def _settings(
+    options: type, defaults: typing.Mapping[str, object], without: typing.Container[str]
+) -> typing.Iterator[Setting]:
+    hints = typing.get_type_hints(options)
+    for name, one in described(options, defaults).items():
+        if name not in without:
+            text = " ".join(one.text.split()).replace("%", "%%")
+            if not (one.default is None or one.default is False or one.default == {}):
+                text += f" Default: {one.default}."
+            yield Setting(name, help=text, short=_SHORT.get(name), **_reading(name, hints[name]))
+
+
+_SHORT: typing.Final = {"concurrency": "-c"}
 
 WORKER: typing.Final = (
-    Setting("queue", _text, "the queue", short="-q"),
-    Setting("concurrency", _whole, "jobs that run at the same time (1)", "N", "-c"),
-    Setting("processes", _whole, "worker processes; dead ones are replaced (1)", "N"),
-    Setting("name", _text, "a name for this worker"),
-    Setting("node", _text, "a name for this machine (its host name)"),
-    Setting("cancel_mode", _text, "ask, or also kill (soft)", choices=("soft", "hard")),
-    Setting("kill_after", _seconds, "between asking and killing (0)", _S),
-    Setting("job_timeout", _seconds, "that a job may run (no limit)", _S),
-    Setting("close_timeout", _seconds, "for running jobs after SIGTERM (no limit)", _S),
-    Setting("lock_duration", _seconds, "of a job's lock (30)", _S),
-    Setting("lock_renew_time", _seconds, "between renewals (half of that)", _S),
-    Setting("skip_lock_renewal", _flag, "renew no locks"),
-    Setting("stalled_interval", _seconds, "between looks for stalled jobs (30)", _S),
-    Setting("max_stalled_count", _whole, "stalls before a job fails (1)", "N"),
-    Setting("skip_stalled_check", _flag, "do not look for stalled jobs"),
-    Setting("max_started_attempts", _whole, "starts of a job at most (no limit)", "N"),
-    Setting("drain_delay", _seconds, "of one wait for jobs (5)", _S),
-    Setting("remove_on_complete", read_json, f"of completed jobs: {_KEEP}", "KEEP"),
-    Setting("remove_on_fail", read_json, f"of failed jobs: {_KEEP}", "KEEP"),
-    Setting(
-        "backoff_strategies",
-        _strategies,
-        "named back-offs, comma-separated",
-        "NAME=MODULE:FUNCTION",
+    Setting("queue", _text, "The queue.", short="-q"),
+    Setting("processes", _whole, "Worker processes; dead ones are replaced.  Default: 1.", "N"),
+    Setting("name", _text, "A name for this worker."),
+    *_settings(
+        worker_options.WorkerArguments,
+        worker_options.DEFAULTS,
+        {*worker_options.LATER, "autorun"},
     ),
 )
+"""Of the worker command.  It starts its worker itself: there is no ``autorun``."""
 
-ADD: typing.Final = (
-    Setting("delay", _seconds, "before it may run", _S),
-    Setting("attempts", _whole, "runs at most, while it fails", "N"),
-    Setting(
-        "backoff",
-        read_json,
-        'between runs: seconds, or {"type": "exponential", "delay": s} as JSON',
-        "BACKOFF",
-    ),
-    Setting("timeout", _seconds, "that one run may take", _S),
-    Setting("priority", _whole, "1 runs before 2; none before both", "N"),
-    Setting("lifo", _flag, "run it before those that wait"),
-    Setting("job_id", _text, "an id of one's own; if it is there already nothing is added", "ID"),
-    Setting("remove_on_complete", read_json, f"when completed: {_KEEP}", "KEEP"),
-    Setting("remove_on_fail", read_json, f"when failed: {_KEEP}", "KEEP"),
-    Setting("keep_logs", _whole, "log rows to keep", "N"),
-    Setting("stack_trace_limit", _whole, "stack traces to keep", "N"),
-    Setting("size_limit", _whole, "refuse data with more JSON than this", "BYTES"),
+ADD: typing.Final = tuple(
+    _settings(
+        job_options.JobOptions,
+        job_options.DEFAULTS,
+        {*job_options.LATER, "telemetry", "timestamp"},  # which programs set, nobody by hand
+    )
 )
+"""Of ``geventq add``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, table: typing.Iterable[Setting]) -> None:

@@ -20,6 +20,7 @@ from geventq.commands.console import Console, UsageError, safe
 from geventq.commands.processes import Leave, Lifeline, Parent, leave_on_signals
 
 if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
     from geventq.job import Job
     from geventq.worker import Worker
 
@@ -174,17 +175,19 @@ class _Report:
         if not quiet:
             on("active", lambda job: self._job("active", job))
             on("completed", lambda job, result: self._job("completed", job, result=result))
-        for event in ("failed", "retrying"):
-            on(event, lambda job, error, event=event: self._job(event, job, error=_said(error)))
-        for event in ("cancelled", "lock_lost"):
-            on(event, lambda job, said, event=event: self._cancelled(event, job, said))
+        on("failed", lambda job, error: self._job("failed", job, error=_said(error)))
+        on("retrying", lambda job, error: self._job("retrying", job, error=_said(error)))
+        on("cancelled", lambda job, request: self._cancelled("cancelled", job, request))
+        on("lock_lost", lambda job, request: self._cancelled("lock_lost", job, request))
         on("stuck", lambda job, stack: self._job("stuck", job, stack=stack))
         on(
             "stalled",
             lambda job_id: self.say("stalled", f"job {job_id} had lost its worker", id=job_id),
         )
-        for event in ("ready", "closing", "closed"):
-            on(event, lambda event=event: self.say(event))
+        on("no_slot", lambda: self.say("no_slot", "stuck jobs hold every slot"))
+        on("ready", lambda: self.say("ready"))
+        on("closing", lambda: self.say("closing"))
+        on("closed", lambda: self.say("closed"))
 
     def starting(self, processor: str, address: str) -> None:
         """The first line: what will run, and for which server."""
@@ -205,9 +208,10 @@ class _Report:
             shown = "alive although it was killed; its stack is in the log"
         self.say(event, f"{job.name} {job.id}  {shown}", id=job.id, name=job.name, **detail)
 
-    def _cancelled(self, event: str, job: Job, said: typing.Any) -> None:
-        text = f"{job.name} {job.id}  {said}, {'hard' if said.hard else 'soft'}, {said.kind}"
-        self.say(event, text, id=job.id, name=job.name, cancellation=said.to_json())
+    def _cancelled(self, event: str, job: Job, request: Cancellation) -> None:
+        how = "hard" if request.hard else "soft"
+        text = f"{job.name} {job.id}  {request}, {how}, {request.kind}"
+        self.say(event, text, id=job.id, name=job.name, cancellation=request.to_json())
 
     def say(self, event: str, text: str = "", **fields: typing.Any) -> None:
         """One event: `text` for people, `fields` for programs."""

@@ -18,13 +18,9 @@ import gevent.event
 
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
+from geventq.worker.told import EVENTS
 
 __all__ = ["EVENTS", "Listeners"]
-
-EVENTS: typing.Final = frozenset(
-    """active progress completed failed retrying cancelled lock_lost stuck stalled error ready
-    drained paused resumed closing closed""".split()
-)
 
 #: The key of a worker's listeners in `spawn_tree_locals`: what a listener spawns carries it.
 MARK: typing.Final = "geventq.listeners"

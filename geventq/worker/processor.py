@@ -7,9 +7,18 @@ import importlib
 import inspect
 import typing
 
-__all__ = ["Processor", "load_processor", "takes_token"]
+from geventq.cancellation import CancellationToken
+from geventq.job import Job
+
+__all__ = ["GivenProcessor", "Processor", "load_processor", "takes_token"]
+
+GivenProcessor = (
+    typing.Callable[[Job], typing.Any] | typing.Callable[[Job, CancellationToken], typing.Any]
+)
+"""What a user hands in: it takes the job alone, or the job and its token."""
 
 Processor = typing.Callable[..., typing.Any]
+"""The same, once `takes_token` has said which of the two it is."""
 
 
 def load_processor(process: Processor | str) -> Processor:

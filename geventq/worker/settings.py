@@ -1,14 +1,19 @@
-"""The options of a worker: frozen, checked as a whole when they are made.
+"""The options of a worker: what each does, what it may be, and what it is when left out.
 
-Every message names the option, the rule and the value.  Options of later stages are refused
-rather than ignored.
+`WorkerArguments` is what one types, with the one text on each option: editors show it, and
+`help(Worker)`, ``geventq worker --help`` and ``conf/geventq.toml`` are made from it or checked
+against it.  `WorkerOptions` is what comes of it: frozen, checked as a whole, seconds as floats;
+its rows hold the defaults and the checks.  Every message names the option, the rule and the
+value.  Options of later stages are refused rather than ignored.  No greenlets run here.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import typing
 
+from geventq.backoff import Strategy
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -19,55 +24,196 @@ from geventq.checks import (
     check_seconds,
     show,
 )
+from geventq.job_options import Keep
 
-__all__ = ["WorkerOptions"]
+__all__ = ["DEFAULTS", "LATER", "Limiter", "WorkerArguments", "WorkerOptions"]
 
-_LATER: typing.Final[dict[str, object]] = {
-    "limiter": None,
-    "metrics": False,
-    "watchdog": False,
-    "isolate": False,
-    "cancel_secret": None,
-    "hints": "trusted",
-    "telemetry": None,
-}
+SHORTEST_LOCK: typing.Final = 0.1
+"""Seconds: a call to a busy server may take as long, and a lock must outlive it."""
+
+
+class Limiter(typing.TypedDict):
+    """At most `max` jobs start in `duration` seconds."""
+
+    max: int
+    duration: Seconds
+
+
+class WorkerArguments(typing.TypedDict, total=False):
+    """The options of `Worker`, by name.  `Seconds` are a number or a `datetime.timedelta`."""
+
+    concurrency: int
+    """Jobs that run at the same time, each in a greenlet of its own.  More than 0; may be changed
+    while the worker runs."""
+    node: str | None
+    """The machine, as worker groups see it.  Default: none, the host name."""
+    close_timeout: Seconds | None
+    """Seconds that running jobs get to finish when a signal or a `with` block closes the worker;
+    then they are cancelled and go back to their queue.  0: at once.  Default: none, wait for
+    ever."""
+    lock_duration: Seconds
+    """Seconds that a job is owned by this worker without a renewal; then another worker may run
+    it.  At least 0.1."""
+    lock_renew_time: Seconds | None
+    """Seconds between renewals, at most 0.8 * lock_duration.  Default: none, half of
+    lock_duration."""
+    stalled_interval: Seconds
+    """Seconds between two looks for jobs whose worker died.  More than 0."""
+    max_stalled_count: int
+    """How often a job may be found stalled and run again before it fails.  0: never again."""
+    max_started_attempts: int | None
+    """How often a job may be started at all, however each start ended: against jobs that take
+    their process down.  Default: none, no limit."""
+    drain_delay: Seconds
+    """Seconds that an idle worker waits in one blocking call to Redis before it asks again.  A
+    new job ends the wait at once; more than 0."""
+    remove_on_complete: bool | int | Keep | None
+    """Which completed jobs stay in Redis, where the job itself does not say: true removes each at
+    once, false keeps all, a number keeps that many, and a dict limits their age (seconds), their
+    count, and how many are removed per call (limit).  Default: none, keep all."""
+    remove_on_fail: bool | int | Keep | None
+    """Which failed jobs stay, likewise.  Default: none, keep all."""
+    backoff_strategies: collections.abc.Mapping[str, Strategy]
+    """Back-offs that jobs name, as in {"type": "mine"}: each is called with the number of
+    attempts made (1 after the first), the error and the job, and returns the seconds until the
+    next attempt, or a negative number to fail the job now.  It has 10 s."""
+    job_timeout: Seconds | None
+    """Seconds that a job may run; then it is cancelled, kind "timeout".  A job's own timeout
+    wins.  Default: none, no limit."""
+    cancel_mode: typing.Literal["soft", "hard"]
+    """How a request to cancel that does not say it is carried out.  "soft": the token is set, the
+    processor decides.  "hard": also kill the job's greenlet, after kill_after."""
+    kill_after: Seconds
+    """Seconds between asking and killing, in hard mode.  0: the next turn of the hub."""
+    autorun: bool
+    """Start in the constructor."""
+    skip_lock_renewal: bool
+    """Renew nothing: a job that runs longer than lock_duration has to call extend_lock()."""
+    skip_stalled_check: bool
+    """Do not look for stalled jobs: another worker of the queue has to."""
+    exit_when_stuck: bool
+    """Close when jobs that swallow every kill hold every slot, so that a supervisor can replace
+    the process; the worker command ends with status 1 then."""
+    max_connections: int
+    """Connections to the server that calls of this process may hold, those of its jobs included;
+    further calls wait for one within their time.  Of several workers and queues the smallest
+    counts; what a worker needs for itself comes on top.  More than 0."""
+    limiter: Limiter | None
+    """At most `max` jobs start in `duration` seconds, in all workers of the queue together.  Not
+    supported yet.  Default: none, no limit."""
+    metrics: bool | int
+    """Count completed and failed jobs per minute in Redis, for so many minutes (true: two weeks).
+    Not supported yet."""
+    watchdog: bool
+    """Renew locks and reach jobs from a native thread while the hub is blocked.  Not supported
+    yet."""
+    isolate: bool
+    """Run each job in a child process.  Not supported yet."""
+    cancel_secret: str | None
+    """The secret that requests from other processes are signed with.  Not supported yet.
+    Default: none, requests need no signature."""
+    hints: typing.Literal["trusted", "recorded-only"]
+    """Whether messages that ask to cancel are acted on at once, or only with a record in Redis.
+    Not supported yet."""
+    telemetry: object
+    """What traces jobs.  Not supported yet.  Default: none."""
+    around: collections.abc.Sequence[typing.Callable[..., typing.ContextManager[object]]]
+    """Callables that take the job, and the token if they want it, and return a context manager
+    that is entered around the processor, in the job's greenlet.  Not supported yet."""
+
+
+Check = typing.Callable[[str, object], object]
+T = typing.TypeVar("T")
+
+
+def _row(default: T, check: Check) -> T:
+    """An option with its default; a value other than that goes through `check`, and what comes
+    back is kept."""
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _at_least(low: int) -> Check:
+    return lambda name, value: check_integer(name, value, low)
+
+
+def _choice(*known: str) -> Check:
+    def check(name: str, value: object) -> object:
+        if value not in known:
+            raise ValueError(
+                f"{name}: {' or '.join(map(repr, known))} is needed, got {show(value)}"
+            )
+        return value
+
+    return check
+
+
+def _lock_duration(name: str, value: object) -> float:
+    seconds = check_duration(name, value)
+    if seconds < SHORTEST_LOCK:
+        raise ValueError(f"{name}: at least {SHORTEST_LOCK} seconds are needed, got {show(value)}")
+    return seconds
+
+
+def _strategies(name: str, value: object) -> dict[str, Strategy]:
+    if not isinstance(value, collections.abc.Mapping):
+        raise TypeError(f"{name}: a dict is needed, got {show(value)}")
+    for one, strategy in value.items():
+        check_name(name, one)
+        if not callable(strategy):
+            raise TypeError(f"{name}[{one!r}]: a callable is needed, got {show(strategy)}")
+    return dict(value)
+
+
+def _later(default: T) -> T:
+    """An option that a later stage builds."""
+
+    def check(name: str, value: object) -> object:
+        if value != default:
+            raise ValueError(f"{name}: not supported yet, got {show(value)}")
+        return default
+
+    return dataclasses.field(default=default, metadata={"check": check, "later": True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
-    """All times in seconds."""
+    """`WorkerArguments`, checked: all times in seconds, and nothing in it is the caller's."""
 
-    concurrency: int = 1
-    node: str | None = None
-    close_timeout: float | None = None
-    lock_duration: float = 30.0
-    lock_renew_time: float | None = None
-    stalled_interval: float = 30.0
-    max_stalled_count: int = 1
-    max_started_attempts: int | None = None
-    drain_delay: float = 5.0
-    remove_on_complete: object = None
-    remove_on_fail: object = None
-    backoff_strategies: typing.Mapping[str, typing.Callable[..., Seconds]] = dataclasses.field(
-        default_factory=dict
+    concurrency: int = _row(1, _at_least(1))
+    node: str | None = _row(None, check_name)
+    close_timeout: float | None = _row(None, check_seconds)
+    lock_duration: float = _row(30.0, _lock_duration)
+    lock_renew_time: float | None = _row(None, check_duration)  # set, once made
+    stalled_interval: float = _row(30.0, check_duration)
+    max_stalled_count: int = _row(1, _at_least(0))
+    max_started_attempts: int | None = _row(None, _at_least(1))
+    drain_delay: float = _row(5.0, check_duration)
+    remove_on_complete: object = _row(None, check_keep)
+    remove_on_fail: object = _row(None, check_keep)
+    backoff_strategies: collections.abc.Mapping[str, Strategy] = dataclasses.field(
+        default_factory=dict, metadata={"check": _strategies}
     )
-    job_timeout: float | None = None
-    cancel_mode: str = "soft"
-    kill_after: float = 0.0
-    autorun: bool = False
-    skip_lock_renewal: bool = False
-    skip_stalled_check: bool = False
-    limiter: object = None
-    metrics: object = False
-    watchdog: bool = False
-    isolate: bool = False
-    cancel_secret: object = None
-    hints: str = "trusted"
-    telemetry: object = None
+    job_timeout: float | None = _row(None, check_duration)
+    cancel_mode: str = _row("soft", _choice("soft", "hard"))
+    kill_after: float = _row(0.0, check_seconds)
+    autorun: bool = _row(False, check_flag)
+    skip_lock_renewal: bool = _row(False, check_flag)
+    skip_stalled_check: bool = _row(False, check_flag)
+    exit_when_stuck: bool = _row(False, check_flag)
+    max_connections: int = _row(50, _at_least(1))
+    limiter: object = _later(None)
+    metrics: object = _later(False)
+    watchdog: bool = _later(False)
+    isolate: bool = _later(False)
+    cancel_secret: object = _later(None)
+    hints: str = _later("trusted")
+    telemetry: object = _later(None)
+    around: object = _later(())
 
     @classmethod
-    def made(cls, options: dict[str, typing.Any]) -> WorkerOptions:
-        """The options of keyword arguments.  Raises `ValueError` for an unknown one."""
+    def made(cls, options: typing.Mapping[str, object]) -> WorkerOptions:
+        """The options of keyword arguments.  Raises `ValueError` for an unknown one, and
+        `ValueError` or `TypeError` for a bad value."""
         known = cls.__dataclass_fields__
         for option, value in options.items():
             if option not in known:
@@ -75,60 +221,27 @@ class WorkerOptions:
                     f"{option}: unknown option with the value {show(value)}; "
                     f"known are {', '.join(known)}"
                 )
-        return cls(**options)
+        return cls(**typing.cast(dict[str, typing.Any], options))
 
     def __post_init__(self) -> None:
-        self._check_counts()
-        self._check_times()
-        for name in ("autorun", "skip_lock_renewal", "skip_stalled_check"):
-            check_flag(name, getattr(self, name))
-        if self.cancel_mode not in ("soft", "hard"):
-            raise ValueError(f"cancel_mode: 'soft' or 'hard' is needed, got {self.cancel_mode!r}")
-        if self.node is not None:
-            check_name("node", self.node)
-        for name in ("remove_on_complete", "remove_on_fail"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_keep(name, getattr(self, name)))
-        _check_strategies(self.backoff_strategies)
-        object.__setattr__(self, "backoff_strategies", dict(self.backoff_strategies))
-        for name, default in _LATER.items():
-            if getattr(self, name) != default:
-                raise ValueError(f"{name}: not supported yet, got {show(getattr(self, name))}")
-
-    def _check_counts(self) -> None:
-        check_integer("concurrency", self.concurrency, 1)
-        check_integer("max_stalled_count", self.max_stalled_count, 0)
-        if self.max_started_attempts is not None:
-            check_integer("max_started_attempts", self.max_started_attempts, 1)
-
-    def _check_times(self) -> None:
-        for name in ("lock_duration", "stalled_interval", "drain_delay"):
-            object.__setattr__(self, name, check_duration(name, getattr(self, name)))
-        object.__setattr__(self, "kill_after", check_seconds("kill_after", self.kill_after))
-        if self.close_timeout is not None:
-            seconds = check_seconds("close_timeout", self.close_timeout)
-            object.__setattr__(self, "close_timeout", seconds)
-        if self.job_timeout is not None:
-            seconds = check_duration("job_timeout", self.job_timeout)
-            object.__setattr__(self, "job_timeout", seconds)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default:
+                checked = field.metadata["check"](field.name, value)
+                object.__setattr__(self, field.name, checked)
+        longest = 0.8 * self.lock_duration
         if self.lock_renew_time is None:
             object.__setattr__(self, "lock_renew_time", self.lock_duration / 2)
-        else:
-            seconds = check_duration("lock_renew_time", self.lock_renew_time)
-            if seconds > 0.8 * self.lock_duration:
-                raise ValueError(
-                    "lock_renew_time: at most 0.8 * lock_duration is needed "
-                    f"({0.8 * self.lock_duration:g} s), got {seconds!r}"
-                )
-            object.__setattr__(self, "lock_renew_time", seconds)
-
-
-def _check_strategies(strategies: object) -> None:
-    if not isinstance(strategies, dict):
-        raise TypeError(f"backoff_strategies: a dict is needed, got {show(strategies)}")
-    for name, strategy in strategies.items():
-        check_name("backoff_strategies", name)
-        if not callable(strategy):
-            raise TypeError(
-                f"backoff_strategies[{name!r}]: a callable is needed, got {show(strategy)}"
+        elif self.lock_renew_time > longest:
+            raise ValueError(
+                f"lock_renew_time: at most 0.8 * lock_duration is needed ({longest:g} s), "
+                f"got {self.lock_renew_time!r}"
             )
+
+
+_ROWS: typing.Final = dataclasses.fields(WorkerOptions)
+DEFAULTS: typing.Final[typing.Mapping[str, object]] = {
+    row.name: {} if row.default is dataclasses.MISSING else row.default for row in _ROWS
+}
+LATER: typing.Final = frozenset(row.name for row in _ROWS if "later" in row.metadata)
+"""Options that are known and refused."""

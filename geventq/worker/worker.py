@@ -17,6 +17,7 @@ from gevent import getcurrent
 from geventq import clock
 from geventq.cancellation import Cancellation
 from geventq.checks import (
+    Seconds,
     check_flag,
     check_integer,
     check_name,
@@ -28,10 +29,12 @@ from geventq.checks import (
 )
 from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.postgresql import warn_if_queries_block
+from geventq.signatures import takes
 from geventq.worker.listeners import Listeners
-from geventq.worker.processor import Processor, load_processor, takes_token
-from geventq.worker.settings import WorkerOptions
+from geventq.worker.processor import GivenProcessor, load_processor, takes_token
+from geventq.worker.settings import DEFAULTS, WorkerArguments, WorkerOptions
 from geventq.worker.signals import heeded
+from geventq.worker.told import Event, QuietEvent, tells
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -41,22 +44,26 @@ if typing.TYPE_CHECKING:
 __all__ = ["Worker"]
 
 
+@takes(WorkerArguments, DEFAULTS)
 class Worker:
     """Runs the jobs of one queue.
 
     `process` is a callable of one parameter (the job) or two (the job and a
-    `CancellationToken`), or its name as ``"package.module:function"``.  The options are those of
-    `WorkerOptions`, in seconds.  Raises `ValueError` or `TypeError` for a bad argument.
+    `CancellationToken`), or its name as ``"package.module:function"``.  `connection` is a URL, a
+    redis-py client whose settings are taken, or `None`: ``$GEVENTQ_REDIS_URL``, else
+    ``redis://127.0.0.1:6379/0``.  `prefix` is the first part of every key, `name` what Node's
+    getWorkers() and a job's `processed_by` show.  Does not touch the network.  Raises
+    `ValueError` or `TypeError` for a bad argument.
     """
 
     def __init__(
         self,
         queue_name: str,
-        process: Processor | str,
+        process: GivenProcessor | str,
         connection: object = None,
         prefix: str = "bull",
         name: str | None = None,
-        **options: typing.Any,
+        **options: typing.Unpack[WorkerArguments],
     ) -> None:
         check_queue_name(queue_name)
         check_prefix(prefix)
@@ -109,11 +116,55 @@ class Worker:
         self._concurrency = check_integer("concurrency", value, 1)
         self._want()
 
+    @typing.overload
+    def on(
+        self, event: typing.Literal["active"], listener: typing.Callable[[Job], object]
+    ) -> typing.Callable[[Job], object]: ...
+    @typing.overload
+    def on(
+        self,
+        event: typing.Literal["progress", "completed"],
+        listener: typing.Callable[[Job, typing.Any], object],
+    ) -> typing.Callable[[Job, typing.Any], object]: ...
+    @typing.overload
+    def on(
+        self,
+        event: typing.Literal["failed", "retrying"],
+        listener: typing.Callable[[Job, BaseException], object],
+    ) -> typing.Callable[[Job, BaseException], object]: ...
+    @typing.overload
+    def on(
+        self,
+        event: typing.Literal["cancelled", "lock_lost"],
+        listener: typing.Callable[[Job, Cancellation], object],
+    ) -> typing.Callable[[Job, Cancellation], object]: ...
+    @typing.overload
+    def on(
+        self, event: typing.Literal["stuck"], listener: typing.Callable[[Job, str], object]
+    ) -> typing.Callable[[Job, str], object]: ...
+    @typing.overload
+    def on(
+        self, event: typing.Literal["stalled"], listener: typing.Callable[[str], object]
+    ) -> typing.Callable[[str], object]: ...
+    @typing.overload
+    def on(
+        self, event: typing.Literal["error"], listener: typing.Callable[[BaseException], object]
+    ) -> typing.Callable[[BaseException], object]: ...
+    @typing.overload
+    def on(
+        self, event: QuietEvent, listener: typing.Callable[[], object]
+    ) -> typing.Callable[[], object]: ...
+    @tells
     def on(self, event: str, listener: typing.Callable[..., object]) -> typing.Any:
-        """Call `listener` at each `event`."""
+        """Call `listener` at each `event`, and return it.  Does not yield.
+
+        Listeners run one after the other, in the order of the events, in one greenlet of their
+        own; a slow one delays later events, never the worker.  What one raises is told as an
+        `error`.  Raises `ValueError` for an unknown event.
+        """
         return self._listeners.on(event, listener)
 
-    def off(self, event: str, listener: typing.Callable[..., object]) -> bool:
+    def off(self, event: Event, listener: typing.Callable[..., object]) -> bool:
         """Undo one `on`; `False` if there was none."""
         return self._listeners.off(event, listener)
 
@@ -191,13 +242,13 @@ class Worker:
             timeout = self.options.close_timeout if times == 1 else 0.0
             self._engine.closing.begin(timeout, "worker is closing: signal")
 
-    def close(self, timeout: float | None = None, reason: str = "worker is closing") -> None:
+    def close(self, timeout: Seconds | None = None, reason: str = "worker is closing") -> None:
         """Take no new jobs, wait for the running ones, and end all greenlets and connections.
 
-        After `timeout` seconds (0: at once; `None`: never) the running jobs are cancelled with
-        kind ``shutdown`` and go back to where they came from (cancellation.md 7.1).  Idempotent;
-        a later call may shorten the time.  Inside a listener or a processor it begins closing
-        and returns.  Yields.
+        After `timeout` seconds (0: at once; default `None`: never) the running jobs are cancelled
+        with kind ``shutdown``, for `reason`, and go back to where they came from (cancellation.md
+        7.1).  Idempotent; a later call may shorten the time.  Inside a listener or a processor it
+        begins closing and returns.  Yields.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
@@ -248,13 +299,22 @@ class Worker:
         reason: typing.Any = None,
         *,
         hard: bool | None = None,
-        kill_after: float | None = None,
+        kill_after: Seconds | None = None,
         retry: bool = True,
     ) -> bool:
-        """Ask the job to stop, or kill it; whether the request took effect.
+        """Ask the job `job_id`, which runs here, to stop, or kill it; whether that took effect.
 
-        Raises `TypeError` or `ValueError` for a bad argument: an id that is `None` by mistake must
-        not reach all jobs.
+        `reason` is text or any JSON value; the job fails with it, and its token shows it.  `hard`
+        kills the job's greenlet where it sits, `kill_after` seconds after the token was set (0:
+        at the next turn of the hub); default `None`: as the worker's `cancel_mode` and
+        `kill_after` say, and `kill_after` alone means hard.  `retry`: whether the job's own
+        attempts may run it again.
+
+        `False` promises that this call had no effect: the job does not run here, has ended, was
+        cancelled before with nothing weaker, or takes no token and was asked softly.  `True` does
+        not promise a failure: a result that came first counts.  From any native thread; does not
+        yield in the worker's own.  Raises `TypeError` or `ValueError` for a bad argument: an id
+        that is `None` by mistake must not reach all jobs.
         """
         return bool(self._cancel(check_text("job_id", job_id), reason, hard, kill_after, retry))
 
@@ -263,7 +323,7 @@ class Worker:
         reason: typing.Any = None,
         *,
         hard: bool | None = None,
-        kill_after: float | None = None,
+        kill_after: Seconds | None = None,
         retry: bool = True,
     ) -> int:
         """`cancel_job` for every job that runs here; how many requests took effect."""
@@ -274,26 +334,27 @@ class Worker:
         job_id: str | None,
         reason: typing.Any,
         hard: bool | None,
-        kill_after: float | None,
+        kill_after: Seconds | None,
         retry: bool,
     ) -> int:
+        grace = None
         if kill_after is not None:
-            kill_after = check_seconds("kill_after", kill_after)
+            grace = check_seconds("kill_after", kill_after)
             if hard is False:
-                raise ValueError(f"kill_after: makes no sense with hard=False, got {kill_after!r}")
+                raise ValueError(f"kill_after: makes no sense with hard=False, got {grace!r}")
         if hard is not None:
             check_flag("hard", hard)
         check_flag("retry", retry)
         if hard is None:
-            hard = kill_after is not None or self.options.cancel_mode == "hard"
+            hard = grace is not None or self.options.cancel_mode == "hard"
         asked = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
         engine = self._engine
         if engine is None:
             return 0
         if engine.hub.thread_ident == get_ident():
-            return engine.running.cancel(job_id, asked, hard, kill_after)
+            return engine.running.cancel(job_id, asked, hard, grace)
         return in_thread_of(
-            engine.hub, lambda: engine.running.cancel(job_id, asked, hard, kill_after), gone=0
+            engine.hub, lambda: engine.running.cancel(job_id, asked, hard, grace), gone=0
         )
 
     # -- jobs taken by hand --------------------------------------------------------------------

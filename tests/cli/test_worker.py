@@ -28,6 +28,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "backoff_strategies": ("a=m:f", "b=m:f,c=m:g", "d=m:f"),
     "skip_lock_renewal": ("false", "true", "false"),
     "skip_stalled_check": ("true", "no", "true"),
+    "exit_when_stuck": ("false", "true", "false"),
 }
 
 

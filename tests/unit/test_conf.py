@@ -13,14 +13,13 @@ import pytest
 
 from geventq.commands import settings
 from geventq.commands.settings import WORKER
-from geventq.worker.settings import _LATER, WorkerOptions
+from geventq.worker.settings import LATER, WorkerOptions
+from tests.support.conf_file import NOT_OF_THE_WORKER, written
 
 CONF = pathlib.Path(__file__).parents[2] / "conf"
 
 # Of WorkerOptions, what makes no sense in a file: the command starts its worker itself.
 NOT_IN_FILES = {"autorun"}
-# Of the file, what is no option of a Worker.
-NOT_OF_THE_WORKER = {"processor", "queue", "name", "processes"}
 
 
 def _uncommented() -> str:
@@ -32,6 +31,11 @@ def _options() -> dict[str, typing.Any]:
     return tomllib.loads(_uncommented())
 
 
+def test_the_file_says_of_each_option_what_the_source_says() -> None:
+    """Made again by ``python -m tests.support.conf_file > conf/geventq.toml``."""
+    assert (CONF / "geventq.toml").read_text() == written()
+
+
 def test_as_shipped_the_file_changes_nothing() -> None:
     text = (CONF / "geventq.toml").read_text()
     assert tomllib.loads(text) == {"connection": {}, "worker": {}}
@@ -39,8 +43,8 @@ def test_as_shipped_the_file_changes_nothing() -> None:
 
 def test_the_file_names_every_option_there_is_and_no_other() -> None:
     """Commented ones count; those of later stages would be refused, so they are not named."""
-    built = {field.name for field in dataclasses.fields(WorkerOptions)} - set(_LATER)
-    assert set(_options()["worker"]) == (built - NOT_IN_FILES) | NOT_OF_THE_WORKER
+    built = {field.name for field in dataclasses.fields(WorkerOptions)} - LATER
+    assert set(_options()["worker"]) == (built - NOT_IN_FILES) | set(NOT_OF_THE_WORKER)
     assert set(_options()["connection"]) == {"url", "prefix"}
 
 

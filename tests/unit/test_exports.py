@@ -19,6 +19,7 @@ EXPECTED = {
     "Job",
     "JobCancelled",
     "JobKilled",
+    "JobOptions",
     "JobSpec",
     "LockLost",
     "LockLostError",
@@ -31,6 +32,7 @@ EXPECTED = {
     "WaitingChildrenError",
     "WaitingError",
     "Worker",
+    "WorkerArguments",
     "detach",
 }
 

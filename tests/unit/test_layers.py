@@ -16,8 +16,8 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 
 # From the bottom up.  A module may import its own layer and those below it.
 LAYERS: typing.Final = [
-    {"errors", "clock", "checks", "codec", "foreign", "outage", "hubs", "guarded"},
-    {"cancellation", "options", "job", "backoff", "record", "postgresql", "fork"},
+    {"errors", "clock", "checks", "codec", "foreign", "outage", "hubs", "guarded", "signatures"},
+    {"cancellation", "options", "job_options", "job", "backoff", "record", "postgresql", "fork"},
     {"embedded"},
     {"store"},
     {"worker", "queue", "events"},
