@@ -101,7 +101,7 @@ class WorkerEvents(typing.Protocol):
         """No job runs any more, and every outcome is settled."""
 
 
-EVENTS: typing.Final[tuple[str, ...]] = typing.get_args(Event)
+EVENTS: typing.Final = frozenset(typing.get_args(Event))
 
 
 def tells(on: T) -> T:
@@ -110,7 +110,7 @@ def tells(on: T) -> T:
         text = texts(WorkerEvents)
         on.__doc__ = f"{inspect.cleandoc(on.__doc__)}\n\nEvents:\n\n" + "\n\n".join(
             f"    {_call(name)}\n        " + "\n        ".join(text.get(name, "").splitlines())
-            for name in EVENTS
+            for name in typing.get_args(Event)
         )
     return on
 
