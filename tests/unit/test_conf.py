@@ -90,7 +90,9 @@ def test_systemd_waits_longer_than_the_worker_needs_to_close() -> None:
     assert "KillMode=mixed" in unit
 
 
-@pytest.mark.parametrize("name", ["geventq.toml", "geventq.service", "valkey-dev.conf"])
+@pytest.mark.parametrize(
+    "name", ["geventq.toml", "geventq.service", "gunicorn.conf.py", "valkey-dev.conf"]
+)
 def test_the_files_are_commented(name: str) -> None:
     first = (CONF / name).read_text().splitlines()[0]
     assert first.startswith("# ")

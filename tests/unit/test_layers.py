@@ -21,7 +21,7 @@ LAYERS: typing.Final = [
     {"embedded"},
     {"store"},
     {"worker", "queue", "events"},
-    {"cli", "commands", "demo", "__main__"},
+    {"cli", "commands", "demo", "integrations", "__main__"},
 ]
 # The same inside a room; its `__init__` may import all of it.
 ROOMS: typing.Final = {

@@ -1,0 +1,233 @@
+"""Workers inside gunicorn's gevent workers: `worker_hooks`, for gunicorn's configuration file.
+
+Owns when a web process starts its geventq workers and how it drains them before it ends
+(cancellation.md 7.3).  Must not know jobs or Redis, and imports nothing that a master process
+without monkey-patching should not import.  One greenlet a web process,
+``geventq-gunicorn``, looks whether gunicorn wants to stop; each worker is closed in a greenlet
+``geventq-gunicorn-close``, and the hook `worker_exit` joins them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import time
+import typing
+
+import gevent
+import gevent.event
+from gevent import monkey
+
+from geventq.guarded import Guarded, kill_all
+from geventq.outage import Outage
+
+if typing.TYPE_CHECKING:
+    from geventq.worker import Worker
+
+__all__ = ["worker_hooks"]
+
+log = logging.getLogger("geventq")
+
+Factory = typing.Callable[[], "Worker | typing.Sequence[Worker]"]
+Hooks = tuple[typing.Callable[[typing.Any], None], typing.Callable[[typing.Any, typing.Any], None]]
+
+#: Seconds before gunicorn's `graceful_timeout` at which everything has ended.
+RESERVE: typing.Final = 2.0
+#: Seconds that a close may take past its own time-out, beside the workers' `kill_after`
+#: (cancellation.md 7.1): the ladder's throws, and telling the end.
+LADDER: typing.Final = 5.0
+_LOOK: typing.Final = 0.1  # seconds between two looks at `worker.alive`
+_NOTIFY: typing.Final = 1.0  # seconds between two signs of life to the master
+
+
+def worker_hooks(factory: str | Factory) -> Hooks:
+    """The two hooks that let each of gunicorn's gevent workers run geventq workers.
+
+    In ``gunicorn.conf.py``::
+
+        from geventq.integrations.gunicorn import worker_hooks
+
+        worker_class = "gevent"
+        post_worker_init, worker_exit = worker_hooks("shop.jobs:make_workers")
+
+    `factory` is called in each web process, once, after monkey-patching and after the
+    application was loaded; it returns a `Worker` or a list of them, not yet started.  A text
+    ``"module:function"`` is imported only then, so that the master, which is not patched, does
+    not import it.
+
+    The workers stop taking jobs as soon as gunicorn asks the process to stop (TERM, HUP,
+    ``max_requests``).  Running jobs may go on until shortly before ``graceful_timeout``, or for
+    the worker's own `close_timeout` if that is shorter; then they are cancelled and go back.  At
+    QUIT, INT and gunicorn's ``timeout`` they go back at once.
+
+    Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails or
+    returns no worker, another worker class than ``gevent``, and a hook that runs before the
+    process is patched raise in the web process at its start: gunicorn then says so and ends.
+    """
+    if isinstance(factory, str):
+        module, colon, name = factory.partition(":")
+        if not (colon and module and name) or not all(module.split(".")):
+            raise ValueError(f"factory: 'package.module:function' is needed, got {factory!r}")
+    elif not callable(factory):
+        raise TypeError(
+            f"factory: a callable or 'package.module:function' is needed, got {factory!r}"
+        )
+    residents: dict[int, _Resident] = {}  # by process: hooks outlive forks
+
+    def post_worker_init(worker: typing.Any) -> None:
+        _refuse_other_hosts(worker)
+        residents.clear()
+        residents[os.getpid()] = _Resident(worker, _made(factory))
+
+    def worker_exit(server: typing.Any, worker: typing.Any) -> None:
+        """gunicorn calls it in the process that ends, and for one that vanished in the master."""
+        resident = residents.pop(os.getpid(), None)
+        if resident is not None:
+            resident.leave()
+
+    return post_worker_init, worker_exit
+
+
+def _refuse_other_hosts(worker: typing.Any) -> None:
+    """Before anything is imported or started."""
+    if not any(kind.__name__ == "GeventWorker" for kind in type(worker).__mro__):
+        raise RuntimeError(
+            "geventq.integrations.gunicorn: jobs run as greenlets, so gunicorn needs "
+            f'worker_class = "gevent" in its configuration; it is {type(worker).__name__}'
+        )
+    if not monkey.is_module_patched("socket"):
+        raise RuntimeError(
+            "geventq.integrations.gunicorn: this process is not monkey-patched yet; write "
+            "post_worker_init, worker_exit = worker_hooks(...), since gunicorn patches "
+            "after its earlier hooks (post_fork among them)"
+        )
+
+
+def _made(factory: str | Factory) -> list[Worker]:
+    """What the factory returned, as a list.  The errors name the factory."""
+    from geventq.worker import Worker
+
+    make = _loaded(factory) if isinstance(factory, str) else factory
+    name = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    made: typing.Any = make()
+    workers: list[typing.Any] = list(made) if isinstance(made, list | tuple) else [made]
+    for one in workers:
+        if not isinstance(one, Worker):
+            raise TypeError(f"factory {name}: a Worker or a list of Workers is needed, got {one!r}")
+    if not workers:
+        raise ValueError(f"factory {name}: at least one Worker is needed, got {made!r}")
+    return workers
+
+
+def _loaded(factory: str) -> Factory:
+    module_name, _, path = factory.partition(":")
+    found: typing.Any = importlib.import_module(module_name)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise ValueError(f"factory: {module_name!r} has no {path!r}") from None
+    if not callable(found):
+        raise TypeError(f"factory: {factory!r} is not callable")
+    return typing.cast(Factory, found)
+
+
+class _Resident:
+    """The geventq workers of one web process, from its start to its end."""
+
+    def __init__(self, host: typing.Any, workers: list[Worker]) -> None:
+        self._host = host
+        self._workers = workers
+        self._at_once = False  # jobs go back without being waited for
+        self._deadline: float | None = None  # set once, when gunicorn wants to stop
+        self._closing: list[Guarded] = []
+        self._left = gevent.event.Event()
+        self._outage = Outage(
+            "draining for gunicorn", ", ".join(one.queue_name for one in workers), self._left
+        )
+        # Gunicorn closes its file before it calls `worker_exit`, where we still have to tell the
+        # master that the process lives (seen with gunicorn 27.0).
+        self._pulse = os.dup(host.tmp.fileno())
+        self._heed_quick_ends()
+        started: list[Worker] = []
+        try:
+            for worker in workers:
+                worker.start()
+                started.append(worker)
+        except BaseException:
+            for worker in started:
+                worker.close(0)
+            os.close(self._pulse)
+            raise
+        self._watch = Guarded(self._look, "gunicorn", self._outage)
+        self._watch.start()
+
+    def _heed_quick_ends(self) -> None:
+        """Learn of QUIT, INT and ``timeout``, which gunicorn tells by hooks of its own: the ones
+        that are configured are called as before."""
+        settings = self._host.cfg
+        for hook in ("worker_int", "worker_abort"):
+            settings.set(hook, self._quick(getattr(settings, hook)))
+
+    def _quick(self, before: typing.Callable[[typing.Any], object]) -> typing.Any:
+        def quick(worker: typing.Any) -> None:
+            self._at_once = True
+            before(worker)
+
+        return quick
+
+    def _look(self) -> None:
+        """Until gunicorn wants this process to stop.  `alive` is a plain attribute, which nothing
+        announces: gunicorn itself looks at it once a second."""
+        while self._host.alive and not self._left.wait(_LOOK):
+            pass
+        self._begin()
+
+    def _begin(self) -> None:
+        """Close all workers, side by side.  Idempotent; a later call may shorten the time."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + max(0.0, self._host.cfg.graceful_timeout - RESERVE)
+        elif not self._at_once:
+            return
+        for worker in self._workers:
+            close = functools.partial(
+                worker.close, self._time_for(worker), "gunicorn stops this process"
+            )
+            closing = Guarded(close, "gunicorn-close", self._outage)
+            self._closing.append(closing)
+            closing.start()
+
+    def _time_for(self, worker: Worker) -> float:
+        """Seconds for which running jobs may go on."""
+        if self._at_once or self._deadline is None:
+            return 0.0
+        options = worker.options
+        ladder = max(options.kill_after, 1.0) + LADDER
+        seconds = max(0.0, self._deadline - time.monotonic() - ladder)
+        if options.close_timeout is not None:
+            seconds = min(seconds, options.close_timeout)
+        return seconds
+
+    def leave(self) -> None:
+        """The last thing that the process does: see that the jobs have ended or gone back."""
+        self._left.set()
+        self._watch.join()
+        self._begin()
+        assert self._deadline is not None
+        ends = [closing.done for closing in self._closing]
+        while not all(end.is_set() for end in ends):
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                log.error("gunicorn's graceful_timeout is over; jobs that still run will stall")
+                break
+            self._notify()
+            gevent.wait(ends, timeout=min(left, _NOTIFY))
+        kill_all(self._closing, timeout=1.0)
+        os.close(self._pulse)
+
+    def _notify(self) -> None:
+        """Tell the master that this process lives, as gunicorn does it (its ``workertmp.py``)."""
+        now = time.monotonic()
+        os.utime(self._pulse, (now, now))

@@ -1,0 +1,1 @@
+"""A web application as one writes it: Flask under gunicorn, with its jobs in the web processes."""
