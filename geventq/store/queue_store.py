@@ -22,6 +22,7 @@ from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
     from geventq.store.job_ends import JobEnds
 
 __all__ = ["NewJob", "QueueStore"]
@@ -256,14 +257,13 @@ class QueueStore:
         """Take the job's lock away from whoever holds it, as an expiry would."""
         self._client.execute("DEL", self.keys.of_job(job_id).lock, again=True)
 
-    def record_stuck(self, execution: typing.Any) -> None:
-        """Record the request that a stuck attempt did not follow (cancellation.md 2.10, 4.3)."""
-        asked = execution.attempt.strongest
-        if asked is None or asked.kind in ("shutdown", "lock_lost"):
-            return
-        job_id = execution.job_id
-        deferred = "" if asked.retry else asked.failed_reason()
-        args: list[Argument] = [execution.lock_token, record_of(asked, execution.made), deferred]
+    def record_request(
+        self, job_id: str, lock_token: str, request: Cancellation, attempts_made: int
+    ) -> None:
+        """Record a request with the job that it was made to, as long as `lock_token` locks it
+        (cancellation.md 2.10, 4.3)."""
+        deferred = "" if request.retry else request.failed_reason()
+        args: list[Argument] = [lock_token, record_of(request, attempts_made), deferred]
         self._client.script(load("record_request"), self.keys.of_job(job_id), args, again=True)
 
     # -- the queue -----------------------------------------------------------------------------

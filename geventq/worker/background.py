@@ -16,14 +16,9 @@ from geventq.outage import Outage
 if typing.TYPE_CHECKING:
     import gevent
 
+    from geventq.worker.listeners import Tell
+
 __all__ = ["Background"]
-
-
-class Host(typing.Protocol):
-    """Who is told: the worker's engine."""
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error."""
 
 
 class Background(abc.ABC):
@@ -34,12 +29,11 @@ class Background(abc.ABC):
     (`geventq.guarded`).
     """
 
-    _host: typing.Any  # a `Host`, or what a subclass needs beyond it
-
-    def __init__(self, name: str, what: str, queue: str) -> None:
+    def __init__(self, name: str, what: str, queue: str, tell: Tell) -> None:
+        self._tell = tell
         self._stop = gevent.event.Event()
         self._outage = Outage(what, queue, self._stop)
-        self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell)
+        self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell_error)
         self._has_begun = False
 
     @property
@@ -56,8 +50,12 @@ class Background(abc.ABC):
         self._stop.set()
         self._task.join()
 
-    def _tell(self, error: BaseException) -> None:
-        self._host.error(error)
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: the greenlet, which is the parent's."""
+        return [] if self.greenlet is None else [self.greenlet]
+
+    def _tell_error(self, error: BaseException) -> None:
+        self._tell("error", error)
 
     def _enter(self) -> None:
         if self._has_begun:

@@ -1,8 +1,9 @@
 """How a worker ends: no new jobs, the running ones end or are cancelled, nothing is left
 (cancellation.md 7.1, 7.4).
 
-Owns the greenlet ``geventq-close-<queue>``, so that closing goes on whoever asked for it is
-killed, and the deadline, which a later call may bring nearer.
+Owns the end of one engine, the greenlets ``geventq-close-<queue>`` and ``geventq-close-lanes-...``
+in which it happens, so that it goes on whoever asked for it is killed, and the deadline, which a
+later call may bring nearer.  Knows the engine's parts; the engine does not know this module.
 """
 
 from __future__ import annotations
@@ -31,28 +32,34 @@ log = logging.getLogger("geventq")
 
 
 class Closing:
-    """The end of one engine.  Made with it; nothing happens before `begin`."""
+    """The end of one engine.  Made with it; nothing happens before `begin`.
 
-    def __init__(self, engine: Engine, queue_name: str) -> None:
-        self._engine = engine
+    `ended` is called when nothing of the engine is left but what its listeners have still to
+    hear; it must not yield.
+    """
+
+    def __init__(
+        self, engine: Engine, queue_name: str, ended: typing.Callable[[Closing], None]
+    ) -> None:
+        self.engine = engine
         self._queue = queue_name
-        self._deadline: float | None = None  # on the monotonic clock
+        self._ended = ended
+        self._deadline: float | None = None  # on the monotonic clock; only ever comes nearer
         self._news = gevent.event.Event()  # a job has left, or the deadline has come nearer
         self.done = gevent.event.Event()  # waited for from any native thread
         self._reason = ""
-        self._is_told = False  # the engine, that it has ended
+        self._is_told = False  # the worker, that its engine has ended
         self._give_up: typing.Callable[[], None] | None = None  # on listeners that still hear
-        self._steps = [self._end_jobs, self._deliver, engine.end_parts, self._hear_out]
+        self._steps = [self._end_jobs, self._deliver, engine.stop, self._hear_out]
         self._tries = _TRIES  # of the first one of them
         self._outage = Outage("closing", queue_name, gevent.event.Event())
-        self._task = Guarded(self._run, f"close-{queue_name}", self._outage, tell=engine.error)
+        self._task = Guarded(self._run, f"close-{queue_name}", self._outage, tell=self._tell_error)
         self._stopper = Guarded(
-            engine.end_lanes, f"close-lanes-{queue_name}", self._outage, tell=engine.error
+            engine.lanes.stop, f"close-lanes-{queue_name}", self._outage, tell=self._tell_error
         )
 
-    @property
-    def greenlets(self) -> list[gevent.Greenlet[..., None]]:
-        """Those that close now."""
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: the greenlets, which are the parent's."""
         tasks = (self._task, self._stopper)
         return [task.greenlet for task in tasks if task.greenlet is not None]
 
@@ -69,17 +76,18 @@ class Closing:
                 self._deadline = deadline
         if not self.begun:
             self._reason = reason
-            self._engine.tell("closing")
+            self.engine.slots.is_open = False
+            self.engine.slots.running.notice = self._news.set
+            self.engine.listeners.emit("closing")
             self._task.start()
-        self._news.set()
-
-    def notice(self) -> None:
-        """A job has ended, or is stuck.  Does not yield."""
         self._news.set()
 
     def join(self) -> None:
         """Wait for the last steps of the greenlet, once `done` is set.  Yields."""
         self._task.join()
+
+    def _tell_error(self, error: BaseException) -> None:
+        self.engine.listeners.emit("error", error)
 
     def _run(self) -> None:
         """One step after the other.  One that was cut is made again; one that fails of itself is
@@ -97,7 +105,7 @@ class Closing:
         self.done.set()
 
     def _end_jobs(self) -> None:
-        self._engine.idle.leave()
+        self.engine.idle_wait.leave()
         if not self._drained(lambda: self._deadline):
             self._shut_down(self._reason)
 
@@ -115,7 +123,9 @@ class Closing:
         long as nobody gave a time, else for a while."""
         if not self._is_told:
             self._is_told = True
-            self._give_up = self._engine.ended(self._heard_out)
+            self._ended(self)
+            self.engine.listeners.emit("closed")
+            self._give_up = self.engine.listeners.stop(self._heard_out)
         began = clock.monotonic()
         while (give_up := self._give_up) is not None:
             self._news.clear()
@@ -133,7 +143,7 @@ class Closing:
 
     def _drained(self, deadline: typing.Callable[[], float | None]) -> bool:
         """Wait until no processor runs, or the deadline (which may come nearer) has passed."""
-        while any(not run.attempt.is_stuck for run in self._engine.running):
+        while any(not run.attempt.is_stuck for run in self.engine.slots.running):
             self._news.clear()
             until = deadline()
             left = None if until is None else until - clock.monotonic()
@@ -144,11 +154,11 @@ class Closing:
 
     def _shut_down(self, reason: str) -> None:
         """Cancel what runs, kill it after the grace, and wait for the ladder's end (7.1)."""
-        engine = self._engine
+        engine = self.engine
         grace = max(engine.options.kill_after, _SHUTDOWN_GRACE)
-        asked = Cancellation(reason, "shutdown", hard=True, requested_by=engine.worker_id)
-        for execution in engine.running:
-            execution.attempt.request(asked, hard=True, kill_after=grace)
+        request = Cancellation(reason, "shutdown", hard=True, requested_by=engine.worker_id)
+        for execution in engine.slots.running:
+            execution.attempt.request(request, hard=True, kill_after=grace)
         # No deadline of our own: each attempt ends, or its ladder says that it is stuck; only a
         # shield makes that later.
         self._drained(lambda: None)
@@ -158,8 +168,8 @@ class Closing:
         of the jobs whose outcome nobody took."""
         if self._stopper.done.is_set():
             self._stopper.start()
-        if self._stopper.join(self._engine.options.lock_duration):
+        if self._stopper.join(self.engine.options.lock_duration):
             return []
-        undelivered = self._engine.intake.abandon()
+        undelivered = self.engine.lanes.abandon()
         self._stopper.join()
         return undelivered

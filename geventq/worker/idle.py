@@ -20,6 +20,8 @@ from geventq.worker.background import Background
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
+    from geventq.worker.listeners import Tell
+    from geventq.worker.run.slots import Slots
 
 __all__ = ["IdleWait"]
 
@@ -28,57 +30,39 @@ _GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take
 _SHORTEST: typing.Final = 0.002
 
 
-class Host(typing.Protocol):
-    """Who waits for jobs: the worker's engine."""
-
-    def room(self) -> int:
-        """How many jobs it would run now."""
-
-    def want(self) -> None:
-        """There may be a job."""
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error."""
-
-
 class IdleWait(Background):
-    """Waits while the queue is dry, then tells its host.  Owned, started and joined by the worker.
+    """Waits while there is nothing to take.  Owned, started and joined by the worker.
 
-    `begin` lets it wait (again); the host is told when a marker was popped, a delayed job is due,
-    or the time is over.  A host that has no free slot by then, or is paused, would leave the job to
-    nobody: the marker is put back for the others.
+    `begin` lets it wait (again); `may_be_more` is called when a marker was popped, a delayed job
+    is due, or the time is over.  A worker that is full by then, or paused, would leave the job to
+    nobody: it puts the marker back for the others.
     """
-
-    _host: Host
 
     def __init__(
         self,
-        host: Host,
+        slots: Slots,
+        may_be_more: typing.Callable[[], None],
+        tell: Tell,
         client: Client,
         keys: QueueKeys,
         *,
         worker_name: str,
         drain_delay: float,
     ) -> None:
-        super().__init__("idle", "waiting for jobs", keys.name)
-        self._host = host
+        super().__init__("idle", "waiting for jobs", keys.name, tell)
+        self._slots = slots
+        self._may_be_more = may_be_more
         self._client = client
         self._keys = keys
         self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._drain_delay = drain_delay
         self._begin = gevent.event.Event()
         self._due_ms = 0
-        self._rest = 0.0
         self._link: Connection | None = None
 
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
         self._due_ms = due_ms
-        self._begin.set()
-
-    def begin_later(self, seconds: float) -> None:
-        """The host will not run a job for `seconds`: the markers are for others."""
-        self._rest = seconds
         self._begin.set()
 
     def leave(self) -> None:
@@ -107,9 +91,9 @@ class IdleWait(Background):
             self._begin.clear()
             if not self._stop.is_set() and self._wait(link):
                 self._outage.over()
-                if self._host.room() <= 0:
+                if self._slots.free() <= 0:
                     self._hand_on()
-                self._host.want()
+                self._may_be_more()
         self._hand_on()
         if self._link is not None:
             self._link.close()
@@ -117,9 +101,9 @@ class IdleWait(Background):
     def _wait(self, link: Connection) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A
         marker for a later time is waited for in turn."""
-        rest, self._rest = self._rest, 0.0
-        if rest:
-            return not self._stop.wait(rest)
+        while rest := self._slots.limited_for():  # meanwhile the markers are for others
+            if self._stop.wait(rest):
+                return False
         due_ms = self._due_ms
         while not self._stop.is_set():
             seconds = self._drain_delay
@@ -143,4 +127,4 @@ class IdleWait(Background):
         try:
             self._client.script(load("hand_on"), self._keys, [], timeout=1.0)
         except GeventqError as error:
-            self._host.error(error)
+            self._tell("error", error)

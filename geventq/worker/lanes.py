@@ -22,12 +22,14 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
-from geventq.worker.run.settle_call import OURS, Reply, SettleCall, Settled
+from geventq.worker.run.settle_call import OURS, SettleCall, Settled, SettleReply
 
 if typing.TYPE_CHECKING:
+    from geventq.worker.listeners import Tell
     from geventq.worker.run.admission import Taken
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.outcome import Outcome
+    from geventq.worker.run.slots import Slots
 
 __all__ = ["Lanes"]
 
@@ -39,20 +41,13 @@ _BATCH: typing.Final = 500  # outcomes and jobs a call
 _LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried out
 
 
-class Host(typing.Protocol):
-    """What takes and settles: the worker.  None of these yields."""
-
-    @property
-    def concurrency(self) -> int:
-        """How many jobs run at once."""
-
-    def room(self) -> int:
-        """Free slots, not counting what is asked for already."""
+class Jobs(typing.Protocol):
+    """Whose jobs are taken and settled: `geventq.worker.run.life`.  None of these yields."""
 
     def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
         """Jobs that are ours now, or have been since an answer was lost."""
 
-    def broken(self, job_id: str, why: str) -> None:
+    def skipped(self, job_id: str, why: str) -> None:
         """An id without a readable hash was dropped."""
 
     def settled(self, execution: Execution, outcome: Outcome) -> None:
@@ -61,20 +56,24 @@ class Host(typing.Protocol):
     def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
         """The outcome was refused: the lock was lost, or the job is gone."""
 
-    def dry(self, next_ms: int) -> None:
-        """There was less to take than asked for."""
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error."""
+    def dry(self, due_ms: int) -> None:
+        """There was less to take than asked for; the next delayed job is due at `due_ms`."""
 
 
 class Lanes:
-    """The lanes of one worker; owned, started and joined by it."""
+    """The lanes of one worker; owned, started and joined by it.
 
-    def __init__(self, host: Host, exchange: SettleCall, queue_name: str, worker_id: str) -> None:
-        self._host = host
-        self._exchange = exchange
-        self._queue = queue_name
+    `jobs` is set by who makes it, before the start: it needs the lanes itself.
+    """
+
+    jobs: Jobs
+
+    def __init__(
+        self, calls: SettleCall, slots: Slots, tell: Tell, queue_name: str, worker_id: str
+    ) -> None:
+        self._calls = calls
+        self._slots = slots
+        self._tell = tell
         self._lock_base = f"{worker_id}:"
         self._next_lock = 1
         self._pending: list[Settled] = []
@@ -84,15 +83,15 @@ class Lanes:
         self._woken: list[typing.Any] = []  # they were, and have not had their turn
         self._stopping = False
         self._stop = gevent.event.Event()
-        self._life = exchange.lock_life
+        self._life = calls.lock_life
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take
         self._most = _BATCH  # outcomes in a call: fewer after one that failed
-        self._wanted = 0  # calls of `want`: a take sent before the last one proves nothing
+        self._wanted = 0  # calls of `may_be_more`: a take sent before the last one proves nothing
         self._lanes = [
             Guarded(
-                self._take_turns, f"lane-{queue_name}-{number}", self._outage, tell=self._host.error
+                self._take_turns, f"lane-{queue_name}-{number}", self._outage, tell=self._tell_error
             )
             for number in range(_LANES)
         ]
@@ -121,13 +120,20 @@ class Lanes:
         kill_all(self._lanes)  # in mid-call, too: its batch is pending again then
         return [execution.job_id for execution, _ in self._pending]
 
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: the greenlets, which are the parent's."""
+        return [*self.greenlets]
+
+    def _tell_error(self, error: BaseException) -> None:
+        self._tell("error", error)
+
     def settle(self, execution: Execution, outcome: Outcome) -> None:
         """Send an outcome with the next call.  Does not yield."""
         self._pending.append((execution, outcome))
         if self._parked:
             self.wake()
 
-    def want(self) -> None:
+    def may_be_more(self) -> None:
         """There may be jobs: take them.  Does not yield."""
         self._wanted += 1
         self.hungry = True
@@ -175,8 +181,8 @@ class Lanes:
         neither the server nor this process waits for the other's whole batch."""
         if self._stopping:
             return 0
-        share = -(-self._host.concurrency // _LANES)
-        return min(self._host.room() - self.asked, share, _BATCH)
+        share = -(-self._slots.concurrency // _LANES)
+        return min(self._slots.free() - self.asked, share, _BATCH)
 
     def _make_call(self) -> None:
         batch, self._pending = self._pending[: self._most], self._pending[self._most :]
@@ -186,7 +192,7 @@ class Lanes:
         self.asked += max(0, room)
         sent_at, wanted = clock.monotonic(), self._wanted
         try:
-            reply = self._exchange.settle(batch, room, self._lock_base, first)
+            reply = self._calls.settle(batch, room, self._lock_base, first)
         except BaseException as error:
             lost = _may_be_done(error)
             if lost and room > 0:
@@ -225,29 +231,29 @@ class Lanes:
                 return
         self._pending = batch + self._pending
 
-    def _note_supply(self, reply: Reply, room: int, wanted: int) -> None:
+    def _note_supply(self, reply: SettleReply, room: int, wanted: int) -> None:
         """Whether to look for more.  An answer that tells of too few jobs says nothing about those
         that were announced while it was under way: the idle wait has taken their marker."""
         if len(reply.jobs) + len(reply.broken) >= room:
             self.hungry = True
         elif wanted == self._wanted:
             self.hungry = False
-            self._host.dry(reply.next_ms)
+            self.jobs.dry(reply.next_ms)
 
-    def _handle(self, batch: list[Settled], reply: Reply, sent_at: float) -> None:
-        host = self._host
+    def _handle(self, batch: list[Settled], reply: SettleReply, sent_at: float) -> None:
+        life = self.jobs
         if reply.jobs:
-            host.taken(reply.jobs, sent_at)
+            life.taken(reply.jobs, sent_at)
         for (execution, outcome), code in zip(batch, reply.codes, strict=True):
             try:
                 if code in OURS:
-                    host.settled(execution, outcome)
+                    life.settled(execution, outcome)
                 else:
-                    host.refused(execution, outcome, code)
+                    life.refused(execution, outcome, code)
             except Exception as error:  # noqa: BLE001 (a defect met by one spares the others)
-                host.error(error)
+                self._tell_error(error)
         for job_id, why in reply.broken:
-            host.broken(job_id, why)
+            life.skipped(job_id, why)
 
     # -- takes whose answer was lost -------------------------------------------------------
 
@@ -256,7 +262,7 @@ class Lanes:
         lost, self._lost_takes = self._lost_takes, []
         sent_at = clock.monotonic()
         try:
-            jobs = self._exchange.recover(self._lock_base, [numbers for _, numbers in lost])
+            jobs = self._calls.recover(self._lock_base, [numbers for _, numbers in lost])
         except BaseException:
             self._lost_takes = lost + self._lost_takes
             raise
@@ -273,7 +279,7 @@ class Lanes:
         ]
         if jobs:
             try:
-                self._host.taken(jobs, sent_at, recovered=True)
+                self.jobs.taken(jobs, sent_at, recovered=True)
             except BaseException:
                 self._lost_takes += lost
                 raise

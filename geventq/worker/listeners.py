@@ -20,12 +20,13 @@ from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
 from geventq.worker.told import EVENTS
 
-__all__ = ["EVENTS", "Listeners"]
+__all__ = ["EVENTS", "Listeners", "Tell"]
 
 #: The key of a worker's listeners in `spawn_tree_locals`: what a listener spawns carries it.
 MARK: typing.Final = "geventq.listeners"
 
 Listener = typing.Callable[..., object]
+Tell = typing.Callable[..., None]  # `Listeners.emit`: an event and its arguments
 log = logging.getLogger("geventq")
 
 
@@ -122,13 +123,14 @@ class Listeners:
         self._abandoned = task
         kill_all([task], timeout=1.0)
 
-    def disown(self) -> gevent.Greenlet[..., None] | None:
+    def disown(self) -> list[typing.Any]:
         """In a forked child: forget what the parent's listeners wait for.  Returns their greenlet,
         which is not ended."""
         task, self._task = self._task, None
         self._waiting.clear()
         self._wake = gevent.event.Event()  # the next hub may be another thread's
-        return None if task is None else task.ends_with_its_greenlet()
+        greenlet = None if task is None else task.ends_with_its_greenlet()
+        return [] if greenlet is None else [greenlet]
 
     def _loop(self, task: Guarded) -> None:
         # Else a listener of `closed` has started the worker anew, or one has forked.

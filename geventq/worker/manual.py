@@ -17,11 +17,13 @@ from geventq.errors import (
     JobCancelled,
     LockLostError,
     RedisUnavailableError,
+    UnrecoverableError,
 )
 from geventq.store.client import Client
 from geventq.store.queue_store import QueueStore
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission
+from geventq.worker.run.decide import decide
 from geventq.worker.run.execution import Execution
 from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
 
@@ -41,11 +43,13 @@ class _Held(Execution):
 
     __slots__ = ("__weakref__",)
 
+    overseer: ManualJobs
+
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
         """Its taker keeps the time."""
 
     def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
-        self.host.settle(self, _decided(self, outcome, value, self.host.options))
+        self.overseer.settle(self, _decided(self, outcome, value, self.overseer.options))
 
 
 class ManualJobs:
@@ -68,7 +72,7 @@ class ManualJobs:
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
         store = QueueStore(self._client, keys)
-        self._admission = Admission(store, options, with_token=False, host=self)
+        self._admission = Admission(store, options, with_token=False, overseer=self)
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
 
@@ -146,14 +150,16 @@ class ManualJobs:
 
     def _unrun(self, execution: Execution) -> outcomes.Outcome | None:
         """The outcome of a job that may not run; `None` for one that may."""
-        now_ms = clock.wall_ms()
+        request = execution.attempt.strongest
+        error: BaseException
         if execution.unrunnable is not None:
-            return outcomes.unrunnable(execution, now_ms)
-        said = execution.attempt.strongest
-        if said is None:
+            error = UnrecoverableError(execution.unrunnable)
+        elif request is not None:
+            error = JobCancelled(request)
+        else:
             return None
         strategies = self.options.backoff_strategies
-        return outcomes.decide(execution, None, JobCancelled(said), now_ms, strategies)
+        return decide(execution, None, error, clock.wall_ms(), strategies)
 
     def _settle_unrun(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         try:
@@ -163,11 +169,14 @@ class ManualJobs:
         except GeventqError as error:
             self._tell("error", error)
 
-    # -- what executions and attempts report: there is no run here to tell of -------------
+    # -- the `Overseer` of executions that do not run here -------------------------------
 
     def progressed(self, job: Job, value: object) -> None:
         """A job in hand updated its progress."""
         self._tell("progress", job, value)
+
+    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """Its taker keeps the time."""
 
     def requested(self, attempt: Attempt) -> None:
         """Never: a job in hand cannot be asked."""

@@ -22,6 +22,7 @@ from geventq.worker.run.settle_call import SAFETY
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
+    from geventq.worker.listeners import Tell
     from geventq.worker.run.execution import Execution
 
 __all__ = ["Renewer"]
@@ -30,29 +31,25 @@ _RETRY: typing.Final = 0.5  # seconds between tries while Redis does not answer,
 _BATCH: typing.Final = 1000  # locks a call
 
 
-class Host(typing.Protocol):
-    """What holds executions: the worker."""
-
-    held: dict[str, Execution]
+class LockLoser(typing.Protocol):
+    """Who stops a run whose lock was lost: `geventq.worker.run.giving_up`."""
 
     def lock_lost(self, execution: Execution) -> None:
         """The lock of an attempt is not ours any more.  Must not yield."""
 
-    def locks_renewed(self) -> None:
-        """A round is over.  Must not yield."""
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error."""
-
 
 class Renewer(Background):
-    """Renews the locks of ``host.held``; owned and joined by the worker."""
+    """Renews the locks of what is `held` (by lock token); owned and joined by the worker.
 
-    _host: Host
+    `round_over` is called after each round; it must not yield.
+    """
 
     def __init__(
         self,
-        host: Host,
+        held: typing.Mapping[str, Execution],
+        loser: LockLoser,
+        round_over: typing.Callable[[], None],
+        tell: Tell,
         client: Client,
         keys: QueueKeys,
         *,
@@ -60,8 +57,10 @@ class Renewer(Background):
         renew_time: float,
         renews: bool,
     ) -> None:
-        super().__init__("renewer", "renewing the locks", keys.name)
-        self._host = host
+        super().__init__("renewer", "renewing the locks", keys.name, tell)
+        self._held = held
+        self._loser = loser
+        self._round_over = round_over
         self._client = client
         self._keys = keys
         self._lock_ms = round(lock_duration * 1000)
@@ -101,17 +100,17 @@ class Renewer(Background):
                     self._renew(due[first : first + _BATCH])
                 except GeventqError as error:
                     if self._outage.failed(error):
-                        self._host.error(error)
+                        self._tell("error", error)
                     pause = min(self._period, _RETRY)
                     break
                 self._outage.over()
-            self._host.locks_renewed()
+            self._round_over()
             pause = self._until_first_loss(pause)
 
     def _due(self, now: float) -> list[Execution]:
         """Executions whose lock has gone half a renewal time without a new stamp."""
         oldest = now - self._period * 0.95
-        return [held for held in self._host.held.values() if held.renewed_at <= oldest]
+        return [held for held in self._held.values() if held.renewed_at <= oldest]
 
     def _renew(self, due: list[Execution]) -> None:
         args: list[str | int] = [self._keys.base, self._lock_ms]
@@ -124,25 +123,25 @@ class Renewer(Background):
         sent = clock.monotonic()
         with gevent.Timeout(limit, late):
             answers = self._client.script(self._script, self._keys, args)
-        held = self._host.held
+        held = self._held
         for execution, answer in zip(due, answers, strict=True):
             if answer == 1:
                 execution.renewed_at = sent
             elif held.get(execution.lock_token) is execution and not execution.settling:
-                self._host.lock_lost(execution)
+                self._loser.lock_lost(execution)
 
     def _let_go(self, now: float) -> None:
         """Treat as lost what may have expired on the server (3.3).  An attempt that has ended
         keeps its outcome: there the token test of the script decides (3.6)."""
         expired = now - self._life
-        for execution in list(self._host.held.values()):
+        for execution in list(self._held.values()):
             if execution.renewed_at <= expired and not execution.settling:
-                self._host.lock_lost(execution)
+                self._loser.lock_lost(execution)
 
     def _until_first_loss(self, pause: float) -> float:
         """`pause`, or less if a lock would be lost before."""
         oldest = min(
-            (held.renewed_at for held in self._host.held.values() if not held.settling),
+            (held.renewed_at for held in self._held.values() if not held.settling),
             default=None,
         )
         if oldest is None:

@@ -13,30 +13,18 @@ from geventq.worker.background import Background
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
+    from geventq.worker.listeners import Tell
 
 __all__ = ["StalledChecker"]
-
-
-class Host(typing.Protocol):
-    """Who is told: the worker."""
-
-    def stalled(self, job_id: str) -> None:
-        """A job went back to wait."""
-
-    def error(self, error: BaseException) -> None:
-        """Tell an error."""
 
 
 class StalledChecker(Background):
     """Checks at start and then every `interval` seconds."""
 
-    _host: Host
-
     def __init__(
-        self, host: Host, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
+        self, tell: Tell, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
     ) -> None:
-        super().__init__("stalled", "the stalled check", keys.name)
-        self._host = host
+        super().__init__("stalled", "the stalled check", keys.name, tell)
         self._client = client
         self._keys = keys
         self._interval = interval
@@ -48,7 +36,7 @@ class StalledChecker(Background):
             recovered = self.check()  # a failure is lived through by `Background`
             self._outage.over()
             for job_id in recovered:
-                self._host.stalled(job_id)
+                self._tell("stalled", job_id)
             self._stop.wait(self._interval)
 
     def check(self) -> list[str]:

@@ -1,7 +1,8 @@
 """The worker as a program sees it: what it is told, what it is asked, and its events.
 
-Owns the options, the listeners and the one `Engine` there is while it runs; all that happens to
-jobs happens there.  Checks what it is given; callable from any native thread.
+Owns the options, the listeners, and while it runs the one `Engine` there is, with its `Closing`.
+Checks what it is given, and does nothing with jobs itself; callable from any native thread.  No
+greenlets run in this module.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from geventq.worker.told import Event, QuietEvent, tells
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
+    from geventq.worker.closing import Closing
     from geventq.worker.engine import Engine
     from geventq.worker.manual import ManualJobs
 
@@ -80,7 +82,9 @@ class Worker:
         self._connection = connection
         self._concurrency = self.options.concurrency
         self._listeners = Listeners(queue_name)
-        self._engine: Engine | None = None  # from start() to the end of close()
+        # Both from start() to the end of close(), and never one without the other.
+        self._engine: Engine | None = None
+        self._closing: Closing | None = None
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
@@ -94,7 +98,7 @@ class Worker:
     @property
     def is_running(self) -> bool:
         """Whether it takes jobs, or would if it were not paused."""
-        return self._engine is not None and self._engine.is_open
+        return self._engine is not None and self._engine.slots.is_open
 
     @property
     def is_paused(self) -> bool:
@@ -104,7 +108,7 @@ class Worker:
     def active_jobs(self) -> list[Job]:
         """The jobs that run now."""
         engine = self._engine
-        return [] if engine is None else [run.job for run in engine.running]
+        return [] if engine is None else [run.job for run in engine.slots.running]
 
     @property
     def concurrency(self) -> int:
@@ -114,7 +118,9 @@ class Worker:
     @concurrency.setter
     def concurrency(self, value: int) -> None:
         self._concurrency = check_integer("concurrency", value, 1)
-        self._want()
+        if self._engine is not None:
+            self._engine.slots.concurrency = value
+        self._may_be_more()
 
     @typing.overload
     def on(
@@ -177,17 +183,16 @@ class Worker:
         Raises `ValueError` or `TypeError` if `connection` cannot be used; nothing was started
         then.
         """
-        engine = self._engine
-        while engine is not None and not engine.is_open:
-            self._wait_closed(engine)
-            engine = self._engine
-        if engine is not None:
+        while self._closing is not None and self._closing.begun:
+            self._wait_closed(self._closing)
+        if self._engine is not None:
             return
         warn_if_queries_block()
         from geventq.store.client import Endpoint  # this is where redis gets imported
-        from geventq.store.keys import QueueKeys
-        from geventq.worker.engine import Engine
-        from geventq.worker.run.execution import untouched
+        from geventq.worker.closing import Closing
+        from geventq.worker.engine import Engine, Setup
+        from geventq.worker.run.runners import untouched
+        from geventq.worker.run.slots import Slots
 
         endpoint = Endpoint.of(self._connection)
         closes = self._closes
@@ -196,28 +201,39 @@ class Worker:
             return
         if self._started:
             self.id = str(uuid.uuid4())
-        engine = Engine(
-            self,
-            QueueKeys(self.prefix, self.queue_name),
-            endpoint,
-            self._process,
-            self._listeners,
+        setup = Setup(
+            queue_name=self.queue_name,
+            prefix=self.prefix,
+            endpoint=endpoint,
+            worker_id=self.id,
+            worker_name=self.name or "",
+            options=self.options,
+            process=self._process,
             with_token=self._with_token,
+            listeners=self._listeners,
         )
+        engine = Engine(setup, Slots(self._concurrency, is_paused=self._paused))
+        self._closing = Closing(engine, self.queue_name, self._ended)
         self._engine, self._started = engine, True
-        engine.start()
+        engine.start(mortal=self)
 
-    def ended(self, engine: Engine) -> None:
-        """Called by the engine when it has closed."""
-        if self._engine is engine:
-            self._engine = None
+    def _ended(self, closing: Closing) -> None:
+        """Nothing of the engine is left."""
+        if self._closing is closing:
+            self._engine = self._closing = None
 
-    def died(self, engine: Engine) -> None:
-        """Called by the engine in a forked child."""
-        self.ended(engine)
+    def die(self) -> list[typing.Any]:
+        """In a forked child, where what runs is the parent's (cancellation.md 7.5): the worker is
+        as one that was never started.  Returns the greenlets; for `geventq.fork` alone."""
+        engine, closing = self._engine, self._closing
+        self._engine = self._closing = None
         self._resumed = gevent.event.Event()  # the next hub may be another thread's
         if not self._paused:
             self._resumed.set()
+        greenlets: list[typing.Any] = []
+        if engine is not None and closing is not None:
+            greenlets = [*closing.disown(), *engine.disown()]
+        return greenlets
 
     def __enter__(self) -> Worker:
         self.start()
@@ -233,14 +249,14 @@ class Worker:
             self.start()
             if signals.came:  # while there was nothing to close yet
                 self._signalled(signals.came)
-            if self._engine is not None:
-                self._wait_closed(self._engine)
+            if self._closing is not None:
+                self._wait_closed(self._closing)
 
     def _signalled(self, times: int) -> None:
         """A signal, the `times`-th: in a greenlet that gevent spawns for it."""
-        if self._engine is not None:
+        if self._closing is not None:
             timeout = self.options.close_timeout if times == 1 else 0.0
-            self._engine.closing.begin(timeout, "worker is closing: signal")
+            self._closing.begin(timeout, "worker is closing: signal")
 
     def close(self, timeout: Seconds | None = None, reason: str = "worker is closing") -> None:
         """Take no new jobs, wait for the running ones, and end all greenlets and connections.
@@ -256,18 +272,20 @@ class Worker:
         by_hand, self._by_hand = self._by_hand, None
         if by_hand is not None:
             by_hand.close()
-        engine = self._engine
-        if engine is None:
+        closing = self._closing
+        if closing is None:
             return
-        in_thread_of(engine.hub, lambda: engine.closing.begin(timeout, reason), gone=None)
+        engine = closing.engine
+        in_thread_of(engine.hub, lambda: closing.begin(timeout, reason), gone=None)
         if not engine.is_inside(getcurrent()):
-            self._wait_closed(engine)
+            self._wait_closed(closing)
 
     @staticmethod
-    def _wait_closed(engine: Engine) -> None:
-        wait_for(engine.hub, engine.closing.done)
-        if engine.hub.thread_ident == get_ident():
-            engine.closing.join()  # its last steps, so that nothing is left
+    def _wait_closed(closing: Closing) -> None:
+        hub = closing.engine.hub
+        wait_for(hub, closing.done)
+        if hub.thread_ident == get_ident():
+            closing.join()
 
     # -- pause -------------------------------------------------------------------------------
 
@@ -275,6 +293,8 @@ class Worker:
         """Take no more jobs; those that run go on.  Idempotent.  Does not yield."""
         if not self._paused:
             self._paused = True
+            if self._engine is not None:
+                self._engine.slots.is_paused = True
             self._resumed.clear()
             self._listeners.emit("paused")
 
@@ -282,14 +302,16 @@ class Worker:
         """Take jobs again.  Idempotent.  Does not yield."""
         if self._paused:
             self._paused = False
+            if self._engine is not None:
+                self._engine.slots.is_paused = False
             self._resumed.set()
             self._listeners.emit("resumed")
-            self._want()
+            self._may_be_more()
 
-    def _want(self) -> None:
+    def _may_be_more(self) -> None:
         engine = self._engine
         if engine is not None:
-            in_thread_of(engine.hub, engine.want, gone=None)
+            in_thread_of(engine.hub, engine.lanes.may_be_more, gone=None)
 
     # -- cancel ------------------------------------------------------------------------------
 
@@ -347,14 +369,15 @@ class Worker:
         check_flag("retry", retry)
         if hard is None:
             hard = grace is not None or self.options.cancel_mode == "hard"
-        asked = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
+        request = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
         engine = self._engine
         if engine is None:
             return 0
+        running = engine.slots.running
         if engine.hub.thread_ident == get_ident():
-            return engine.running.cancel(job_id, asked, hard, grace)
+            return running.cancel(job_id, request, hard, grace)
         return in_thread_of(
-            engine.hub, lambda: engine.running.cancel(job_id, asked, hard, grace), gone=0
+            engine.hub, lambda: running.cancel(job_id, request, hard, grace), gone=0
         )
 
     # -- jobs taken by hand --------------------------------------------------------------------

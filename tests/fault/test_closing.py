@@ -11,7 +11,7 @@ import gevent.event
 import pytest
 
 from geventq import CancellationToken, Job, JobSpec, Queue, Worker
-from geventq.worker.run import execution
+from geventq.worker.run import runners
 from tests.conftest import Make
 from tests.support.calls import takes
 from tests.support.proxy import Proxy
@@ -172,7 +172,7 @@ def test_close_and_cancel_from_another_native_thread(queue: Queue, make: Make) -
 
 def test_a_close_that_meets_the_very_first_start_wins(redis_url: str, prefix: str) -> None:
     """The first start of a process gives the hub turns before there is anything to close."""
-    execution.untouched.cache_clear()
+    runners.untouched.cache_clear()
     worker = Worker("q", lambda job: None, redis_url, prefix)
     starting = gevent.spawn(worker.start)
     gevent.sleep(0)

@@ -3,8 +3,8 @@ it."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import contextvars
 import json
 import logging
 import subprocess
@@ -247,10 +247,8 @@ def test_a_part_of_the_worker_outlives_a_failure_of_whatever_kind(
     eventually(lambda: worker.active_jobs)
     engine = engine_of(worker)
     gevent.sleep(0.3)
-    assert not engine.renewer.greenlet.dead
-    assert engine.stalled_checker is not None
-    assert not engine.stalled_checker.greenlet.dead
-    assert all(not lane.dead for lane in engine.intake.greenlets)
+    for part in (engine.lanes, engine.renewer, *engine.stalled_checker):
+        assert all(not greenlet.dead for greenlet in part.disown())
     go.set()
     eventually(lambda: told.of(job) == ["completed"])
     assert told.args("error")
@@ -305,7 +303,7 @@ def test_ctrl_c_that_hits_a_lane_loses_nothing(
         worker.resume()
         gevent.sleep(20)
     monkeypatch.undo()
-    eventually(lambda: all(not lane.dead for lane in engine_of(worker).intake.greenlets))
+    eventually(lambda: all(not lane.dead for lane in engine_of(worker).lanes.greenlets))
     eventually(lambda: told.of(job) == ["completed"])
     assert told.of(job) == ["completed"]
 
@@ -453,9 +451,9 @@ def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
 ) -> None:
     """7.1, 7.2: it is raised where the outcome is made (or a defect of ours is): the job would be
     active for ever, and close(0) would wait for it.  It goes back, and runs again."""
-    from geventq.worker.run import outcome
+    from geventq.worker.run import life
 
-    decide = outcome.decide
+    decide = life.decide
     ran: list[str] = []
     hit: list[int] = []
 
@@ -465,7 +463,7 @@ def test_ctrl_c_that_hits_a_run_after_its_processor_leaves_no_job_behind(
             raise error
         return decide(*args)
 
-    monkeypatch.setattr(outcome, "decide", interrupted)
+    monkeypatch.setattr(life, "decide", interrupted)
     worker = make(lambda job: ran.append(job.id))
     worker.on("error", lambda error: None)
     worker.pause()
@@ -483,37 +481,38 @@ def test_ctrl_c_in_the_hub_holds_up_no_job(queue: Queue, make: Make) -> None:
     """7.2: it hits the hub between the first turns of two jobs."""
     turns: list[str] = []
 
-    class Interrupting(list[typing.Any]):
-        def pop(self, index: typing.Any = -1) -> typing.Any:
-            if len(self) == 2 and not turns:
+    class Interrupting(collections.deque[typing.Any]):
+        def popleft(self) -> typing.Any:
+            if len(self) == 2 and "hit" not in turns:
                 turns.append("hit")
                 raise KeyboardInterrupt
-            return super().pop(index)
+            return super().popleft()
 
     class Fake:
         dead = False
+        has_begun = False
 
         def switch(self) -> None:
+            self.has_begun = True
             turns.append("turn")
 
-    from geventq.worker.run.execution import _switch_into
+    from geventq.worker.run.runners import _switch_into
 
     gevent.get_hub().loop.run_callback(_switch_into, Interrupting([Fake(), Fake()]))
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(1)
-    eventually(lambda: turns == ["hit", "turn", "turn"])
+    eventually(lambda: turns == ["turn", "hit", "turn"])
 
 
-@pytest.mark.parametrize("where", ["Admission.executions", "Runners.dispatch", "Engine.settled"])
+@pytest.mark.parametrize("where", ["Admission.executions", "Runners.dispatch", "JobLife.settled"])
 def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
     queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """3.6, 7.2: jobs were taken, or outcomes accepted, and the lane that was told is interrupted:
     every job runs once, every outcome is told once, and close(0) waits for nobody."""
-    from geventq.worker import engine
-    from geventq.worker.run import admission, execution
+    from geventq.worker.run import admission, life, runners
 
-    owners = {"Admission": admission, "Runners": execution, "Engine": engine}
+    owners = {"Admission": admission, "Runners": runners, "JobLife": life}
     kind, name = where.split(".")
     owner = getattr(owners[kind], kind)
     original = getattr(owner, name)
@@ -537,7 +536,7 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
     eventually(lambda: queue.get_job_counts()["completed"] == 4)
     eventually(lambda: all(told.of(job) == ["completed"] for job in jobs))
     assert sorted(ran) == sorted(job.id for job in jobs)
-    assert not engine_of(worker).held
+    assert not engine_of(worker).slots.held
     with gevent.Timeout(20):
         worker.close(0)
 
@@ -545,9 +544,10 @@ def test_ctrl_c_that_hits_the_handling_of_an_answer_loses_nothing(
 def test_ctrl_c_that_hits_the_first_step_of_a_run_does_not_lose_it() -> None:
     """7.2, 2.16: a greenlet that waits for its next job was given one, and is interrupted as it
     wakes up."""
-    from geventq.worker.run.execution import Runners, untouched
+    from geventq.worker.run.runners import Runners, untouched
 
     ran: list[object] = []
+    failed: list[object] = []
 
     class Over:
         was_thrown = False
@@ -555,25 +555,18 @@ def test_ctrl_c_that_hits_the_first_step_of_a_run_does_not_lose_it() -> None:
     class Given:
         attempt = Over()
 
-    class Host:
-        def run_execution(self, execution: object) -> None:
-            ran.append(execution)
-
-        def run_failed(self, execution: object, error: BaseException) -> None: ...
-
-    runners = Runners(
-        typing.cast(typing.Any, Host()), "q", contextvars.copy_context(), untouched=untouched()
-    )
+    runners = Runners(ran.append, lambda *args: failed.append(args), "q", untouched=untouched())
     runners._new().start()
     eventually(lambda: runners.idle)
     runner = runners.idle.pop()
     given = typing.cast(typing.Any, Given())
+    runner.has_begun = False
     runner.execution = given
     with pytest.raises(KeyboardInterrupt):
         gevent.get_hub().loop.run_callback(runner.throw, KeyboardInterrupt())
         gevent.sleep(1)
-    assert ran == [given]
-    runners.end()
+    assert (ran, failed) == ([given], [])
+    runners.stop()
     runner.join()
 
 

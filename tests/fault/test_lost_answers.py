@@ -132,7 +132,7 @@ def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
         request = trap.wait()
         eventually(lambda: any(recover in asked for asked in proxy.requests))
         worker.pause()  # so that no other take comes first
-        eventually(lambda: not worker._engine.intake.asked)
+        eventually(lambda: not worker._engine.lanes.asked)
         job = queue.add("n")
         with redis_client.client() as late:  # a connection of its own
             late.connection.send_packed_command([request])

@@ -99,7 +99,7 @@ def test_the_result_of_a_stuck_job_is_refused(queue: Queue, make: Make, short_la
     read = queue.get_job(job.id)
     assert read is not None
     assert (read.get_state(), read.return_value, told.of(job)) == ("active", None, ["stuck"])
-    assert engine_of(worker).room() == 1
+    assert engine_of(worker).slots.free() == 1
 
 
 def test_replacement_slots_are_as_many_as_concurrency(
@@ -113,13 +113,13 @@ def test_replacement_slots_are_as_many_as_concurrency(
     for number in range(1, 5):
         kill(queue, worker, process)
         eventually(lambda number=number: len(told.args("stuck")) == number)  # type: ignore[misc]
-        assert engine_of(worker).room() == min(2, 4 - number)
+        assert engine_of(worker).slots.free() == min(2, 4 - number)
     waits = queue.add("n")
     gevent.sleep(0.02)
     assert queue.get_job_state(waits.id) == "waiting"
     process.go.set()
     eventually(lambda: told.of(waits) == ["completed"])
-    eventually(lambda: engine_of(worker).room() == 2)
+    eventually(lambda: engine_of(worker).slots.free() == 2)
 
 
 @pytest.mark.parametrize("retry", [True, False])

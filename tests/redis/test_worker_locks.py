@@ -53,7 +53,7 @@ def test_all_due_locks_are_renewed_in_one_call_stamped_with_the_time_it_was_sent
     with Worker("q", process, proxy.url, prefix, concurrency=5, lock_duration=2.0) as worker:
         jobs = queue.add_bulk([JobSpec("n") for _ in range(5)])
         eventually(lambda: len(worker.active_jobs) == 5)
-        held = engine_of(worker).held
+        held = engine_of(worker).slots.held
         taken = {token: one.renewed_at for token, one in held.items()}
         request = trap.wait()
         arrived = clock.monotonic()

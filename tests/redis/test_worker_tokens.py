@@ -180,7 +180,7 @@ def test_computing_jobs_leave_the_hub_its_turns_and_share_the_time(
     assert gaps[len(gaps) // 2] < 0.05, "the hub's usual gap"
     assert steps[0] > 0
     assert steps[-1] <= 4 * steps[0] + 20, "shares"
-    eventually(lambda: all(one.renewed_at > began for one in engine_of(worker).held.values()))
+    eventually(lambda: all(one.renewed_at > began for one in engine_of(worker).slots.held.values()))
     assert told.args("lock_lost") == []
     assert worker.cancel_job(jobs[7].id, "one of them", retry=False)
     eventually(lambda: told.of(jobs[7]) == ["cancelled", "failed"])

@@ -314,17 +314,17 @@ class Storm:
         for worker in self.workers:
             engine = worker._engine
             if self._busy(worker):
-                runs = [self.runs.get(id(run.job)) for run in engine.running]
-                self.violations.append(f"kept: {engine.held} {runs}")
-            if engine.running.stuck:
-                self.violations.append(f"slots of stuck jobs: {engine.running.stuck}")
+                runs = [self.runs.get(id(run.job)) for run in engine.slots.running]
+                self.violations.append(f"kept: {engine.slots.held} {runs}")
+            if engine.slots.running.stuck:
+                self.violations.append(f"slots of stuck jobs: {engine.slots.running.stuck}")
             worker.close(1)
         self._look()
 
     @staticmethod
     def _busy(worker: Worker) -> bool:
         engine = worker._engine
-        return bool(engine.held or engine.running)
+        return bool(engine.slots.held or engine.slots.running)
 
     def _unfinished(self) -> dict[str, list[str]]:
         return {at: ids for at, ids in self._members().items() if ids and at not in FINAL}

@@ -26,6 +26,7 @@ from geventq.store.queue_store import NewJob, QueueStore
 from geventq.store.scripts import load
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission
+from geventq.worker.run.decide import decide
 from geventq.worker.run.execution import Execution
 from geventq.worker.run.settle_call import SettleCall, Settled
 from geventq.worker.settings import WorkerOptions
@@ -401,7 +402,7 @@ class NodeWorker:
         )
         store = QueueStore(self.client, self.keys)
         self.admission = Admission(
-            store, ours, with_token=False, host=typing.cast(typing.Any, self)
+            store, ours, with_token=False, overseer=typing.cast(typing.Any, self)
         )
 
     def getBackend(self) -> NodeWorker:  # noqa: N802
@@ -483,13 +484,13 @@ class NodeJob:
         worker = self._context.w
         execution = worker.execution(self.id, token)
         result = None if value is UNDEFINED else value
-        outcome = outcomes.decide(execution, result, None, clock.wall_ms(), {})
+        outcome = decide(execution, result, None, clock.wall_ms(), {})
         return worker.settle(execution, outcome, fetch)
 
     def moveToFailed(self, error: BaseException, token: str, fetch: bool = False) -> typing.Any:  # noqa: N802
         worker = self._context.w
         execution = worker.execution(self.id, token)
-        outcome = outcomes.decide(execution, None, error, clock.wall_ms(), {})
+        outcome = decide(execution, None, error, clock.wall_ms(), {})
         if not str(error):  # below our API, which says the class's name then
             outcome.value = ""
         return worker.settle(execution, outcome, fetch)

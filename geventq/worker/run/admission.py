@@ -10,10 +10,10 @@ from __future__ import annotations
 import typing
 
 from geventq import clock
-from geventq.cancellation import Attempt, AttemptObserver
+from geventq.cancellation import Attempt
 from geventq.job import Job
 from geventq.record import record_attempt
-from geventq.worker.run.execution import Execution
+from geventq.worker.run.execution import Execution, Overseer
 from geventq.worker.run.policy import Policies
 
 if typing.TYPE_CHECKING:
@@ -29,7 +29,7 @@ Made = typing.TypeVar("Made", bound=Execution)
 
 
 class Admission:
-    """Makes the executions of one worker.  `host` is what the executions report to."""
+    """Makes the executions of one worker.  `overseer` is told what they do."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Admission:
         options: WorkerOptions,
         *,
         with_token: bool,
-        host: AttemptObserver,
+        overseer: Overseer,
     ) -> None:
         self._store = store
         self._with_token = with_token
@@ -47,7 +47,7 @@ class Admission:
         self._policies = Policies(
             options.remove_on_complete, options.remove_on_fail, store.queue_name
         )
-        self._host = host
+        self._overseer = overseer
 
     def execution(
         self,
@@ -86,11 +86,11 @@ class Admission:
             with_token=self._with_token,
             hard=self._hard,
             kill_after=self._kill_after,
-            observer=self._host,
+            observer=self._overseer,
         )
         most = self._max_started
         counters = made, started, stalls
-        execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._host, most)
+        execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._overseer, most)
         job.owned_by(execution)
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)
@@ -127,15 +127,19 @@ def _now() -> bytes:
 
 
 def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:
-    """A request is recorded with the job (4.4).  For this run: it ends by it, unrun.  For an
-    earlier one: it is void if it allowed a retry or somebody retried by hand since; then it
-    is cleared with this run's outcome, and so is the deferred failure that came with it."""
+    """A request to cancel is recorded with the job: find out which run it was made to (4.4).
+
+    If to this one, or if it forbids every run until somebody retries by hand, the attempt ends by
+    it without running.  Else the record is void.  This run's outcome clears a void record; the
+    deferred failure that was written with it is ignored.
+    """
     execution.clears_record = True
-    said = execution.job.cancellation
-    if said is None:
+    request = execution.job.cancellation
+    if request is None:
         return
-    if record_attempt(fields[b"gqc"]) == execution.made or not (said.retry or first_run):
+    was_made_to = record_attempt(fields[b"gqc"])
+    if was_made_to == execution.attempts_made or not (request.retry or first_run):
         fields.pop(b"defa", None)
-        execution.attempt.precede(said)
-    elif fields.get(b"defa") == said.failed_reason().encode():
+        execution.attempt.precede(request)
+    elif fields.get(b"defa") == request.failed_reason().encode():
         del fields[b"defa"]

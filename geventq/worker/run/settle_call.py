@@ -24,8 +24,8 @@ __all__ = [
     "OURS",
     "PENDING_CHILDREN",
     "SAFETY",
-    "Reply",
     "SettleCall",
+    "SettleReply",
     "Settled",
     "refusal",
 ]
@@ -54,7 +54,7 @@ def refusal(job_id: str, code: int) -> str:
     return f"the outcome of job {job_id} was refused: {_REFUSALS.get(code, f'code {code}')}"
 
 
-class Reply(typing.NamedTuple):
+class SettleReply(typing.NamedTuple):
     """What one call of ``settle.lua`` answered.
 
     `codes` stand in the order of the outcomes; `broken` are ids without a readable hash and why;
@@ -88,7 +88,7 @@ class SettleCall:
         room: int = -1,
         lock_token: str = "",
         first: int | None = None,
-    ) -> Reply:
+    ) -> SettleReply:
         """Settle a batch and take up to `room` jobs (-1: do not look for any).
 
         The jobs' lock tokens are `lock_token` with the numbers from `first` on behind it, or,
@@ -105,13 +105,13 @@ class SettleCall:
                 execution.lock_token,
                 str(outcome.ended_ms),
                 outcome.value,
-                str(outcome.made),
+                str(outcome.attempts_made),
                 outcome.wire_more() if outcome.more else "",
             )
         codes, jobs, broken, limited_ms, next_ms = self._client.script(
             self._settle, self._keys, args
         )
-        return Reply(
+        return SettleReply(
             codes,
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],

@@ -1,0 +1,203 @@
+"""What becomes of an attempt: the one place that makes an outcome of what the processor left
+behind, a result or an error, and of what was asked of the attempt.
+
+The rules are cancellation.md 2.5, 2.6, 2.15 and 7.1.  Pure decisions: no Redis, no greenlets.
+Numbers alone in comments are sections of cancellation.md.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq import clock
+from geventq.codec import encode
+from geventq.errors import (
+    DelayedError,
+    JobCancelled,
+    RateLimitError,
+    UnrecoverableError,
+    WaitingChildrenError,
+    WaitingError,
+)
+from geventq.worker.run.outcome import (
+    Outcome,
+    Strategies,
+    completion,
+    encoded,
+    failure,
+    give_back,
+    lost,
+    move,
+    printable_text,
+)
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
+    from geventq.worker.run.execution import Execution
+
+__all__ = ["NotEnded", "decide"]
+
+
+class NotEnded(Exception):
+    """Stands for the error of an attempt that its processor did not end: it was not begun, or
+    this worker lost its way with it.  The job goes back, unless somebody wants it to stop."""
+
+
+def decide(
+    execution: Execution,
+    result: object,
+    error: BaseException | None,
+    ended_ms: int,
+    strategies: Strategies,
+) -> Outcome:
+    """The outcome of an attempt that returned `result` or raised `error`.
+
+    What was asked of it is ``execution.attempt.strongest``.  May call the user's back-off
+    strategy, and the methods of what he returned or raised: what those raise becomes a final
+    failure whose trace shows both.  Never raises, and never yields by itself.
+    """
+    ending = _Ending(execution, ended_ms, strategies)
+    try:
+        return ending.returned(result) if error is None else ending.raised(error)
+    except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
+        broken.__context__ = error
+        return ending.broken(broken)
+
+
+class _Ending:
+    """The end of one attempt, and the request that it answers.
+
+    Every exit that is no success goes through `_failed` or `_stopped`: whatever else goes wrong,
+    a request that forbids a retry is never forgotten on the way.
+    """
+
+    __slots__ = ("_attempt", "_ended_ms", "_execution", "_request", "_strategies")
+
+    def __init__(self, execution: Execution, ended_ms: int, strategies: Strategies) -> None:
+        self._execution = execution
+        self._attempt = execution.attempt
+        self._request = execution.attempt.strongest
+        self._ended_ms = ended_ms
+        self._strategies = strategies
+
+    def returned(self, result: object) -> Outcome:
+        """The processor returned.  A result counts, whatever was asked: cancellation is
+        cooperative (2.5); but not after a kill, and not without the lock."""
+        request = self._request
+        if request is not None and (self._lock_is_lost(request) or self._attempt.was_thrown):
+            return self._stopped(request, JobCancelled(request))
+        try:
+            value = encoded(result)
+        except (TypeError, ValueError) as error:  # this text beats losing what the job did
+            if request is not None and request.kind == "shutdown":
+                self._request = None  # it has ended by itself, so it does not go back (7.1)
+            return self._failed(error)
+        outcome = completion(self._execution, value, self._ended_ms, result)
+        if request is not None:
+            self._add_event(outcome, "cancel-ignored", request)
+        return outcome
+
+    def raised(self, error: BaseException) -> Outcome:
+        """The processor raised `error`."""
+        request = self._request
+        if request is not None and (self._lock_is_lost(request) or self._attempt.was_thrown):
+            return self._stopped(request, error)
+        if isinstance(error, JobCancelled):
+            if request is None:
+                # Raised by itself, a `link`'s deadline, or another job's: whatever its kind
+                # says, this job was neither shut down nor has it lost its lock.
+                return self._cancelled(error.cancellation, error)
+            return self._stopped(request, error)
+        if isinstance(error, KeyboardInterrupt | NotEnded):
+            return self._interrupted(error)
+        moved = self._moved(error)
+        if moved is None:
+            return self._failed(error)
+        if request is None or request.retry:
+            return moved
+        return self._cancelled(request, error)
+
+    def broken(self, error: BaseException) -> Outcome:
+        """No outcome could be made, because of what the processor left behind: fail for good."""
+        outcome = failure(self._execution, error, self._ended_ms, {}, final=True)
+        request = self._request
+        if request is not None and request.kind != "shutdown":
+            outcome.cancellation = request
+        return outcome
+
+    def _stopped(self, request: Cancellation, error: BaseException) -> Outcome:
+        """It did what was asked of it, or was made to (2.5, 2.6, 3.4, 7.1)."""
+        if self._lock_is_lost(request):
+            return lost(self._ended_ms, request)
+        if request.kind == "shutdown":
+            return self._given_back(request)
+        return self._cancelled(request, error)
+
+    def _lock_is_lost(self, request: Cancellation) -> bool:
+        return self._attempt.was_lock_lost or request.kind == "lock_lost"
+
+    def _interrupted(self, error: BaseException) -> Outcome:
+        """It did not come to its end, and goes back (7.1); not if somebody wants the job to
+        stop, for he may have been told that it does."""
+        request = self._request
+        if request is not None and request.kind not in ("shutdown", "timeout"):
+            if isinstance(error, NotEnded):
+                error = JobCancelled(request)
+            return self._cancelled(request, error)
+        return self._given_back(request)
+
+    def _cancelled(self, request: Cancellation, error: BaseException) -> Outcome:
+        """A failure with the text of what was asked (2.6)."""
+        self._request = request
+        return self._failed(error, text=request.failed_reason())
+
+    def _failed(self, error: BaseException, *, text: str | None = None) -> Outcome:
+        """A failure, by the job's own retry rules; it answers the request, if there is one, which
+        may forbid a retry."""
+        execution, request = self._execution, self._request
+        if request is None:
+            return failure(execution, error, self._ended_ms, self._strategies)
+        if request.kind == "shutdown" and text is None:
+            return self._given_back(request)
+        outcome = failure(
+            execution, error, self._ended_ms, self._strategies, final=not request.retry, text=text
+        )
+        outcome.cancellation = request
+        self._add_event(outcome, "cancelled", request)
+        return outcome
+
+    def _given_back(self, request: Cancellation | None) -> Outcome:
+        outcome = give_back(self._execution, self._ended_ms)
+        if request is not None:
+            outcome.cancellation = request
+            self._add_event(outcome, "cancelled", request)
+        return outcome
+
+    def _moved(self, error: BaseException) -> Outcome | None:
+        """The outcome of a processor that asks for its job to be moved; `None` for other errors."""
+        if isinstance(error, DelayedError):
+            return move(self._execution, self._ended_ms, error.seconds, error)
+        if isinstance(error, WaitingError | RateLimitError):
+            return move(self._execution, self._ended_ms, None, error)
+        if isinstance(error, WaitingChildrenError):
+            refusal = UnrecoverableError(
+                "WaitingChildrenError: not supported yet, a job has no children to wait for"
+            )
+            refusal.__cause__ = error
+            return self._failed(refusal)
+        return None
+
+    def _add_event(self, outcome: Outcome, name: str, request: Cancellation) -> None:
+        """Add the stream's own event about a cancellation (5.5)."""
+        attempt = self._attempt
+        since = attempt.requested_monotonic  # 0 for a job that says of itself that it is cancelled
+        waited = max(0.0, clock.monotonic() - since) if since else 0.0
+        reason = request.to_json()["reason"]
+        if not isinstance(reason, str):
+            reason = encode("reason", reason).decode()
+        more = outcome.more = outcome.more or {}
+        more["event"] = [
+            *("event", name, "jobId", self._execution.job_id, "reason", printable_text(reason)),
+            *("kind", request.kind, "stage", attempt.stage or "seen"),
+            *("ms", str(round(waited * 1000))),
+        ]

@@ -1,0 +1,149 @@
+"""How a run is given up: its lock was lost, or it is stuck.
+
+Nothing is written for it any more, its lock is not renewed, and its listeners are told once.  The
+run itself may go on; whatever it ends with is dropped (`geventq.worker.run.life`).
+
+Knows what is held and who is told.  Greenlets named ``geventq-stuck`` call `stuck` and are joined
+by `stop`; all else is called in the hub's greenlets and does not yield.  Numbers alone in
+comments are sections of cancellation.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing
+
+import gevent
+from gevent import getcurrent
+
+from geventq.cancellation import Attempt, Cancellation, LockLost
+from geventq.errors import GeventqError
+
+if typing.TYPE_CHECKING:
+    from geventq.worker.listeners import Tell
+    from geventq.worker.run.execution import Execution
+    from geventq.worker.run.slots import Slots
+
+__all__ = ["GivingUp", "RequestRecorder"]
+
+log = logging.getLogger("geventq")
+
+
+class RequestRecorder(typing.Protocol):
+    """What keeps the request of a stuck job for whoever takes it next: the queue's store."""
+
+    @property
+    def queue_name(self) -> str: ...
+
+    def record_request(
+        self, job_id: str, lock_token: str, request: Cancellation, attempts_made: int
+    ) -> None:
+        """Write it into the job's hash, if the lock is still that one (4.3).  Yields; raises
+        `GeventqError`."""
+
+
+class GivingUp:
+    """Gives up the runs of one worker.  `may_be_more` is told where a slot has become free."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        recorder: RequestRecorder,
+        tell: Tell,
+        *,
+        worker_id: str,
+        is_hard: bool,
+        may_be_more: typing.Callable[[], None],
+    ) -> None:
+        self._slots = slots
+        self._recorder = recorder
+        self._tell = tell
+        self._worker_id = worker_id
+        self._is_hard = is_hard
+        self._may_be_more = may_be_more
+        self._reports: set[typing.Any] = set()  # greenlets that are in `stuck`
+
+    def start(self) -> None:
+        """Nothing: what is given up begins elsewhere."""
+
+    def stop(self) -> None:
+        """Wait for what is still being told.  Yields."""
+        gevent.joinall(list(self._reports))
+
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: the greenlets, which are the parent's."""
+        return list(self._reports)
+
+    # -- a lost lock ------------------------------------------------------------------------
+
+    def lock_lost(self, execution: Execution) -> None:
+        """The lock is not ours any more: stop the job at once, write nothing (3.2)."""
+        self._slots.held.pop(execution.lock_token, None)
+        request = self._loss_of(execution)
+        execution.attempt.request(request, hard=request.hard, kill_after=None)
+        self._tell_lost(execution, request)
+
+    def refused(self, execution: Execution) -> None:
+        """The outcome was refused, because the job is not ours any more."""
+        self._slots.held.pop(execution.lock_token, None)
+        self._tell_lost(execution, self._loss_of(execution))
+
+    def _loss_of(self, execution: Execution) -> Cancellation:
+        reason = LockLost(execution.job_id)
+        return Cancellation(reason, "lock_lost", hard=self._is_hard, requested_by=self._worker_id)
+
+    def _tell_lost(self, execution: Execution, request: Cancellation) -> None:
+        if not execution.told:
+            execution.told = True
+            self._tell("lock_lost", execution.job, request)
+
+    # -- a stuck job ------------------------------------------------------------------------
+
+    def stuck(self, attempt: Attempt, stack: str) -> None:
+        """The ladder's end: stop renewing, open a replacement slot, tell (2.10).  Yields."""
+        execution = self._slots.running.of(attempt)
+        if execution is None:
+            return
+        report = getcurrent()
+        self._reports.add(report)
+        try:
+            self._give_up_stuck(execution, stack)
+        finally:
+            self._reports.discard(report)
+
+    def _give_up_stuck(self, execution: Execution, stack: str) -> None:
+        slots = self._slots
+        slots.running.stuck += 1
+        job = execution.job  # it may be over when Redis has answered
+        queue_name = self._recorder.queue_name
+        log.error(
+            "job %s of queue %s is stuck: it is alive although it was killed\n%s",
+            execution.job_id,
+            queue_name,
+            stack,
+            extra={"job": execution.job_id, "queue": queue_name},
+        )
+        execution.clears_record = True  # if it ends by itself meanwhile
+        try:
+            self._record(execution)
+        except GeventqError as error:
+            self._tell("error", error)
+        if execution.lock_token not in slots.running:
+            return  # it has ended after all, and its outcome is on its way, or told
+        slots.held.pop(execution.lock_token, None)
+        self._tell("stuck", job, stack)
+        slots.running.changed()
+        self._may_be_more()
+
+    def _record(self, execution: Execution) -> None:
+        """The next worker ends the job by the request that this run did not follow.  One that
+        concerns this worker alone is not recorded: that job runs again (2.10)."""
+        request = execution.attempt.strongest
+        if (
+            request is not None
+            and request.kind not in ("shutdown", "lock_lost")
+            and execution.lock_token in self._slots.held
+        ):
+            self._recorder.record_request(
+                execution.job_id, execution.lock_token, request, execution.attempts_made
+            )

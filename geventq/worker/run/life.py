@@ -1,0 +1,333 @@
+"""The life of a job in a worker: taken, admitted, run, decided, settled, told.
+
+Reads from top to bottom.  `JobLife` is told by the lanes what they took and what became of what
+they settled, and runs in between; a job that is given up before its end leaves by `giving_up`.
+How calls travel is the lanes' business, how a job is stopped the cancellation core's, what an
+end means `decide`'s.
+
+Everything runs in the worker's hub: `run` in a runner, all else in the lane that brings the
+answer; nothing but the job itself yields.  Numbers alone in comments are sections of
+cancellation.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing
+import weakref
+
+from gevent import getcurrent
+
+from geventq import clock
+from geventq.cancellation.callbacks import Callback
+from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
+from geventq.hubs import interrupt_main
+from geventq.worker.run import outcome as outcomes
+from geventq.worker.run.admission import Admission, Taken
+from geventq.worker.run.decide import NotEnded, decide
+from geventq.worker.run.runners import Runners, untouched
+from geventq.worker.run.settle_call import LOCK_GONE, PENDING_CHILDREN, refusal
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation import Attempt
+    from geventq.job import Job, JobStore
+    from geventq.worker.listeners import Listeners
+    from geventq.worker.processor import Processor
+    from geventq.worker.run.execution import Execution
+    from geventq.worker.run.giving_up import GivingUp
+    from geventq.worker.run.outcome import Outcome
+    from geventq.worker.run.slots import Slots
+    from geventq.worker.settings import WorkerOptions
+
+__all__ = ["IdleWaiter", "JobLife", "LockKeeper", "Settler"]
+
+log = logging.getLogger("geventq")
+
+
+class Settler(typing.Protocol):
+    """What carries outcomes to Redis and takes jobs: the lanes."""
+
+    def settle(self, execution: Execution, outcome: Outcome) -> None:
+        """Send it with the next call; `JobLife.settled` or `refused` follows."""
+
+    def may_be_more(self) -> None:
+        """There may be jobs to take, and slots for them."""
+
+
+class IdleWaiter(typing.Protocol):
+    """What waits for jobs while there are none."""
+
+    def begin(self, due_ms: int) -> None:
+        """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
+
+
+class LockKeeper(typing.Protocol):
+    """What renews the locks."""
+
+    def extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """A lock lives `seconds` from `sent_at` (monotonic), for once."""
+
+
+class JobLife:
+    """Leads the jobs of one worker from their take to their end.
+
+    `settler`, `idle_wait` and `lock_keeper` are set by who makes it: each of them also needs
+    what is made from it.
+    """
+
+    settler: Settler
+    idle_wait: IdleWaiter
+    lock_keeper: LockKeeper
+
+    def __init__(
+        self,
+        process: Processor,
+        store: JobStore,
+        options: WorkerOptions,
+        slots: Slots,
+        listeners: Listeners,
+        giving_up: GivingUp,
+        *,
+        with_token: bool,
+    ) -> None:
+        self._process = process
+        self._with_token = with_token
+        self._queue_name = store.queue_name
+        self._job_timeout = options.job_timeout
+        self._strategies = options.backoff_strategies
+        self._slots = slots
+        self._listeners = listeners
+        self._tell = listeners.emit
+        self._giving_up = giving_up
+        self._admission = Admission(store, options, with_token=with_token, overseer=self)
+        self.runners = Runners(self.run, self.run_failed, store.queue_name, untouched=untouched())
+        self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
+        self._is_dry = False  # it was told that there is nothing to take, and no job came since
+        self._is_disowned = False  # in a forked child
+
+    def start(self) -> None:
+        """Nothing: lives begin with what the lanes take."""
+
+    def stop(self) -> None:
+        """Wait for the callbacks that are still at work.  Yields."""
+        for callback in list(self._callbacks):
+            callback.join()
+
+    def disown(self) -> list[typing.Any]:
+        """In a forked child: what runs is the parent's (7.5).  It has no greenlets of its own."""
+        self._is_disowned = True
+        return []
+
+    # -- taken -----------------------------------------------------------------------------
+
+    def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
+        """Jobs are ours, by a take that was sent at `sent_at` (monotonic), or one whose answer
+        was lost and that was `recovered`."""
+        slots = self._slots
+        self._is_dry = False
+        if recovered:  # what was thrown at a lane may have left the handling of an answer half-way
+            jobs = [one for one in jobs if one[1] not in slots.held and one[1] not in slots.running]
+        executions = self._admission.executions(
+            jobs, sent_at, self._not_admitted, recovered=recovered
+        )
+        try:
+            for execution in executions:
+                slots.held[execution.lock_token] = execution
+            if slots.is_open:
+                self.runners.dispatch(self._admitted(executions))
+            else:
+                self._give_back(executions)
+        except BaseException:  # a Ctrl-C above all: they are asked for again
+            self._forget_unstarted(executions)
+            raise
+
+    def _give_back(self, executions: list[Execution]) -> None:
+        """Closing began while they were being taken; the last one goes first, so that the order
+        stays."""
+        for execution in reversed(executions):
+            self._settle_unrun(execution, NotEnded("closing"))
+
+    def _forget_unstarted(self, executions: list[Execution]) -> None:
+        for execution in executions:
+            if not execution.settling and not self.runners.have(execution):
+                self._slots.held.pop(execution.lock_token, None)
+                self._slots.running.leave(execution)
+
+    # -- admitted --------------------------------------------------------------------------
+
+    def _admitted(self, executions: list[Execution]) -> list[Execution]:
+        """Those that got a slot; what may not run is settled without one."""
+        admitted = []
+        for execution in executions:
+            if execution.unrunnable is None:
+                self._slots.running.add(execution)
+                admitted.append(execution)
+            else:
+                self._settle_unrun(execution, UnrecoverableError(execution.unrunnable))
+        return admitted
+
+    def _not_admitted(self, job_id: str, error: BaseException) -> None:
+        failure = GeventqError(f"job {job_id} could not be run: {error!r}")
+        failure.__cause__ = error
+        self._tell("error", failure)
+
+    # -- run -------------------------------------------------------------------------------
+
+    def run(self, execution: Execution) -> None:
+        """Run the processor, and settle what came of it.  In a runner; a kill can land between
+        `begin` and `end`, and nowhere else."""
+        attempt = execution.attempt
+        result: object = None
+        error: BaseException | None = None
+        if self._listeners.wants("active"):
+            attempt.enter(getcurrent())
+            self._listeners.call("active", execution.job)
+            if self._is_disowned:
+                return  # a listener has forked, and this is the child
+        if attempt.strongest is not None:  # cancelled before its first turn (2.8)
+            attempt.end()
+            error = JobCancelled(attempt.strongest)
+        else:
+            attempt.begin(getcurrent(), execution.policy.timeout or self._job_timeout)
+            try:
+                if self._with_token:
+                    result = self._process(execution.job, attempt.token)
+                else:
+                    result = self._process(execution.job)
+            except BaseException as raised:  # noqa: BLE001 (`decide` tells them apart)
+                attempt.end()
+                error = raised
+            else:
+                attempt.end()
+            callbacks = attempt.reap()
+            if callbacks:
+                self._callbacks.update(callbacks)
+        if self._is_disowned:
+            self._ended_in_child(execution, error)
+        else:
+            self._decided(execution, result, error)
+        del error
+
+    def progressed(self, job: Job, value: object) -> None:
+        """A running job updated its progress."""
+        self._tell("progress", job, value)
+
+    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+        """A running job extended its lock."""
+        self.lock_keeper.extended(execution, sent_at, seconds)
+
+    def requested(self, attempt: Attempt) -> None:
+        """A request took effect: the job itself answers it."""
+
+    def thrown(self, attempt: Attempt) -> None:
+        """A kill was thrown."""
+
+    def stuck(self, attempt: Attempt, stack: str) -> None:
+        """A running job is alive although it was killed."""
+        self._giving_up.stuck(attempt, stack)
+
+    def run_failed(self, execution: Execution, error: BaseException) -> None:
+        """`run` was left by an error: a Ctrl-C that hit it after the processor's end, or a defect
+        of ours.  The job has no outcome, and would be active, and renewed, for ever: it goes
+        back."""
+        if isinstance(error, KeyboardInterrupt):
+            interrupt_main(error)
+        else:
+            self._not_admitted(execution.job_id, error)
+        if execution.settling or execution.is_over:
+            return
+        execution.attempt.end()
+        self._slots.running.leave(execution)
+        self._settle_unrun(execution, NotEnded(error))
+
+    def _ended_in_child(self, execution: Execution, error: BaseException | None) -> None:
+        """The processor has forked, and ends in the child too: only the parent's end counts."""
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            interrupt_main(error)
+        elif error is not None:
+            log.error("job %s ended so in a forked child", execution.job_id, exc_info=error)
+
+    # -- decided ---------------------------------------------------------------------------
+
+    def _decided(self, execution: Execution, result: object, error: BaseException | None) -> None:
+        outcome = decide(execution, result, error, clock.wall_ms(), self._strategies)
+        if error is not None:
+            self._heed(error, outcome)
+        self._slots.running.leave(execution)
+        self._settle(execution, outcome)
+
+    def _heed(self, error: BaseException, outcome: Outcome) -> None:
+        """What a processor raised may concern more than its job."""
+        kind = type(error)  # an error may lie about its class, or fail to tell it
+        if issubclass(kind, KeyboardInterrupt):
+            interrupt_main(typing.cast(KeyboardInterrupt, error))
+        elif issubclass(kind, RateLimitError) and outcome.kind == outcomes.WAIT:
+            self._slots.limit(typing.cast(RateLimitError, error).seconds)
+            self.idle_wait.begin(0)
+
+    # -- settled ---------------------------------------------------------------------------
+
+    def _settle_unrun(self, execution: Execution, error: Exception) -> None:
+        """Settle what has not run, or not to its end."""
+        outcome = decide(execution, None, error, clock.wall_ms(), self._strategies)
+        self._settle(execution, outcome)
+
+    def _settle(self, execution: Execution, outcome: Outcome) -> None:
+        held = self._slots.held
+        if outcome.kind == outcomes.NOTHING:
+            held.pop(execution.lock_token, None)
+        if execution.lock_token not in held:
+            # Lost or stuck: listeners were told, and nothing may be written (2.10, 3.4).
+            execution.over()
+            self.settler.may_be_more()
+            return
+        execution.settling = True
+        if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
+            outcome.more = {**(outcome.more or {}), "clear": True}
+        self.settler.settle(execution, outcome)
+
+    # -- told ------------------------------------------------------------------------------
+
+    def settled(self, execution: Execution, outcome: Outcome) -> None:
+        """The outcome is in Redis: tell it once."""
+        self._slots.held.pop(execution.lock_token, None)
+        tell, job = self._tell, execution.job
+        execution.over()
+        if outcome.cancellation is not None:
+            tell("cancelled", job, outcome.cancellation)
+        if outcome.kind == outcomes.COMPLETE:
+            tell("completed", job, outcome.result)
+            return
+        if outcome.kind == outcomes.FAIL:
+            tell("failed", job, outcome.error)
+        elif outcome.is_retry and outcome.attempts_made > execution.attempts_made:
+            tell("retrying", job, outcome.error)
+        self.settler.may_be_more()
+
+    def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
+        """The outcome was refused: the job has unfinished children, is gone, or is another's."""
+        if code in PENDING_CHILDREN and outcome.kind == outcomes.COMPLETE:
+            error = GeventqError(f"job {execution.job_id} returned while its children are pending")
+            failure = decide(execution, None, error, outcome.ended_ms, self._strategies)
+            self.settler.settle(execution, failure)
+            return
+        if code in LOCK_GONE:
+            self._giving_up.refused(execution)
+        else:
+            self._slots.held.pop(execution.lock_token, None)
+            self._tell("error", GeventqError(refusal(execution.job_id, code)))
+        execution.over()
+
+    # -- what a take tells besides jobs ----------------------------------------------------
+
+    def skipped(self, job_id: str, why: str) -> None:
+        """An id without a readable hash was dropped."""
+        error = GeventqError(f"job {job_id} of queue {self._queue_name} was skipped: {why}")
+        self._tell("error", error)
+
+    def dry(self, due_ms: int) -> None:
+        """Nothing is left to take for now; the next delayed job is due at `due_ms` (0: none)."""
+        if not self._is_dry:
+            self._is_dry = True
+            self._tell("drained")
+        self.idle_wait.begin(due_ms)
