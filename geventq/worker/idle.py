@@ -12,7 +12,7 @@ import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.store.client import pack
+from geventq.store.client import checked, pack
 from geventq.store.connection import Connection
 from geventq.store.scripts import load
 from geventq.worker.background import Background
@@ -30,18 +30,29 @@ _GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take
 _SHORTEST: typing.Final = 0.002
 
 
+class MayBeMore(typing.Protocol):
+    """Who takes jobs: the lanes."""
+
+    def __call__(self, *, woken: bool = False) -> None:
+        """There may be jobs; `woken` by a marker, so that no other worker looks."""
+
+
 class IdleWait(Background):
     """Waits while there is nothing to take.  Owned, started and joined by the worker.
 
     `begin` lets it wait (again); `may_be_more` is called when a marker was popped, a delayed job
-    is due, or the time is over.  A worker that is full by then, or paused, would leave the job to
-    nobody: it puts the marker back for the others.
+    is due, or the time is over.
+
+    A marker in Redis wakes one worker only.  So whoever has popped one owes the queue a look, and
+    where none comes of it (the worker is paused, full or closing, the connection was cut) he puts
+    a marker back.  What it was for is not remembered but read from the lists, delayed included: a
+    marker may have been popped that never arrived here.
     """
 
     def __init__(
         self,
         slots: Slots,
-        may_be_more: typing.Callable[[], None],
+        may_be_more: MayBeMore,
         tell: Tell,
         client: Client,
         keys: QueueKeys,
@@ -56,20 +67,29 @@ class IdleWait(Background):
         self._keys = keys
         self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._drain_delay = drain_delay
-        self._begin = gevent.event.Event()
-        self._due_ms = 0
+        self._news = gevent.event.Event()  # one of the next three, or the end
+        self._is_dry = False  # there is nothing to take: wait
+        self._owes = False  # a marker is to be put back
+        self._missed = False  # a call was cut that may have popped a marker
+        self._due_ms = 0  # when the next delayed job is due (0: there is none)
         self._link: Connection | None = None
 
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
         self._due_ms = due_ms
-        self._begin.set()
+        self._is_dry = True
+        self._news.set()
+
+    def hand_on(self) -> None:
+        """The worker was woken and takes nothing: another one is to be woken.  Does not yield."""
+        self._owes = True
+        self._news.set()
 
     def leave(self) -> None:
         """Wait no more; a wake-up that it may have taken is handed on.  Idempotent.  Does not
         yield."""
         self._stop.set()
-        self._begin.set()
+        self._news.set()
         link = self._link
         if link is not None:
             link.close()
@@ -80,30 +100,46 @@ class IdleWait(Background):
         super().stop()
 
     def _begin_anew(self) -> None:
-        self._begin.set()
+        self._missed = True
 
     def _loop(self) -> None:
         while not self._stop.is_set():
             link = self._link
             if link is None or link.closed:
                 link = self._link = self._client.open_connection(name=self._name)
-            self._begin.wait()
-            self._begin.clear()
-            if not self._stop.is_set() and self._wait(link):
-                self._outage.over()
-                if self._slots.free() <= 0:
-                    self._hand_on()
-                self._may_be_more()
-        self._hand_on()
-        if self._link is not None:
-            self._link.close()
+            self._news.wait(self._pause())
+            self._news.clear()
+            if not self._stop.is_set():
+                self._turn(link)
+        self._end()
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do without news; `None` for never."""
+        if self._owes:
+            return 0.0
+        return self._slots.limited_for() if self._missed or self._is_dry else None
+
+    def _turn(self, link: Connection) -> None:
+        if self._owes:
+            self._put_back()
+        elif self._slots.limited_for():
+            return  # meanwhile the markers are for others
+        elif self._missed:
+            self._pop(link, _SHORTEST)
+            self._missed = False
+            self._wake()
+        elif self._is_dry:
+            self._is_dry = False
+            if self._wait(link):
+                self._wake()
+
+    def _wake(self) -> None:
+        self._owes = self._slots.free() <= 0
+        self._may_be_more(woken=True)
 
     def _wait(self, link: Connection) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A
         marker for a later time is waited for in turn."""
-        while rest := self._slots.limited_for():  # meanwhile the markers are for others
-            if self._stop.wait(rest):
-                return False
         due_ms = self._due_ms
         while not self._stop.is_set():
             seconds = self._drain_delay
@@ -111,20 +147,32 @@ class IdleWait(Background):
                 seconds = min((due_ms - clock.wall_ms()) / 1000, _LONGEST)
                 if seconds <= 0:
                     return True
-            seconds = max(_SHORTEST, min(seconds, _LONGEST))
-            payload = pack(("BZPOPMIN", self._keys.marker, f"{seconds:.3f}"))
-            reply = link.call(payload, 1, seconds + _GRACE)[0]
-            if isinstance(reply, Exception):
-                raise GeventqError(f"Redis refused: {reply}")
-            if reply is None:
+            popped_ms = self._pop(link, max(_SHORTEST, min(seconds, _LONGEST)))
+            if popped_ms is None or popped_ms <= clock.wall_ms():
                 return True
-            due_ms = int(float(reply[2]))
-            if due_ms <= clock.wall_ms():
-                return True
+            due_ms = min(due_ms or popped_ms, popped_ms)
         return False
 
-    def _hand_on(self) -> None:
+    def _pop(self, link: Connection, seconds: float) -> int | None:
+        """The time of the first marker, waited for; `None` if there is none.  Only its answer
+        says that an outage is over: a server may let everybody in and refuse every call."""
+        payload = pack(("BZPOPMIN", self._keys.marker, f"{seconds:.3f}"))
         try:
-            self._client.script(load("hand_on"), self._keys, [], timeout=1.0)
+            reply = checked(link.call(payload, 1, seconds + _GRACE))[0]
+        except GeventqError:
+            link.close()  # behind its address another server may be the primary by now (3.7)
+            raise
+        self._outage.over()
+        return None if reply is None else int(float(reply[2]))
+
+    def _put_back(self) -> None:
+        self._client.script(load("hand_on"), self._keys, [], timeout=1.0)
+        self._owes = False
+
+    def _end(self) -> None:
+        try:
+            self._put_back()
         except GeventqError as error:
             self._tell("error", error)
+        if self._link is not None:
+            self._link.close()

@@ -56,6 +56,9 @@ class Jobs(typing.Protocol):
     def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
         """The outcome was refused: the lock was lost, or the job is gone."""
 
+    def hand_on(self) -> None:
+        """There may be jobs, and none is asked for: other workers are to look."""
+
     def dry(self, due_ms: int) -> None:
         """There was less to take than asked for; the next delayed job is due at `due_ms`."""
 
@@ -87,6 +90,7 @@ class Lanes:
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take
+        self._owes_a_look = False  # no other worker knows that there may be
         self._most = _BATCH  # outcomes in a call: fewer after one that failed
         self._wanted = 0  # calls of `may_be_more`: a take sent before the last one proves nothing
         self._lanes = [
@@ -133,10 +137,12 @@ class Lanes:
         if self._parked:
             self.wake()
 
-    def may_be_more(self) -> None:
-        """There may be jobs: take them.  Does not yield."""
+    def may_be_more(self, *, woken: bool = False) -> None:
+        """There may be jobs: take them.  `woken` by a marker, so that no other worker looks.
+        Does not yield."""
         self._wanted += 1
         self.hungry = True
+        self._owes_a_look |= woken
         self.wake()
 
     def wake(self) -> None:
@@ -164,6 +170,9 @@ class Lanes:
             elif self._stopping:
                 return
             else:
+                if self._owes_a_look and not self.asked and self._slots.free() <= 0:
+                    self._owes_a_look = False
+                    self.jobs.hand_on()
                 self._park()
 
     def _park(self) -> None:
@@ -234,6 +243,8 @@ class Lanes:
     def _note_supply(self, reply: SettleReply, room: int, wanted: int) -> None:
         """Whether to look for more.  An answer that tells of too few jobs says nothing about those
         that were announced while it was under way: the idle wait has taken their marker."""
+        if wanted == self._wanted:
+            self._owes_a_look = False
         if len(reply.jobs) + len(reply.broken) >= room:
             self.hungry = True
         elif wanted == self._wanted:

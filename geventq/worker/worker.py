@@ -297,6 +297,7 @@ class Worker:
                 self._engine.slots.is_paused = True
             self._resumed.clear()
             self._listeners.emit("paused")
+            self._may_be_more()  # what it was woken for is somebody else's now
 
     def resume(self) -> None:
         """Take jobs again.  Idempotent.  Does not yield."""

@@ -1,14 +1,14 @@
--- A worker stops waiting: a wake-up that it may have taken is put back for the others
--- (wire-format 18, marker duty).
+-- A worker that was woken does not look: a marker is put back for the others, for what waits now
+-- or for the next delayed job (wire-format 7, 18, marker duty).
 --
--- KEYS   wait prioritized marker meta active
+-- KEYS   wait prioritized delayed marker meta active
 -- ARGV   none
 -- Reply  1 put back, 0 nobody needs it
 -- Events none
---- include: meta
+--- include: place
 
-if redis.call('LLEN', keys.wait) + redis.call('ZCARD', keys.prioritized) == 0 or is_blocked(keys) then
-  return 0
+if redis.call('LLEN', keys.wait) + redis.call('ZCARD', keys.prioritized) > 0 and not is_blocked(keys) then
+  wake(keys)
+  return 1
 end
-redis.call('ZADD', keys.marker, 0, '0')
-return 1
+return mark_next_delayed(keys) and 1 or 0

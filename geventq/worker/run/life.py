@@ -60,6 +60,9 @@ class IdleWaiter(typing.Protocol):
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
 
+    def hand_on(self) -> None:
+        """The worker was woken for a job that it does not take."""
+
 
 class LockKeeper(typing.Protocol):
     """What renews the locks."""
@@ -324,6 +327,10 @@ class JobLife:
         """An id without a readable hash was dropped."""
         error = GeventqError(f"job {job_id} of queue {self._queue_name} was skipped: {why}")
         self._tell("error", error)
+
+    def hand_on(self) -> None:
+        """There may be jobs, and this worker takes none: another one is to look."""
+        self.idle_wait.hand_on()
 
     def dry(self, due_ms: int) -> None:
         """Nothing is left to take for now; the next delayed job is due at `due_ms` (0: none)."""

@@ -17,12 +17,14 @@ local function wake_unless_blocked(keys)
   end
 end
 
--- Tell idle workers when the head of delayed is due (also while paused: wire-format 7 b).
+-- Tell idle workers when the head of delayed is due (also while paused: wire-format 7 b).  Whether
+-- there is one.
 local function mark_next_delayed(keys)
   local head = redis.call('ZRANGE', keys.delayed, 0, 0, 'WITHSCORES')
   if head[2] then
     redis.call('ZADD', keys.marker, tonumber(head[2]) / DELAY_STEP, '1')
   end
+  return head[2] ~= nil
 end
 
 -- The score of a job due at `due_ms`, behind the others of the same millisecond.
