@@ -23,7 +23,6 @@ from geventq.job import Job
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
-from geventq.store.queue_store import QueueStore
 from geventq.worker import Worker
 
 __all__ = ["run"]
@@ -176,7 +175,7 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
     name = f"demo-{uuid.uuid4().hex[:8]}"
     endpoint = Endpoint.of(url)
     client = Client(endpoint)
-    store = QueueStore(client, QueueKeys(prefix, name))
+    keys = QueueKeys(prefix, name)
     console = Console(only_json)
     console.line(f"geventq demo: six jobs, one worker, queue {name} on {endpoint.describe()}\n")
     ids: dict[str, str] = {}
@@ -195,14 +194,19 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
                 story = _Story(board, ids)
                 story.listen(worker)
                 with worker:
-                    _tell(worker, ids, story, store)
+                    _tell(worker, ids, story, lambda job: _break_lock(client, keys, ids[job]))
             return _table(queue, ids, console)
         finally:
-            _clear(queue, client, store.keys, ids)
+            _clear(queue, client, keys, ids)
             client.close()
 
 
-def _tell(worker: Worker, ids: dict[str, str], story: _Story, store: QueueStore) -> None:
+def _tell(
+    worker: Worker,
+    ids: dict[str, str],
+    story: _Story,
+    break_lock: typing.Callable[[str], None],
+) -> None:
     say, until = story.board.say, _until
     try:
         with gevent.Timeout(_LIMIT, TimeoutError(f"the story is not over within {_LIMIT:g} s")):
@@ -221,12 +225,17 @@ def _tell(worker: Worker, ids: dict[str, str], story: _Story, store: QueueStore)
             until(lambda: "payment" in story.over)
             gevent.sleep(_PAUSE)
             say("break report's lock, as if this machine had been cut off too long")
-            store.break_lock(ids["report"])
+            break_lock("report")
             until(lambda: "report" in story.lost_locks)
             say("report was stopped before anybody else could run it; it will come back")
             until(lambda: story.over == set(JOBS))
     except TimeoutError as error:
         say(str(error))
+
+
+def _break_lock(client: Client, keys: QueueKeys, job_id: str) -> None:
+    """As an expiry would: its worker does not hold the job any more."""
+    client.execute("DEL", keys.of_job(job_id).lock, again=True)
 
 
 def _until(condition: typing.Callable[[], object]) -> None:

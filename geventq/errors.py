@@ -84,7 +84,11 @@ class WaitingError(_MoveError):
 
 
 class WaitingChildrenError(_MoveError):
-    """Raised by a processor: put the job into *waiting-children* until its children are done."""
+    """Raised by a processor: put the job into *waiting-children* until its children are done.
+
+    Not before there are flows: until then no job has children, and one that raises this fails for
+    good, with a text that names it.
+    """
 
     def __init__(self) -> None:
         super().__init__("move to waiting-children")

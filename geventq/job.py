@@ -31,7 +31,7 @@ from geventq.options import MAX_PRIORITY, from_wire
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
 
-__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Life", "Outcome"]
+__all__ = ["STATES", "Job", "JobOwner", "JobStore", "Life", "Move"]
 
 STATES: typing.Final = {
     "active": "active",
@@ -45,7 +45,7 @@ STATES: typing.Final = {
 """State -> the attribute of `QueueKeys` that holds its jobs, in the order of counts.lua."""
 
 Fields = dict[bytes, bytes]
-Outcome = typing.Literal["completed", "failed", "delayed", "waiting"]
+Move = typing.Literal["completed", "failed", "delayed", "waiting"]  # by `Job.move_to_...`
 
 
 class Life(typing.NamedTuple):
@@ -93,8 +93,8 @@ class JobOwner(typing.Protocol):
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
         """`extend_lock` was carried out; it was sent at `sent_at` (monotonic)."""
 
-    def settle_by_hand(self, job: Job, outcome: Outcome, value: typing.Any) -> None:
-        """Carry out ``move_to_...``: `value` is the result (encoded JSON), the error, or the
+    def settle_by_hand(self, job: Job, move: Move, value: typing.Any) -> None:
+        """Carry out a ``move_to_...``: `value` is the result (encoded JSON), the error, or the
         seconds of delay.  Raises `GeventqError` for a job that the worker settles itself."""
 
 

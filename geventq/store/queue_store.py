@@ -253,10 +253,6 @@ class QueueStore:
         if code != 1:
             raise LockLostError(f"job {job_id}: its lock is gone or another's")
 
-    def break_lock(self, job_id: str) -> None:
-        """Take the job's lock away from whoever holds it, as an expiry would."""
-        self._client.execute("DEL", self.keys.of_job(job_id).lock, again=True)
-
     def record_request(
         self, job_id: str, lock_token: str, request: Cancellation, attempts_made: int
     ) -> None:

@@ -48,8 +48,8 @@ class _Held(Execution):
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
         """Its taker keeps the time."""
 
-    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
-        self.overseer.settle(self, _decided(self, outcome, value, self.overseer.options))
+    def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:
+        self.overseer.settle(self, _decided(self, move, value, self.overseer.options))
 
 
 class ManualJobs:

@@ -197,3 +197,81 @@ def test_starts_and_closes_that_meet(queue: Queue, make: Make) -> None:
         job = queue.add("n")
         eventually(lambda job=job: queue.get_job_state(job.id) == "completed")
     assert len(ids) == 4
+
+
+def test_a_listener_that_hangs_in_one_life_does_not_end_those_of_the_next(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.1: close(0) waits for a listener that hangs; meanwhile the worker is started anew; the
+    time of the old listener is over: it is killed, and the new life's events are told."""
+    monkeypatch.setattr("geventq.worker.closing._LISTENERS", 0.2)
+    inside = gevent.event.Event()
+    told: list[str] = []
+
+    def hangs_once(job: Job, result: object) -> None:
+        if not inside.is_set():
+            inside.set()
+            gevent.event.Event().wait()
+        told.append(job.id)
+
+    worker = make(lambda job: "done")
+    worker.on("completed", hangs_once)
+    queue.add("n")
+    inside.wait()
+    closing = gevent.spawn(worker.close, 0)
+    eventually(lambda: not worker.is_running)
+    eventually(lambda: worker._engine is None)
+    worker.start()
+    closing.get(timeout=20)
+    job = queue.add("n")
+    eventually(lambda: told == [job.id])
+
+
+def test_close_asks_the_jobs_at_once_when_redis_is_silent(
+    queue: Queue, proxy: Proxy, through: Make
+) -> None:
+    """7.1: close(0) cancels now; what the worker itself has to wait for (here: an answer in the
+    idle wait, and to the wake-up that it hands on) comes later."""
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.wait()
+        heard.append(job.id)
+
+    worker = through(process, concurrency=2)
+    worker.start()
+    queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    eventually(lambda: any(b"BZPOPMIN" in asked for asked in proxy.requests))
+    gevent.sleep(0)  # the job's first turn
+    with proxy.stalled():
+        closing = gevent.spawn(worker.close, 0)
+        for _ in range(20):  # turns of the hub, in which nothing can come from Redis
+            gevent.sleep(0)
+        assert heard
+    closing.get(timeout=20)
+
+
+def test_a_callback_that_outlives_its_job_has_ended_when_the_worker_is_closed(
+    queue: Queue, make: Make
+) -> None:
+    """2.11, 7.4: the job obeys at once, its callback takes a moment, and the worker closes: the
+    callback is neither cut nor left behind (tests/support/leaks.py)."""
+    ended: list[str] = []
+
+    def cleanup() -> None:
+        gevent.sleep(0.2)
+        ended.append("cleanup")
+
+    def process(job: Job, token: CancellationToken) -> None:
+        token.on_cancel(cleanup)
+        linked = token.link()
+        linked.on_cancel(cleanup)
+        linked.sleep(60)
+
+    worker = make(process)
+    queue.add("n", attempts=1)
+    eventually(lambda: worker.active_jobs)
+    gevent.sleep(0)
+    worker.close(0)
+    assert ended == ["cleanup", "cleanup"]

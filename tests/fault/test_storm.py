@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.storm import Storm
 
-pytestmark = pytest.mark.slow  # all together
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

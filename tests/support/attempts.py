@@ -1,7 +1,9 @@
-"""Attempts without a worker: what the engine does around a processor, and no more."""
+"""Attempts without a worker: what the engine does around a processor, and no more; and a
+processor that outlives its kills."""
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 import gevent
@@ -9,7 +11,7 @@ from greenlet import getcurrent
 
 from geventq.cancellation import Attempt, Cancellation
 
-__all__ = ["Run"]
+__all__ = ["Run", "survive"]
 
 
 class Run:
@@ -89,3 +91,10 @@ class Run:
     def stuck(self, attempt: Attempt, stack: str) -> None:
         self.told.append("stuck")
         self.stack = stack
+
+
+def survive(go: gevent.event.Event) -> None:
+    """Swallow whatever is thrown until `go` is set."""
+    while not go.is_set():
+        with contextlib.suppress(BaseException):
+            go.wait()

@@ -417,7 +417,10 @@ class NodeWorker:
         """One call of the worker's script: the codes, and Node's answer about what was taken."""
         reply = self.calls.settle(settled, room, token)
         if not reply.jobs:
-            return reply.codes, [None, 0, max(0, reply.limited_ms), reply.next_ms]
+            # Node's worker hears how long a rate limit lasts; ours does not know them yet.
+            limited_ms = self.client.execute("PTTL", self.keys.limiter)
+            limited = any(outcome.kind == outcomes.WAIT for _, outcome in settled)
+            return reply.codes, [None, 0, max(0, limited_ms) if limited else 0, reply.next_ms]
         job_id = reply.jobs[0][0]
         return reply.codes, [NodeJob(self.context, self.context.q, job_id), job_id, 0, 0]
 

@@ -2,7 +2,7 @@
 -- Each outcome stands for itself: one that is refused neither stops nor undoes the others.
 -- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 7.1.  Numbers alone are wire-format's.)
 --
--- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events limiter
+-- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events
 -- ARGV   1 key base `prefix:queue:`
 --        2 now in ms
 --        3 how many jobs to take; -1: the caller does not ask
@@ -18,7 +18,7 @@
 --                    atm0 and stc0 (as at the take: the outcome is sent again)
 -- Reply  {codes (0; 1: a first sending had done it; wire-format 10; -20: the hash is no hash),
 --         jobs {id, lock token, hash as before the take}, broken {id, why},
---         ms to wait for the rate limit, ms of the next delayed job or 0}
+--         ms of the next delayed job or 0}
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: job
 --- include: promote
@@ -33,7 +33,7 @@ local count = (#ARGV - FIRST + 1) / STRIDE
 
 local codes = {}
 -- What this call has done so far: it decides about markers, events and the rest of the reply.
-local finished, delayed_some, promoted, moved_to_wait = false, false, false, false
+local finished, delayed_some, promoted = false, false, false
 local max_events
 local gone = {} -- keys of jobs that are not kept
 -- Ends that are not yet in their sets: those of one removal policy are written at once.
@@ -150,7 +150,6 @@ local function requeue(kind, job_id, value, made, more)
   if priority == 0 or kind ~= 'w' then
     wake_unless_blocked(keys)
   end
-  moved_to_wait = moved_to_wait or kind == 'w'
   if kind == 'b' and redis.call('HINCRBY', job_key, 'ats', -1) <= 0 then
     redis.call('HDEL', job_key, 'ats')
   end
@@ -276,7 +275,7 @@ if count > 0 then
 end
 
 -- Take (8.10): within the queue's global concurrency, and nothing while it is paused.
-local jobs, broken, limited_ms, next_ms = {}, {}, 0, 0
+local jobs, broken, next_ms = {}, {}, 0
 local blocked = false
 if room >= 0 then
   if most_active then
@@ -306,8 +305,4 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
--- A processor that signals a rate limit learns how long it lasts (9.8).
-if moved_to_wait then
-  limited_ms = math.max(0, redis.call('PTTL', keys.limiter))
-end
-return { codes, jobs, broken, limited_ms, next_ms }
+return { codes, jobs, broken, next_ms }

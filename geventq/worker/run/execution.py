@@ -94,7 +94,7 @@ class Execution:
         """The lock lives `seconds` from `sent_at`."""
         self.overseer.lock_extended(self, sent_at, seconds)
 
-    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+    def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""
         raise _settled_by_worker(job)
 
@@ -135,7 +135,7 @@ class _Parent:
     def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
         """Never, as well."""
 
-    def settle_by_hand(self, job: Job, outcome: str, value: typing.Any) -> None:
+    def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:
         """Refused, here too."""
         raise _settled_by_worker(job)
 

@@ -58,13 +58,12 @@ class SettleReply(typing.NamedTuple):
     """What one call of ``settle.lua`` answered.
 
     `codes` stand in the order of the outcomes; `broken` are ids without a readable hash and why;
-    `limited_ms` is the rate limit's rest, `next_ms` when the next delayed job is due (0: none).
+    `next_ms` is when the next delayed job is due (0: none).
     """
 
     codes: list[int]
     jobs: list[Taken]
     broken: list[tuple[str, str]]
-    limited_ms: int
     next_ms: int
 
 
@@ -108,14 +107,11 @@ class SettleCall:
                 str(outcome.attempts_made),
                 outcome.wire_more() if outcome.more else "",
             )
-        codes, jobs, broken, limited_ms, next_ms = self._client.script(
-            self._settle, self._keys, args
-        )
+        codes, jobs, broken, next_ms = self._client.script(self._settle, self._keys, args)
         return SettleReply(
             codes,
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
-            limited_ms,
             next_ms,
         )
 
