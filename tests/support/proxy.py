@@ -73,11 +73,7 @@ class Proxy:
     """Forwards to the server at `target` (``unix://`` or ``redis://``), until told otherwise."""
 
     def __init__(self, target: str) -> None:
-        parts = urllib.parse.urlsplit(target)
-        self._unix = parts.path if parts.scheme == "unix" else None
-        self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        self._login = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
-        self._database = parts.path.strip("/") if parts.scheme != "unix" else ""
+        self.retarget(target)
         self._server: gevent.server.StreamServer | None = None
         self._port = 0
         self._connections: set[_Connection] = set()
@@ -88,6 +84,15 @@ class Proxy:
         self.delay = 0.0
         # The latest requests, as sent, in the order in which they came.
         self.requests: collections.deque[bytes] = collections.deque(maxlen=10_000)
+
+    def retarget(self, target: str) -> None:
+        """Lead new connections to another server; those there are stay, as behind a name or an
+        address that a fail-over has moved."""
+        parts = urllib.parse.urlsplit(target)
+        self._unix = parts.path if parts.scheme == "unix" else None
+        self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
+        self._login = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
+        self._database = parts.path.strip("/") if parts.scheme != "unix" else ""
 
     # -- life ------------------------------------------------------------------------------
 
@@ -148,6 +153,18 @@ class Proxy:
     def flow(self) -> None:
         """End a `stall`; what was held goes through now."""
         self._flowing.set()
+
+    def half_open(self) -> None:
+        """Half-open links: nothing gets through the connections there are, in either direction,
+        and nobody closes them; new ones flow."""
+        for connection in self._connections:
+            connection.flowing.clear()
+
+    def orphan(self) -> None:
+        """Half-open links, the other way round: every client's end is closed, and the server goes
+        on talking to nobody; new connections flow."""
+        for connection in list(self._connections):
+            connection.orphan()
 
     @contextlib.contextmanager
     def stalled(self) -> collections.abc.Iterator[None]:
@@ -227,6 +244,9 @@ class _Connection:
         self._proxy = proxy
         self._client = client
         self._server = server
+        self.flowing = gevent.event.Event()  # what a half-open link never does again
+        self.flowing.set()
+        self._is_orphan = False  # the client's end is closed, the server does not know
         # Requests that were forwarded and not answered yet: None, or the trap for the answer.
         self._waiting: collections.deque[Trap | None] = collections.deque()
         self.greenlets = [gevent.Greenlet(self._requests), gevent.Greenlet(self._answers)]
@@ -239,6 +259,12 @@ class _Connection:
         gevent.joinall(self.greenlets)
         self._client.close()
         self._server.close()
+
+    def orphan(self) -> None:
+        self._is_orphan = True
+        # Only an end that the other side closed already refuses this.
+        with contextlib.suppress(OSError):
+            self._client.shutdown(gevent.socket.SHUT_RDWR)
 
     def cut(self) -> None:
         for end in (self._client, self._server):
@@ -260,10 +286,12 @@ class _Connection:
                 trap.hold()
                 trap = None
             self._proxy._flowing.wait()
+            self.flowing.wait()
             self._waiting.append(trap)
             if not _send(self._server, request):
                 break
-        self.cut()
+        if not self._is_orphan:
+            self.cut()
 
     def _answers(self) -> None:
         for answer in _messages(self._server):
@@ -277,7 +305,8 @@ class _Connection:
             if self._proxy.delay:
                 gevent.sleep(self._proxy.delay)
             self._proxy._flowing.wait()
-            if not _send(self._client, answer):
+            self.flowing.wait()
+            if not _send(self._client, answer) and not self._is_orphan:
                 break
         self.cut()
 
