@@ -166,6 +166,12 @@ class Proxy:
         for connection in list(self._connections):
             connection.orphan()
 
+    def cut_half_open(self) -> None:
+        """Close what is left of half-open links."""
+        for connection in list(self._connections):
+            if connection.is_half_open:
+                connection.cut()
+
     @contextlib.contextmanager
     def stalled(self) -> collections.abc.Iterator[None]:
         self.stall()
@@ -259,6 +265,10 @@ class _Connection:
         gevent.joinall(self.greenlets)
         self._client.close()
         self._server.close()
+
+    @property
+    def is_half_open(self) -> bool:
+        return self._is_orphan or not self.flowing.is_set()
 
     def orphan(self) -> None:
         self._is_orphan = True
