@@ -9,6 +9,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More arguments for pytest: make test ARGS='-k embedded -x'
 ARGS   ?=
 INTEROP := tests/interop
+# How long `make soak` takes, or a little more.
+MINUTES ?= 10
 
 # What of the suite also runs in a monkey-patched process.
 PATCHED := tests/unit tests/redis tests/fault
@@ -46,8 +48,9 @@ format: $(VENV)/.dev ## put the code into the one shape
 bench: $(VENV)/.dev $(INTEROP)/node_modules/.stamp ## npm bullmq and geventq side by side; prints the ratios
 	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(VENV)/.dev ## two workers in random storms, then 50,000 jobs and what grows (5 min)
-	$(BIN)/python -m tests.support.storm --seconds 200 $(ARGS)
+soak: $(VENV)/.dev ## everything breaks for MINUTES (10), then storms and many jobs; and what grows
+	$(BIN)/python -m tests.fault.ordeal --minutes $$(( $(MINUTES) * 3 / 4 + 1 )) $(ARGS)
+	$(BIN)/python -m tests.support.storm --seconds $$(( $(MINUTES) * 12 ))
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) $(INTEROP)/node_modules build dist *.egg-info

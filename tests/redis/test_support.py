@@ -130,6 +130,48 @@ def test_a_stalled_line_stays_open_and_answers_later(proxy: Proxy, client: _Clie
     assert client.read() == b"+PONG\r\n"
 
 
+def test_a_half_open_link_says_nothing_while_new_ones_answer(proxy: Proxy, client: _Client) -> None:
+    assert client.call(b"PING") == b"+PONG\r\n"
+    proxy.half_open()
+    client.send(b"PING")
+    again = _Client(proxy)
+    assert again.call(b"PING") == b"+PONG\r\n"
+    with gevent.Timeout(0.05, False):
+        raise AssertionError(f"answered: {client.read()!r}")
+    proxy.cut_half_open()
+    assert client.read() == b""
+    assert again.call(b"PING") == b"+PONG\r\n"
+    again.close()
+
+
+def test_the_server_goes_on_with_an_orphaned_link(
+    proxy: Proxy, client: _Client, prefix: str, redis_client: redis.Redis
+) -> None:
+    """As with a client whose machine has gone: what it waits for is given to it."""
+    before = int(redis_client.info("clients")["blocked_clients"])
+    client.send(b"BLPOP", f"{prefix}:list".encode(), b"60")
+    eventually(lambda: redis_client.info("clients")["blocked_clients"] == before + 1)
+    proxy.orphan()
+    assert client.read() == b""
+    assert redis_client.rpush(f"{prefix}:list", "gone with the dead") == 1
+    eventually(lambda: not redis_client.exists(f"{prefix}:list"))
+    proxy.cut_half_open()
+    eventually(lambda: proxy.connected == 0)
+
+
+def test_new_connections_follow_an_address_that_moves(
+    proxy: Proxy, client: _Client, own_server: Server, redis_client: redis.Redis
+) -> None:
+    client.call(b"PING")
+    proxy.retarget(own_server.url)
+    moved = _Client(proxy)
+    moved.call(b"SET", b"where", b"there")
+    assert client.call(b"GET", b"where") == b"$-1\r\n"
+    with own_server.client() as there:
+        assert there.get("where") == "there"
+    moved.close()
+
+
 def test_a_server_that_was_paused_killed_or_restarted_has_its_data(own_server: Server) -> None:
     with own_server.client() as client:
         client.set("k", "v")
