@@ -7,6 +7,7 @@ registered.  An outage is lived through: it reconnects and goes on after the las
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import dataclasses
 import logging
@@ -27,10 +28,12 @@ from geventq.checks import (
 from geventq.codec import decode, encode
 from geventq.errors import GeventqError
 from geventq.guarded import BeginAnew, Guarded, call_listeners
+from geventq.hubs import wait_for
 from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
+    from geventq.store.event_reader import Batch, EventReader
     from geventq.store.stream import Stream
 
 __all__ = ["QueueEvent", "QueueEvents", "QueueEventsProducer"]
@@ -39,6 +42,13 @@ log = logging.getLogger("geventq")
 
 _BLOCK: typing.Final = 10.0  # seconds that one read waits at most (wire-format 12)
 _ENTRY_ID: typing.Final = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
+GAP: typing.Final = "gap"
+# The events that tell of jobs and queues (wire-format 6, cancellation.md 5.5), and our own.
+_TAKEN: typing.Final = frozenset(
+    """added waiting active progress completed failed delayed stalled removed duplicated
+    deduplicated debounced drained cleaned paused resumed waiting-children retries-exhausted
+    cancelled gap error ioredis:close""".split()
+)
 _JSON: typing.Final = {("progress", "data"), ("completed", "returnvalue")}
 
 
@@ -71,6 +81,10 @@ def parse_event(entry_id: bytes, flat: list[bytes]) -> QueueEvent:
 class QueueEvents:
     """Iterate it, or register listeners with `on`.
 
+    Where events are gone that it has not read (its program was slow or cut off, and the stream is
+    trimmed; or the stream was deleted), an event ``gap`` stands in their place: its `id` is that
+    of the last one read before, ``data["missed"]`` is how many, `None` if that is not known.
+
     `last_event_id` is where to begin: ``"$"`` is now, ``"0"`` the oldest entry kept, and the `id`
     of an event the one after it.  Raises `ValueError` or `TypeError` for a bad argument.
     """
@@ -85,12 +99,15 @@ class QueueEvents:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
         self._connection = connection
-        self._last_id = _check_event_id("last_event_id", last_event_id)
+        self._after = _check_event_id("last_event_id", last_event_id)
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
         self._stop = gevent.event.Event()
         self._client: Client | None = None
         self._stream: Stream | None = None
+        self._reader: EventReader | None = None
+        self._unread: collections.deque[QueueEvent] = collections.deque()  # read, not given out
         self._is_read = False
+        self._hub: typing.Any = None  # that of the listeners' greenlet
         self._listening: Guarded | None = None
         self.ready = gevent.event.Event()
         """Set once it reads: every later event is seen."""
@@ -107,6 +124,7 @@ class QueueEvents:
         if self._listening is None:
             iter(self)  # raises here, not in the greenlet
             outage = Outage("telling the events", self.name, self._stop)
+            self._hub = gevent.get_hub()
             self._listening = Guarded(self._listen, f"events-{self.name}", outage)
             self._listening.start()
         listeners.append(listener)
@@ -134,8 +152,9 @@ class QueueEvents:
         if self._stop.is_set():
             raise GeventqError(f"the events of queue {self.name} are closed")
         self._refuse_second_reader()
-        stream = self._stream = self._stream or self._open()
-        return self._events(stream)
+        if self._reader is None:
+            self._reader = self._open()
+        return self._events(self._reader)
 
     def _refuse_second_reader(self) -> None:
         listening = self._listening
@@ -143,45 +162,44 @@ class QueueEvents:
         if self._is_read or listens:
             raise GeventqError(f"the events of queue {self.name} are being read already")
 
-    def _open(self) -> Stream:
+    def _open(self) -> EventReader:
         from geventq.store.client import Client, Endpoint
+        from geventq.store.event_reader import EventReader
         from geventq.store.keys import QueueKeys
         from geventq.store.stream import Stream
 
         keys = QueueKeys(self.prefix, self.name)
         self._client = Client(Endpoint.of(self._connection))
-        return Stream(self._client, keys, block=_BLOCK, name=keys.client_name(":qe"))
+        self._stream = Stream(self._client, keys, block=_BLOCK, name=keys.client_name(":qe"))
+        return EventReader(self._stream, None if self._after == "$" else self._after.encode())
 
-    def _events(self, stream: Stream) -> typing.Iterator[QueueEvent]:
+    def _events(self, reader: EventReader) -> typing.Iterator[QueueEvent]:
         self._refuse_second_reader()
         self._is_read = True
         outage = Outage("reading the events", self.name, self._stop)
         try:
             while not self._stop.is_set():
+                while self._unread:
+                    yield self._unread.popleft()
+                    if self._stop.is_set():
+                        return
                 try:
-                    batch = self._read(stream)
+                    reader.begin()
+                    self.ready.set()
+                    batch = reader.read()
                 except GeventqError as error:
                     if not self._stop.is_set():
                         outage.failed(error)
                         outage.pause()
                     continue
+                self._unread.extend(_told(batch))
                 outage.over()
-                for event in batch:
-                    self._last_id = event.id
-                    yield event
-                    if self._stop.is_set():
-                        return
         finally:
             self._is_read = False
 
-    def _read(self, stream: Stream) -> list[QueueEvent]:
-        if self._last_id == "$":  # a fixed id, so that nothing is missed between two reads
-            self._last_id = stream.newest_id().decode()
-        self.ready.set()
-        return [parse_event(*entry) for entry in stream.after(self._last_id)]
-
     def close(self) -> None:
-        """End the iteration and the connection.  Idempotent.  Yields to the hub."""
+        """End the iteration and the connection, from whatever native thread.  Waits for a listener
+        that is being called.  Idempotent.  Yields to the hub."""
         self._stop.set()
         if self._stream is not None:
             self._stream.close()
@@ -189,13 +207,22 @@ class QueueEvents:
             self._client.close()
         listening = self._listening
         if listening is not None and listening.greenlet is not gevent.getcurrent():
-            listening.join()
+            wait_for(self._hub, listening.done)
 
     def __enter__(self) -> QueueEvents:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _told(batch: Batch) -> list[QueueEvent]:
+    """What one read saw, as events."""
+    events = [parse_event(*entry) for entry in batch.entries]
+    if batch.gap is not None:
+        after, missed = batch.gap
+        events.insert(0, QueueEvent(GAP, None, {"missed": missed}, after.decode()))
+    return events
 
 
 def _check_event_id(field: str, value: object) -> str:
@@ -221,9 +248,10 @@ class QueueEventsProducer:
         """Append an event and return its id; values that are not text are sent as JSON.
 
         The stream is trimmed to about `max_events` (wire-format 6).  Raises `ValueError` or
-        `TypeError` for a bad argument.  Yields to the hub.
+        `TypeError` for a bad argument, and for the name of an event that tells of a job or a
+        queue: those who wait for the job would take it for true.  Yields to the hub.
         """
-        pairs = ["event", check_name("name", name)]
+        pairs = ["event", _check_own_name("name", name)]
         for field, value in _check_fields(fields).items():
             pairs += (field, value)
         check_integer("max_events", max_events, 0)
@@ -242,6 +270,13 @@ class QueueEventsProducer:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _check_own_name(field: str, value: object) -> str:
+    name = check_name(field, value)
+    if name in _TAKEN or name.startswith("cancel-"):
+        raise ValueError(f"{field}: an event of geventq or BullMQ has that name, got {show(name)}")
+    return name
 
 
 def _check_fields(fields: object) -> dict[str, str]:

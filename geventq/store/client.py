@@ -86,6 +86,7 @@ class Client:
         self._guard = _new_guard()
         self._generation = fork.generation
         self._closed = False
+        self._keeps = True  # connections stay open between calls
 
     def execute(
         self, *command: Argument, again: bool = False, timeout: float | None = CALL_TIMEOUT
@@ -173,7 +174,7 @@ class Client:
         replies = link.call(payload, count, timeout)
         link.idle_since = clock.monotonic()
         pool.append(link)
-        if self._closed:  # meanwhile
+        if self._closed or not self._keeps:  # closed meanwhile, or never to be
             pool.close()
         for reply in replies:
             if outage(reply):
@@ -215,6 +216,13 @@ class Client:
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
+
+    def afterwards(self) -> Client:
+        """A client for calls that come after this one's close: nobody will close it, so each call
+        has a connection of its own."""
+        client = Client(self.endpoint, name=self._name)
+        client._keeps = False
+        return client
 
     def close(self) -> None:
         """Close the idle links; those in use close when their call ends.  Idempotent."""

@@ -1,63 +1,83 @@
 """Waiting for the ends of jobs, by their queue's event stream (wire-format 12).
 
 All who wait in one hub share one connection and one greenlet (``geventq-ends-<queue>``), which
-reads the stream; both are there only while somebody waits, and the last one to leave joins it.
+reads the stream; both are there only while somebody waits, and the last one to leave ends it.
 
-No end falls between two looks, and no end of an earlier job with the same id is taken for this
+No end falls between two looks, and no end of another job with the same id is taken for this
 one's: who waits is registered first; then one script looks at the job and tells the stream's
 newest entry at that moment.  What had ended by then is seen there; of the stream only what comes
-after that entry counts.  Where the stream says nothing for a while, or was not heard because of
-an outage, the jobs are looked at again, for it is trimmed.
+after that entry counts, up to an `added` of the same id: there another job begins.  The first end
+is the answer.  As the stream is trimmed, the jobs are looked at again wherever it has a gap, and
+every few seconds whatever it says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 import gevent
 import gevent.event
 from gevent.event import AsyncResult
 
+from geventq import clock
 from geventq.codec import decode
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
-from geventq.guarded import Guarded
+from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
+from geventq.store.event_reader import EventReader, position
+from geventq.store.past_ends import REMOVED, End, Past, end_in, fields_of, past_end, search
 from geventq.store.scripts import load
 from geventq.store.stream import Entry, Stream
 
 if typing.TYPE_CHECKING:
+    from geventq.job import Life
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
 
 __all__ = ["JobEnds"]
 
-_BLOCK: typing.Final = 5.0  # seconds
-_PAGE: typing.Final = 1000  # jobs, or entries, that one call looks at
-
-End = tuple[str, bytes]  # completed and the result, failed and the reason, or removed
+_LOOK_EVERY: typing.Final = 5.0  # seconds, also those that a read of the stream waits at most
+_GLANCE: typing.Final = 2.0  # seconds that somebody waits for an answer who has no time
+_PAGE: typing.Final = 1000  # jobs that one call looks at
 
 
 class _Waiter:
     """One who waits for a job; `begin` is told from where on the stream counts for it."""
 
-    __slots__ = ("_early", "_since", "answer")
+    __slots__ = ("_early", "_since", "answer", "life")
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life) -> None:
+        self.life = life
         self.answer: AsyncResult[End] = AsyncResult()
-        self._since: tuple[int, ...] | None = None
-        self._early: list[tuple[bytes, End]] = []  # heard while the job is being looked at
+        self._since: tuple[int, int] | None = None  # `None` until its job was looked at
+        self._early: list[tuple[bytes, End]] = []  # heard before that
 
     def begin(self, newest: bytes) -> None:
-        self._since = _position(newest)
-        for entry_id, end in self._early:
-            self.hear(entry_id, end)
+        """Its job had not ended when `newest` was the newest entry."""
+        if self._since is None:
+            self._since = position(newest)
+            for entry_id, end in self._early:
+                self.hear(entry_id, end)
+            self._early.clear()
 
     def hear(self, entry_id: bytes, end: End) -> None:
+        """The stream tells of an end of a job with its id."""
         if self._since is None:
             self._early.append((entry_id, end))
-        elif _position(entry_id) > self._since:
+        elif position(entry_id) > self._since:
+            self.end(end)
+
+    def end(self, end: End) -> None:
+        """The job has ended; what comes later is no end of this wait."""
+        if not self.answer.ready():
             self.answer.set(end)
+
+    def fail(self, error: GeventqError) -> None:
+        """No end will be heard of."""
+        if not self.answer.ready():
+            self.answer.set_exception(error)
 
 
 class JobEnds:
@@ -69,27 +89,39 @@ class JobEnds:
         self._keys = keys
         self._waiting: dict[str, list[_Waiter]] = {}
         self._reader: _Reader | None = None
+        self._is_closed = False
 
     @property
     def is_ours(self) -> bool:
         """Whether it was made in this process."""
         return self._generation == fork.generation
 
-    def wait(self, job_id: str, *, only_look: bool = False) -> typing.Any:
+    def glance(self, job_id: str, life: Life) -> typing.Any:
+        """As `wait`; `gevent.Timeout` if the job has not ended, or Redis does not tell at once.
+        Yields."""
+        waiter = _Waiter(life)
+        with contextlib.suppress(RedisUnavailableError):
+            gevent.with_timeout(_GLANCE, self._look, {job_id: [waiter]}, timeout_value=None)
+        if not waiter.answer.ready():
+            raise gevent.Timeout(0)
+        return _outcome(job_id, typing.cast(End, waiter.answer.get()))
+
+    def wait(self, job_id: str, life: Life) -> typing.Any:
         """The result of the job; raises `GeventqError` with its failed reason, or if it is gone
-        and its end is not in the stream any more, and with `only_look` `gevent.Timeout` if it has
-        not ended.  Yields."""
-        waiter = _Waiter()
+        and its end is not in the stream any more, or once this is closed.  An outage is lived
+        through, by the reader.  Yields."""
+        waiter = _Waiter(life)
         self._waiting.setdefault(job_id, []).append(waiter)
         try:
-            newest, (end,) = self._look([job_id])
-            if end is None:
-                if only_look:
-                    raise gevent.Timeout(0)
-                if self._reader is None:
-                    self._reader = _Reader(self, self._client, self._keys, newest)
-                waiter.begin(newest)
-                end = typing.cast(End, waiter.answer.get())
+            newest: bytes | None = None
+            try:
+                newest = self._look({job_id: [waiter]})
+            except RedisUnavailableError:
+                if self._is_closed:
+                    raise
+            if self._reader is None and not waiter.answer.ready():
+                self._reader = _Reader(self, self._client, self._keys, newest)
+            end = typing.cast(End, waiter.answer.get())
         finally:
             others = self._waiting[job_id]
             others.remove(waiter)
@@ -100,10 +132,11 @@ class JobEnds:
         return _outcome(job_id, end)
 
     def close(self) -> None:
-        """Let all who wait go, with an error."""
+        """Let all who wait go, with an error.  Does not yield."""
+        self._is_closed = True
         for waiters in list(self._waiting.values()):
             for waiter in waiters:
-                waiter.answer.set_exception(GeventqError("the queue was closed"))
+                waiter.fail(GeventqError("the queue was closed"))
 
     def _stop_reading(self) -> None:
         reader, self._reader = self._reader, None
@@ -112,109 +145,96 @@ class JobEnds:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def _look(self, job_ids: list[str]) -> tuple[bytes, list[End | None]]:
-        """The newest entry, and how each job had ended by then, `None` for one that had not."""
-        keys = self._keys
+    def _look(self, waiting: dict[str, list[_Waiter]]) -> bytes:
+        """Answer those whose jobs have ended, and tell the others from where on the stream counts.
+        Returns the newest entry at that moment."""
         newest, *states = self._client.script(
-            load("get_end"), keys, [keys.base, *job_ids], again=True
+            load("get_end"), self._keys, [self._keys.base, *waiting], again=True
         )
-        ends: list[End | None] = []
-        for job_id, (state, told) in zip(job_ids, states, strict=True):
-            if state == b"missing":
-                ends.append(self._look_back(job_id))
-            else:
-                ends.append(None if state == b"open" else (state.decode(), told))
-        return newest, ends
+        gone: dict[str, list[tuple[_Waiter, Past]]] = {}
+        for (job_id, waiters), (state, told, timestamp) in zip(
+            waiting.items(), states, strict=True
+        ):
+            for waiter in waiters:
+                is_another = timestamp and waiter.life.timestamp not in (None, timestamp)
+                if state == b"missing" or is_another:
+                    past = Past(waiter.life, bool(is_another))
+                    gone.setdefault(job_id, []).append((waiter, past))
+                elif state == b"open":
+                    waiter.begin(newest)
+                else:
+                    waiter.end((state.decode(), told))
+        if gone:
+            self._look_back(gone)
+        return typing.cast(bytes, newest)
 
-    def _look_back(self, job_id: str) -> End:
-        """The end of a job that is gone, from the entries that are kept.  The search stops at
-        its `added`: an end before that was another job's with the same id."""
-        wanted, upper = job_id.encode(), "+"
-        while True:
-            page = self._client.execute(
-                "XREVRANGE", self._keys.events, upper, "-", "COUNT", _PAGE, again=True
-            )
-            for _, flat in page:
-                fields = _fields(flat)
-                if fields.get(b"jobId") == wanted:
-                    end = _end_in(fields)
-                    if end is not None and end[0] != "removed":
-                        return end
-                    if end is not None or fields.get(b"event") == b"added":
-                        return ("removed", b"")
-            if len(page) < _PAGE:
-                return ("removed", b"")
-            upper = "(" + page[-1][0].decode()
+    def _look_back(self, gone: dict[str, list[tuple[_Waiter, Past]]]) -> None:
+        wanted = {job_id: [past for _, past in some] for job_id, some in gone.items()}
+        found = search(self._client, self._keys, wanted)
+        for job_id, some in gone.items():
+            for waiter, past in some:
+                waiter.end(past_end(past, found[job_id]))
 
     # -- listening, in the reader ------------------------------------------------------------
 
     def heard(self, entries: list[Entry]) -> None:
-        """What the stream says."""
+        """What the stream says.  Does not yield."""
         for entry_id, flat in entries:
-            fields = _fields(flat)
+            fields = fields_of(flat)
             waiters = self._waiting.get(fields.get(b"jobId", b"").decode("utf-8", "replace"))
-            end = _end_in(fields) if waiters else None
-            if end is not None:
-                for waiter in waiters or ():
-                    waiter.hear(entry_id, end)
+            if waiters:
+                is_another = fields.get(b"event") == b"added"  # who waits knows a job added before
+                end = REMOVED if is_another else end_in(fields)
+                if end is not None:
+                    for waiter in waiters:
+                        waiter.hear(entry_id, end)
 
     def look_again(self) -> None:
-        """Something may have been missed."""
-        waiting = list(self._waiting)
-        for first in range(0, len(waiting), _PAGE):
-            job_ids = waiting[first : first + _PAGE]
-            for job_id, end in zip(job_ids, self._look(job_ids)[1], strict=True):
-                for waiter in self._waiting.get(job_id, ()) if end is not None else ():
-                    waiter.answer.set(end)
+        """Something may have been missed.  Yields."""
+        job_ids = list(self._waiting)
+        for first in range(0, len(job_ids), _PAGE):
+            page = job_ids[first : first + _PAGE]
+            waiting = {one: list(self._waiting[one]) for one in page if one in self._waiting}
+            if waiting:
+                self._look(waiting)
 
 
 class _Reader:
-    """The greenlet that reads the stream after `last_id`."""
+    """The greenlet that reads the stream behind the entry `after`, which those who wait know."""
 
-    def __init__(self, ends: JobEnds, client: Client, keys: QueueKeys, last_id: bytes) -> None:
+    def __init__(self, ends: JobEnds, client: Client, keys: QueueKeys, after: bytes | None) -> None:
         self._ends = ends
-        self._last_id = last_id
-        self._stream = Stream(client, keys, block=_BLOCK)
+        self._stream = Stream(client, keys, block=_LOOK_EVERY)
+        self._events = EventReader(self._stream, after)
         self._left = gevent.event.Event()  # nobody waits any more
-        self._missed = False  # the stream was silent, or not heard
+        self._look_at = 0.0 if after is None else clock.monotonic() + _LOOK_EVERY
         self._outage = Outage("waiting for ends of jobs", keys.name, self._left)
         self._task = Guarded(self._read_all, f"ends-{keys.name}", self._outage)
         self._task.start()
 
     def stop(self) -> None:
-        """End the greenlet and join it.  Yields."""
+        """End the greenlet in whatever it does, and join it.  Yields."""
         self._left.set()
         self._stream.close()
-        self._task.join()
+        kill_all([self._task])
 
     def _read_all(self) -> None:
         while not self._left.is_set():
-            missed, self._missed = self._missed, True  # whatever leaves this half-way
-            if missed:
-                self._ends.look_again()
-            entries = self._stream.after(self._last_id)
-            if entries:
-                self._last_id = entries[-1][0]
-                self._ends.heard(entries)
-            self._missed = not entries
+            self._events.begin()  # before the look: what comes in between is heard
+            if clock.monotonic() >= self._look_at:
+                self._look()
+            look_at, self._look_at = self._look_at, 0.0  # whatever leaves this half-way
+            batch = self._events.read()
+            if batch.gap is not None:  # before what follows it, which may be about other jobs
+                self._look()
+                look_at = self._look_at
+            self._ends.heard(batch.entries)
+            self._look_at = look_at
             self._outage.over()
 
-
-def _position(entry_id: bytes) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split(b"-")))
-
-
-def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _end_in(fields: dict[bytes, bytes]) -> End | None:
-    event = fields.get(b"event")
-    if event == b"completed":
-        return ("completed", fields.get(b"returnvalue", b"null"))
-    if event == b"failed":
-        return ("failed", fields.get(b"failedReason", b""))
-    return ("removed", b"") if event == b"removed" else None
+    def _look(self) -> None:
+        self._ends.look_again()
+        self._look_at = clock.monotonic() + _LOOK_EVERY
 
 
 def _outcome(job_id: str, end: End) -> typing.Any:

@@ -231,7 +231,8 @@ class QueueStore:
         self._change("change_priority", job_id, args, again=True)
 
     def wait_until_finished(self, job_id: str, life: Life, timeout: float | None) -> typing.Any:
-        """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`."""
+        """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`,
+        which alone ends the wait while Redis cannot be reached."""
         from geventq.store.job_ends import JobEnds
 
         hub = gevent.get_hub()
@@ -239,9 +240,9 @@ class QueueStore:
         if ends is None or not ends.is_ours:
             ends = self._ends[hub] = JobEnds(self._client, self.keys)
         if timeout == 0:  # its timer would be quicker than the server's answer
-            return ends.wait(job_id, only_look=True)
+            return ends.glance(job_id, life)
         with gevent.Timeout(timeout):
-            return ends.wait(job_id)
+            return ends.wait(job_id, life)
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         code = self._client.script(
@@ -310,10 +311,14 @@ class QueueStore:
             self._client.execute("HSET", self.keys.meta, field, length, again=True)
 
     def close(self) -> None:
-        """Close the connections; those who wait for ends of jobs get a `GeventqError`."""
-        for ends in list(self._ends.values()):
+        """Close the connections; those who wait for ends of jobs get a `GeventqError`.  A job that
+        somebody has kept stays usable."""
+        waited_for = list(self._ends.values())
+        self._ends.clear()
+        client, self._client = self._client, self._client.afterwards()
+        for ends in waited_for:
             ends.close()
-        self._client.close()
+        client.close()
 
 
 def _fields(new: NewJob, now: bytes) -> dict[bytes, bytes]:

@@ -11,17 +11,31 @@ import typing
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.store.client import Argument, Client, checked, pack
+from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
     from geventq.store.connection import Answer, Connection
     from geventq.store.keys import QueueKeys
 
-__all__ = ["Entry", "Stream"]
+__all__ = ["Entry", "Seen", "Stream"]
 
 Entry = tuple[bytes, list[bytes]]  # id, and field, value, field, value...
 
 _GRACE: typing.Final = 5.0  # seconds that an answer may be late
 _PAGE: typing.Final = 1000  # entries a call
+
+
+class Seen(typing.NamedTuple):
+    """One look at the stream (read_events.lua): `entries` read, the id of the newest entry there
+    ever was, of the `oldest` that is kept (empty if none is), how many are `kept`, how many were
+    ever `added` (`None`: this Redis does not tell), and whether there may be more to read."""
+
+    entries: list[Entry]
+    newest: bytes
+    oldest: bytes
+    kept: int
+    added: int | None
+    is_full: bool
 
 
 class Stream:
@@ -40,21 +54,23 @@ class Stream:
         self._link: Connection | None = None
         self._closed = False
 
-    def newest_id(self) -> bytes:
-        """The id of the newest entry there is."""
-        newest = self._call(("XREVRANGE", self._key, "+", "-", "COUNT", 1), _GRACE)
-        return typing.cast(bytes, newest[0][0]) if newest else b"0-0"
-
-    def after(self, last_id: str | bytes) -> list[Entry]:
-        """The entries behind `last_id`, waiting for the first; none if none came."""
-        reply = self._call(
+    def wait(self, last_id: bytes) -> None:
+        """Wait for an entry behind `last_id`, for the time that was given at most."""
+        self._call(
             (
-                *("XREAD", "BLOCK", int(self._block * 1000), "COUNT", _PAGE),
+                *("XREAD", "BLOCK", int(self._block * 1000), "COUNT", 1),
                 *("STREAMS", self._key, last_id),
             ),
             self._block + _GRACE,
         )
-        return [(entry_id, flat) for entry_id, flat in reply[0][1]] if reply else []
+
+    def look(self, last_id: str | bytes) -> Seen:
+        """The entries behind `last_id` (``"$"``: none), and what there is of the stream."""
+        # Its whole text, for there is no other call on this connection that could load it.
+        command = ("EVAL", load("read_events").source, 1, self._key, last_id, _PAGE)
+        entries, newest, oldest, kept, added = self._call(command, _GRACE)
+        told = [(entry_id, flat) for entry_id, flat in entries]
+        return Seen(told, newest, oldest, kept, None if added < 0 else added, len(told) == _PAGE)
 
     def _call(self, command: tuple[Argument, ...], timeout: float) -> Answer:
         if self._link is None or self._link.closed:

@@ -76,7 +76,7 @@ class Engine:
         self._keys = keys = QueueKeys(setup.prefix, setup.queue_name)
         self._client = client = Client(setup.endpoint)
         self._worker_name = setup.worker_name
-        store = QueueStore(client, keys)
+        self._store = store = QueueStore(client, keys)
         calls = SettleCall(
             client, keys, lock_duration=options.lock_duration, worker_name=setup.worker_name
         )
@@ -168,7 +168,7 @@ class Engine:
         """End the parts when the last outcome is delivered.  Yields."""
         for part in self.parts:
             part.stop()
-        self._client.close()
+        self._store.close()
 
     def disown(self) -> list[typing.Any]:
         """In a forked child: everything is the parent's.  Returns all greenlets of ours."""

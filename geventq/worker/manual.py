@@ -71,7 +71,7 @@ class ManualJobs:
         self._exchange = SettleCall(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
-        store = QueueStore(self._client, keys)
+        self._store = store = QueueStore(self._client, keys)
         self._admission = Admission(store, options, with_token=False, overseer=self)
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
@@ -116,7 +116,7 @@ class ManualJobs:
 
     def close(self) -> None:
         """Close the connections.  Jobs in hand stay locked until their locks lapse."""
-        self._client.close()
+        self._store.close()
 
     def _take(self, lock_token: str) -> _Held | None:
         while True:

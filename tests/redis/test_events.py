@@ -11,10 +11,21 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import GeventqError, JobSpec, Queue, QueueEvents, QueueEventsProducer, Worker
+from geventq import (
+    Cancellation,
+    GeventqError,
+    JobCancelled,
+    JobSpec,
+    Queue,
+    QueueEvents,
+    QueueEventsProducer,
+    Worker,
+)
 from geventq.events import QueueEvent
 from geventq.outage import Outage
+from tests.support.native import in_native_thread
 from tests.support.proxy import Proxy
+from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 
@@ -154,6 +165,142 @@ def test_an_event_that_was_given_out_does_not_come_again_after_an_outage(
         assert len({*first, *rest}) == 6
 
 
+# -- gaps ----------------------------------------------------------------------------------------
+
+
+def names(events: list[QueueEvent]) -> list[tuple[str, typing.Any]]:
+    return [(event.name, event.data.get("n", event.data.get("missed"))) for event in events]
+
+
+@pytest.mark.parametrize("by", ["iteration", "listener"])
+def test_a_gap_in_the_stream_is_told_in_its_place(
+    redis_url: str, redis_client: redis.Redis, prefix: str, by: str
+) -> None:
+    """2.3: the reader is held up between two reads, and what came meanwhile is trimmed."""
+    key = f"{prefix}:q:events"
+    redis_client.xadd(key, {"event": "x", "n": "before"})
+    with Proxy(redis_url) as proxy, QueueEvents("q", proxy.url, prefix) as events:
+        if by == "iteration":
+            seen, _ = listening(events)
+        else:
+            seen = []
+            for name in ("x", "gap"):
+                events.on(name, seen.append)
+            assert events.ready.wait(10)
+        redis_client.xadd(key, {"event": "x", "n": "1"})
+        eventually(lambda: names(seen) == [("x", "1")])
+        look = proxy.hold_request(b"XINFO")
+        redis_client.xadd(key, {"event": "x", "n": "2"})
+        look.wait()
+        for number in range(3, 8):
+            redis_client.xadd(key, {"event": "x", "n": str(number)})
+        redis_client.xtrim(key, maxlen=2, approximate=False)
+        look.release()
+        eventually(lambda: len(seen) == 4)
+        assert names(seen) == [("x", "1"), ("gap", 4), ("x", "6"), ("x", "7")]
+        gap = seen[1]
+        assert (gap.job_id, gap.id) == (None, seen[0].id)
+
+
+def test_what_was_read_may_be_trimmed_without_a_gap(
+    queue: Queue, redis_url: str, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.3: nothing was missed, so nothing is told."""
+    with QueueEvents("q", redis_url, prefix) as events:
+        seen, _ = listening(events)
+        for number in range(1, 6):
+            queue.add("n")
+            eventually(lambda number=number: len(seen) == 2 * number)
+            redis_client.xtrim(f"{prefix}:q:events", maxlen=number % 2, approximate=False)
+        assert {event.name for event in seen} == {"added", "waiting"}
+
+
+def test_a_stream_that_began_anew_is_read_from_its_beginning(
+    own_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2.3: all data are lost; the entries of the new stream may even have older ids."""
+    monkeypatch.setattr("geventq.events._BLOCK", 0.2)
+    key = f"{prefix}:q:events"
+    with QueueEvents("q", own_server.url, prefix) as events, own_server.client() as raw:
+        seen, _ = listening(events)
+        raw.xadd(key, {"event": "x", "n": "old"})
+        eventually(lambda: len(seen) == 1)
+        pipeline = raw.pipeline(transaction=True)
+        pipeline.flushall()
+        pipeline.xadd(key, {"event": "x", "n": "new"}, id="5-1")
+        pipeline.execute()
+        eventually(lambda: len(seen) == 3)
+        assert names(seen) == [("x", "old"), ("gap", None), ("x", "new")]
+
+
+def test_who_goes_on_where_he_was_told_hears_of_what_is_gone(
+    redis_url: str, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.3: a program that was down for long, and had kept the id of its last event."""
+    key = f"{prefix}:q:events"
+    last, *_ = [redis_client.xadd(key, {"event": "x", "n": str(n)}) for n in range(5)]
+    for keeps, told in ((5, 4), (2, 3)):
+        redis_client.xtrim(key, maxlen=keeps, approximate=False)
+        with QueueEvents("q", redis_url, prefix, str(last)) as events:
+            seen, _ = listening(events)
+            eventually(lambda seen=seen, told=told: len(seen) == told)
+            assert (seen[0].name == "gap") == (keeps == 2)
+
+
+# -- listeners of every kind -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ValueError, gevent.Timeout, gevent.GreenletExit, SystemExit, RecursionError, JobCancelled],
+)
+def test_whatever_a_listener_raises_the_next_event_is_heard(
+    queue: Queue,
+    redis_url: str,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
+) -> None:
+    """2.2: and so do the other listeners, and those that are registered later."""
+    error = JobCancelled(Cancellation("no", "user")) if kind is JobCancelled else kind()
+    heard: list[str] = []
+
+    def broken(event: QueueEvent) -> None:
+        heard.append("broken")
+        if heard.count("broken") == 1:
+            raise error
+
+    with QueueEvents("q", redis_url, prefix) as events, caplog.at_level(logging.ERROR, "geventq"):
+        events.on("added", broken)
+        events.on("added", lambda event: heard.append("sound"))
+        assert events.ready.wait(10)
+        for number in range(3):
+            queue.add("n")
+            eventually(lambda number=number: len(heard) == 2 * number + 2)
+        events.on("added", lambda event: heard.append("late"))
+        queue.add("n")
+        eventually(lambda: heard[-1] == "late")
+        assert heard == ["broken", "sound"] * 4 + ["late"]
+    assert caplog.text.count("a listener of queue q failed") == 1
+
+
+def test_it_is_closed_from_another_thread(queue: Queue, redis_url: str, prefix: str) -> None:
+    """Two hubs: the listeners' greenlet runs in this one, the close is called in another."""
+    events = QueueEvents("q", redis_url, prefix)
+    heard: list[QueueEvent] = []
+    events.on("added", heard.append)
+    assert events.ready.wait(10)
+    queue.add("n")
+    eventually(lambda: heard)
+    in_native_thread(events.close)
+    _, greenlet = listening(again := QueueEvents("q", redis_url, prefix))
+    in_native_thread(again.close)
+    greenlet.join(20)
+    assert greenlet.successful()
+    with pytest.raises(GeventqError, match="closed"):
+        iter(events)
+
+
 def test_two_do_not_read_the_same_events(queue: Queue, redis_url: str, prefix: str) -> None:
     """They would take each other's answers from one connection."""
     with QueueEvents("q", redis_url, prefix) as events:
@@ -227,11 +374,20 @@ def test_own_events_are_published(redis_url: str, prefix: str) -> None:
     producer.close()
 
 
+# Whoever waits for a job, or counts them, would take them for true (2.8).
+TAKEN: typing.Final = (
+    *("added", "waiting", "active", "progress", "completed", "failed", "delayed", "stalled"),
+    *("removed", "duplicated", "deduplicated", "drained", "cleaned", "paused", "resumed"),
+    *("waiting-children", "retries-exhausted", "cancelled", "cancel-requested", "cancel-x", "gap"),
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
         (("", {}), "name"),
         ((5, {}), "name"),
+        *(((name, {}), "name: an event of geventq or BullMQ has that name") for name in TAKEN),
         (("mine", None), "fields"),
         (("mine", {5: "x"}), "fields"),
         (("mine", {"": "x"}), "fields"),

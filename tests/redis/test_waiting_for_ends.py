@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import typing
 
 import gevent
@@ -24,6 +25,14 @@ def waiting(job: Job) -> gevent.Greenlet[..., typing.Any]:
     greenlet = gevent.spawn(job.wait_until_finished, 20)
     eventually(lambda: job._store._ends and next(iter(job._store._ends.values()))._waiting)
     return greenlet
+
+
+def writing(client: redis.Redis, key: str, *entries: dict[str, typing.Any]) -> None:
+    """All of them at once, as one script would."""
+    pipeline = client.pipeline(transaction=True)
+    for entry in entries:
+        pipeline.xadd(key, entry)
+    pipeline.execute()
 
 
 def test_the_result_of_a_job_that_ends_later(queue: Queue, make: Make) -> None:
@@ -179,6 +188,245 @@ def test_many_who_wait_share_one_connection(
     make(lambda job: job.data, concurrency=10)
     assert [greenlet.get(timeout=20) for greenlet in greenlets] == list(range(30))
     eventually(lambda: readers() == 0)
+
+
+# -- what the stream does not tell -----------------------------------------------------------------
+
+
+class Busy:
+    """Other jobs' events, which never stop coming."""
+
+    def __init__(self, client: redis.Redis, key: str) -> None:
+        self._event = {"event": "progress", "jobId": "other", "data": "1"}
+        self._client, self._key = client, key
+        self._greenlet = gevent.spawn(self._write)
+
+    def _write(self) -> None:
+        while True:
+            self._client.xadd(self._key, self._event, maxlen=100, approximate=False)
+            gevent.sleep(0.01)
+
+    def __enter__(self) -> Busy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._greenlet.kill()
+
+
+def end_unheard(client: redis.Redis, prefix: str, job: Job) -> None:
+    """Complete the job as another process would, but for the event."""
+    base = f"{prefix}:q:"
+    pipeline = client.pipeline(transaction=True)
+    pipeline.lrem(f"{base}wait", 1, job.id)
+    pipeline.hset(f"{base}{job.id}", mapping={"returnvalue": '"done"', "finishedOn": 5, "atm": 1})
+    pipeline.zadd(f"{base}completed", {job.id: 5})
+    pipeline.execute()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_end_that_was_trimmed_before_it_was_read(
+    redis_url: str, redis_client: redis.Redis, prefix: str, kept: bool
+) -> None:
+    """2.3: the reader is held up, the job ends, its event is trimmed, and then others keep the
+    stream busy: the next read sees that the stream has a gap."""
+    key = f"{prefix}:q:events"
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix) as queue:
+        job = queue.add("n")
+        greenlet = waiting(job)
+        look = proxy.hold_request(b"XINFO")
+        redis_client.xadd(key, {"event": "x"})  # ends the wait
+        look.wait()
+        if kept:
+            end_unheard(redis_client, prefix, job)
+        else:
+            redis_client.delete(f"{prefix}:q:{job.id}")
+            redis_client.lrem(f"{prefix}:q:wait", 1, job.id)
+        redis_client.xtrim(key, maxlen=0, approximate=False)
+        with Busy(redis_client, key):
+            look.release()
+            if kept:
+                assert greenlet.get(timeout=20) == "done"
+            else:
+                with pytest.raises(GeventqError, match="does not exist"):
+                    greenlet.get(timeout=20)
+
+
+def test_an_end_that_no_event_tells_of(
+    queue: Queue, redis_client: redis.Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2.3: the jobs are looked at every few seconds, also while the stream is busy and whole."""
+    monkeypatch.setattr("geventq.store.job_ends._LOOK_EVERY", 0.2)
+    job = queue.add("n")
+    greenlet = waiting(job)
+    with Busy(redis_client, f"{prefix}:q:events"):
+        end_unheard(redis_client, prefix, job)
+        assert greenlet.get(timeout=20) == "done"
+
+
+def test_the_first_end_is_the_answer(queue: Queue, redis_client: redis.Redis, prefix: str) -> None:
+    """2.4: the job completes, is removed, is added anew and fails, all before the one who waits
+    gets a turn."""
+    job = queue.add("n", job_id="report")
+    greenlet = waiting(job)
+    writing(
+        redis_client,
+        f"{prefix}:q:events",
+        {"event": "completed", "jobId": "report", "returnvalue": '"first"', "prev": "active"},
+        {"event": "removed", "jobId": "report", "prev": "completed"},
+        {"event": "added", "jobId": "report", "name": "n"},
+        {"event": "failed", "jobId": "report", "failedReason": "second", "prev": "active"},
+    )
+    assert greenlet.get(timeout=20) == "first"
+
+
+def test_the_end_of_the_next_job_with_its_id_is_not_its_own(
+    queue: Queue, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.11: the job goes without a word (a drain, another program), and its id is used again."""
+    greenlet = waiting(queue.add("n", job_id="report"))
+    writing(
+        redis_client,
+        f"{prefix}:q:events",
+        {"event": "added", "jobId": "report", "name": "n"},
+        {"event": "completed", "jobId": "report", "returnvalue": '"second"', "prev": "active"},
+    )
+    with pytest.raises(GeventqError, match="report does not exist"):
+        greenlet.get(timeout=20)
+
+
+def test_each_life_of_an_id_has_its_own_end(queue: Queue, make: Make) -> None:
+    """2.11: three jobs, one after the other; each is asked for when all are over."""
+    make(lambda job: job.data)
+    lives = []
+    for number, kept in enumerate([False, True, False]):
+        job = queue.add("n", number, job_id="report", remove_on_complete=not kept)
+        assert job.wait_until_finished(20) == number
+        lives.append(job)
+        if kept:
+            assert job.remove()
+    assert [job.wait_until_finished(20) for job in lives] == [0, 1, 2]
+    last = queue.add("n", 3, job_id="report", delay=60)
+    assert [job.wait_until_finished(0) for job in lives] == [0, 1, 2]
+    with pytest.raises(gevent.Timeout):
+        last.wait_until_finished(0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("read", [True, False])
+def test_ids_that_begin_anew_after_a_flush(
+    own_server: Server, prefix: str, kept: bool, read: bool
+) -> None:
+    """2.11: job 1 is lost with all data; the new job 1 is another one.  Somebody waits since
+    before, somebody begins to wait later."""
+    with Queue("q", own_server.url, prefix) as queue, own_server.client() as raw:
+        old = queue.add("n", "old")
+        greenlet = waiting(queue.get_job("1") or old if read else old)
+        raw.flushall()
+        eventually(lambda: time.time() > old.timestamp + 0.002)
+        new = queue.add("n", "new", remove_on_complete=not kept)
+        assert new.id == old.id
+        with Worker("q", lambda job: job.data, own_server.url, prefix):
+            assert new.wait_until_finished(20) == "new"
+        for wait in (lambda: greenlet.get(timeout=20), lambda: old.wait_until_finished(20)):
+            with pytest.raises(GeventqError, match="1 does not exist"):
+                wait()
+
+
+# -- outages ---------------------------------------------------------------------------------------
+
+
+def test_an_outage_does_not_end_a_wait(prefix: str, own_server: Server) -> None:
+    """api: it ends by its own argument alone, also where Redis cannot be reached from the start."""
+    with Proxy(own_server.url) as proxy, Queue("q", proxy.url, prefix) as queue:
+        job = queue.add("n")
+        proxy.refuse()
+        greenlets = [gevent.spawn(job.wait_until_finished, limit) for limit in (20, None)]
+        with pytest.raises(gevent.Timeout):
+            job.wait_until_finished(0.5)
+        with pytest.raises(gevent.Timeout):
+            job.wait_until_finished(0)
+        with Worker("q", lambda job: "done", own_server.url, prefix):
+            with Queue("q", own_server.url, prefix) as direct:
+                eventually(lambda: direct.get_job_state(job.id) == "completed")
+            assert not any(greenlet.ready() for greenlet in greenlets)
+            proxy.accept()
+            assert [greenlet.get(timeout=20) for greenlet in greenlets] == ["done", "done"]
+
+
+def test_a_wait_ends_in_its_time_while_redis_hangs(prefix: str, own_server: Server) -> None:
+    """1.3: in whatever call the wait, or its reader, is: it is cut."""
+    with Queue("q", own_server.url, prefix) as queue:
+        job = queue.add("n")
+        before = waiting(queue.add("n"))
+        ends = next(iter(queue._store._ends.values()))
+        eventually(lambda: ends._reader is not None)
+        own_server.pause()
+        try:
+            began = time.perf_counter()
+            for limit in (0, 0.2):
+                with pytest.raises(gevent.Timeout):
+                    job.wait_until_finished(limit)
+            before.kill()
+            assert time.perf_counter() - began < 9  # one call of Redis has ten seconds
+        finally:
+            own_server.resume()
+
+
+def test_closing_the_queue_during_an_outage_lets_those_who_wait_go(
+    prefix: str, own_server: Server
+) -> None:
+    """2.5: also those whose job could not even be looked at."""
+    with Proxy(own_server.url) as proxy:
+        queue = Queue("q", proxy.url, prefix)
+        job = queue.add("n")
+        proxy.refuse()
+        greenlet = gevent.spawn(job.wait_until_finished)
+        eventually(lambda: any(ends._reader for ends in queue._store._ends.values()))
+        queue.close()
+        with pytest.raises(GeventqError, match="closed"):
+            greenlet.get(timeout=20)
+
+
+# -- jobs that somebody keeps ----------------------------------------------------------------------
+
+
+def test_a_job_of_a_closed_queue_or_worker_can_be_used(
+    redis_url: str, prefix: str, queue: Queue
+) -> None:
+    """2.5: as one that was read anew; nothing of it stays open."""
+    kept: list[Job] = []
+    with Queue("q", redis_url, prefix) as other:
+        kept.append(other.add("n"))
+    with Worker("q", lambda job: "done", redis_url, prefix) as worker:
+        worker.on("completed", lambda job, result: kept.append(job))
+        eventually(lambda: len(kept) == 2)
+    by_hand = Worker("q", lambda job: None, redis_url, prefix)
+    queue.add("n")
+    taken = by_hand.get_next_job("token", block=False)
+    assert taken is not None
+    by_hand.close()
+    for job in kept:
+        assert job.get_state() == "completed"
+        assert job.wait_until_finished(20) == "done"
+        assert job.wait_until_finished(0) == "done"
+    assert kept[1].remove()
+    assert taken.get_state() == "active"
+    with pytest.raises(gevent.Timeout):
+        taken.wait_until_finished(0.05)
+
+
+def test_closing_a_worker_lets_those_go_who_wait_on_its_jobs(
+    redis_url: str, prefix: str, queue: Queue
+) -> None:
+    """2.5: the job goes back and may end much later; they would not hear of it."""
+    worker = Worker("q", lambda job, token: token.sleep(60), redis_url, prefix)
+    with worker:
+        queue.add("n")
+        eventually(lambda: worker.active_jobs)
+        greenlet = waiting(worker.active_jobs[0])
+        worker.close(0)
+        with pytest.raises(GeventqError, match="closed"):
+            greenlet.get(timeout=20)
 
 
 def test_an_end_during_an_outage_is_seen(prefix: str, own_server: Server) -> None:

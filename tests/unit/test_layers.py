@@ -32,6 +32,8 @@ ROOMS: typing.Final = {
         {"connection"},
         {"client"},
         {"stream"},
+        {"event_reader"},
+        {"past_ends"},
         {"job_ends"},
         {"queue_store"},
         {"add_batches"},

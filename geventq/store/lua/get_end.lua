@@ -2,8 +2,9 @@
 --
 -- KEYS   completed failed events
 -- ARGV   1 key base  2... job ids
--- Reply  id of the newest entry, then {state, what it tells} for each job; the state is `completed`
---        and tells the result as JSON, `failed` and tells the reason, `open`, or `missing`
+-- Reply  id of the newest entry, then {state, what it tells, the job's timestamp} for each job; the
+--        state is `completed` and tells the result as JSON, `failed` and tells the reason, `open`,
+--        or `missing`
 -- Events none
 --- include: job
 
@@ -11,14 +12,15 @@ local newest = redis.call('XREVRANGE', keys.events, '+', '-', 'COUNT', 1)
 local answers = { newest[1] and newest[1][1] or '0-0' }
 for i = 2, #ARGV do
   local job_key = ARGV[1] .. ARGV[i]
-  local state, told = 'open', ''
-  if not is_job(job_key) then
-    state = 'missing'
-  elseif redis.call('ZSCORE', keys.completed, ARGV[i]) then
-    state, told = 'completed', redis.call('HGET', job_key, 'returnvalue') or 'null'
-  elseif redis.call('ZSCORE', keys.failed, ARGV[i]) then
-    state, told = 'failed', redis.call('HGET', job_key, 'failedReason') or ''
+  local state, told, timestamp = 'missing', '', ''
+  if is_job(job_key) then
+    state, timestamp = 'open', redis.call('HGET', job_key, 'timestamp') or ''
+    if redis.call('ZSCORE', keys.completed, ARGV[i]) then
+      state, told = 'completed', redis.call('HGET', job_key, 'returnvalue') or 'null'
+    elseif redis.call('ZSCORE', keys.failed, ARGV[i]) then
+      state, told = 'failed', redis.call('HGET', job_key, 'failedReason') or ''
+    end
   end
-  answers[i] = { state, told }
+  answers[i] = { state, told, timestamp }
 end
 return answers
