@@ -158,11 +158,17 @@ class Engine:
         """Start the parts; `mortal` is who dies with this at a fork.  Does not yield."""
         self._mortal = mortal
         fork.watch(mortal)
-        self.listeners.start()
+        self.listeners.start(self._hold_back)
         for part in self.parts:
             part.start()
         self.listeners.emit("ready")
         self.lanes.may_be_more()
+
+    def _hold_back(self, is_behind: bool) -> None:
+        """The listeners are too far behind for more jobs, or have caught up."""
+        self.slots.is_held_back = is_behind
+        if not is_behind:
+            self.lanes.may_be_more()
 
     def stop(self) -> None:
         """End the parts when the last outcome is delivered.  Yields."""

@@ -1,8 +1,9 @@
 """The worker's events: listeners run in order, in one greenlet of their own.
 
-A slow listener delays later events, never the engine.  What a listener raises is told as an
-`error` event, and an error that nobody listens to is logged: none is swallowed.  Does not know
-Redis or jobs.
+A slow listener delays later events, and the taking of jobs once too many events wait: at most
+what the listeners hear in about a second, and a few thousand, so that memory is bounded and a
+close can hear them out.  What a listener raises is told as an `error` event, and an error that
+nobody listens to is logged: none is swallowed.  Does not know Redis or jobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 import gevent
 import gevent.event
 
+from geventq import clock
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
 from geventq.worker.told import EVENTS
@@ -25,8 +27,15 @@ __all__ = ["EVENTS", "Listeners", "Tell"]
 #: The key of a worker's listeners in `spawn_tree_locals`: what a listener spawns carries it.
 MARK: typing.Final = "geventq.listeners"
 
+_MOST: typing.Final = 4096  # events that wait before they hold the worker back
+_FEWEST: typing.Final = 64  # the same, however slow the listeners are
+_WORTH: typing.Final = 1.0  # seconds that the listeners may be behind, between those two
+_UNKNOWN_PACE: typing.Final = 0.004  # seconds for an event, before any was told
+_SMOOTHING: typing.Final = 8  # events that their pace is averaged over, about
+
 Listener = typing.Callable[..., object]
 Tell = typing.Callable[..., None]  # `Listeners.emit`: an event and its arguments
+HoldBack = typing.Callable[[bool], object]  # whether too many events wait; must not yield
 log = logging.getLogger("geventq")
 
 
@@ -42,6 +51,12 @@ class Listeners:
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
         self._ended = False
+        self._pace = _UNKNOWN_PACE  # seconds that an event takes, of late
+        self._most = int(_WORTH / _UNKNOWN_PACE)  # events that may wait, by that pace
+        self._hold_back: HoldBack = _nobody
+        self._caught_up = gevent.event.Event()  # else the worker is held back
+        self._caught_up.set()
+        self._says_so = True  # that it is held back, once from each start on
         self._task: Guarded | None = None
         self._abandoned: Guarded | None = None  # its listener hangs
 
@@ -72,6 +87,35 @@ class Listeners:
         if self._by_event.get(event) or event == "error":
             self._waiting.append((event, args))
             self._wake.set()
+            if len(self._waiting) > self._most:
+                self._fall_behind()
+
+    def keep_up(self) -> None:
+        """Wait while too many events wait, a second at most.  For what tells many of them and may
+        yield."""
+        if not self.is_inside(gevent.getcurrent()):  # it would wait for itself
+            self._caught_up.wait(_WORTH)
+
+    def _fall_behind(self) -> None:
+        if self._caught_up.is_set():
+            self._caught_up.clear()
+            self._hold_back(True)
+        if self._says_so and gevent.getcurrent() is not gevent.get_hub():  # which must not log
+            self._says_so = False
+            log.warning(
+                "%d events wait for the listeners of worker %s: it takes no more jobs than they "
+                "can hear of",
+                *(len(self._waiting), self._name),
+                extra={"worker": self._name},
+            )
+
+    def _keep_pace(self, took: float) -> None:
+        """An event has been told in `took` seconds."""
+        self._pace += (took - self._pace) / _SMOOTHING
+        self._most = int(min(_MOST, max(_FEWEST, _WORTH / max(self._pace, 1e-6))))
+        if not self._caught_up.is_set() and len(self._waiting) <= self._most // 2:
+            self._caught_up.set()
+            self._hold_back(False)
 
     def tell(self, event: str, *args: object) -> None:
         """`emit`, or `call` while no greenlet runs that would hear it.  May yield then."""
@@ -80,9 +124,13 @@ class Listeners:
         else:
             self.emit(event, *args)
 
-    def start(self) -> None:
-        """Start the greenlet that calls listeners."""
+    def start(self, hold_back: HoldBack) -> None:
+        """Start the greenlet that calls listeners.  `hold_back` is told when too many events wait,
+        and when they do not any more."""
         self._ended = False
+        self._hold_back = hold_back
+        self._says_so = True
+        self._caught_up.set()
         outage = Outage("telling the events", self._name, gevent.event.Event())
         self._task = task = Guarded(
             lambda: self._loop(task), f"listeners-{self._name}", outage, marks={MARK: self}
@@ -129,6 +177,8 @@ class Listeners:
         task, self._task = self._task, None
         self._waiting.clear()
         self._wake = gevent.event.Event()  # the next hub may be another thread's
+        self._caught_up = gevent.event.Event()
+        self._caught_up.set()
         greenlet = None if task is None else task.ends_with_its_greenlet()
         return [] if greenlet is None else [greenlet]
 
@@ -148,7 +198,10 @@ class Listeners:
     def _call_next(self) -> None:
         # Not in the loop, whose variables would keep the last job while there is no next one.
         event, args = self._waiting.popleft()
-        if self.call(event, *args):
+        began = clock.monotonic()
+        was_hit = self.call(event, *args)
+        self._keep_pace(clock.monotonic() - began)
+        if was_hit:
             raise BeginAnew
 
     def call(self, event: str, *args: object) -> bool:
@@ -173,3 +226,7 @@ class Listeners:
     def _log(self, error: object) -> None:
         shown = error if isinstance(error, BaseException) else None
         log.error("worker %s: %s", self._name, error, exc_info=shown, extra={"worker": self._name})
+
+
+def _nobody(_: bool) -> None:
+    """Before the first start."""

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 #: The roles that every worker, queue and `QueueEvents` has.
 ROLES: typing.Final = frozenset(
-    """lane idle renewer stalled listeners close close-lanes ends events add""".split()
+    """lane idle renewer stalled listeners close close-lanes ends events add run""".split()
 )
 
 _JOBS: typing.Final = 12  # a round

@@ -9,9 +9,17 @@ import gevent
 import gevent.event
 import pytest
 
-from geventq import CancellationToken, Job, JobCancelled, Queue, UnrecoverableError, Worker
+from geventq import (
+    CancellationToken,
+    Job,
+    JobCancelled,
+    JobSpec,
+    Queue,
+    UnrecoverableError,
+    Worker,
+)
 from tests.conftest import Make
-from tests.support.told import Told
+from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
 
@@ -115,8 +123,75 @@ RAISING = pytest.mark.parametrize(
 )
 
 
-@RAISING
+def test_a_worker_takes_no_more_jobs_than_its_listeners_can_hear_of(
+    queue: Queue, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One listener hangs: what waits to be told is bounded, and it is said once; when it goes on,
+    so does the worker, and everything is told."""
+    go = gevent.event.Event()
+    heard: list[str] = []
+
+    def hangs(job: Job, result: object) -> None:
+        heard.append(job.id)
+        go.wait()
+
+    jobs = queue.add_bulk([JobSpec("n")] * 3000)
+    worker = make(lambda job: None, concurrency=50)
+    worker.on("completed", hangs)
+    slots = engine_of(worker).slots
+    eventually(lambda: slots.is_held_back and not slots.held, what="nothing is on its way")
+    done = queue.get_job_counts("completed")["completed"]
+    assert len(heard) == 1 < done < 1500
+    assert caplog.text.count("takes no more jobs than they can hear of") == 1
+    go.set()
+    eventually(lambda: len(heard) == len(jobs), what="all are told of")
+    assert not slots.is_held_back
+    assert caplog.text.count("takes no more jobs than they can hear of") == 1
+
+
+def test_a_close_hears_out_listeners_that_are_slow(queue: Queue, make: Make) -> None:
+    """At most what they hear in about a second waits for them, so a close has the time."""
+    heard: list[str] = []
+
+    def slow(job: Job, result: object) -> None:
+        gevent.sleep(0.005)
+        heard.append(job.id)
+
+    queue.add_bulk([JobSpec("n")] * 5000)
+    worker = make(lambda job: None, concurrency=100)
+    worker.on("completed", slow)
+    slots = engine_of(worker).slots
+    eventually(lambda: len(heard) > 100 and slots.is_held_back)
+    worker.close(15)
+    assert len(heard) == queue.get_job_counts("completed")["completed"] < 2500
+
+
+def test_a_job_that_tells_much_is_as_fast_as_its_listeners(queue: Queue, make: Make) -> None:
+    """Progress is told by the thousand: who tells it waits with the listeners."""
+    told, heard = 0, 0
+
+    def process(job: Job) -> None:
+        nonlocal told
+        for told in range(1500):
+            job.update_progress(told)
+
+    def slow(job: Job, progress: object) -> None:
+        nonlocal heard
+        gevent.sleep(0.002)
+        heard += 1
+        assert told - heard < 1000  # else told as an error
+
+    worker = make(process)
+    worker.on("progress", slow)
+    errors = Told(worker).args
+    job = queue.add("n")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    eventually(lambda: heard == 1500)
+    assert errors("error") == []
+
+
 @pytest.mark.parametrize("event", ["completed", "active"])
+@RAISING
 def test_what_a_listener_raises_is_an_error_event(
     queue: Queue, make: Make, event: str, raising: typing.Any, kind: type[BaseException]
 ) -> None:

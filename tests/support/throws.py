@@ -22,7 +22,7 @@ __all__ = ["Thrower", "kind_of"]
 _PACKAGE: typing.Final = str(pathlib.Path(geventq.__file__).parent)
 
 #: Of a job, or of users' code that runs beside one.
-_NOT_OURS: typing.Final = ("geventq-on-cancel", "geventq-helper", "geventq-run")
+_NOT_OURS: typing.Final = ("geventq-on-cancel", "geventq-helper")
 
 Place = tuple[str, ...]
 
@@ -57,7 +57,7 @@ class Thrower:
             return
         if not origin.name.startswith("geventq-") or origin.name.startswith(_NOT_OURS):
             return
-        if Attempt.of(origin) is not None:
+        if _is_of_a_job(origin):
             return
         where = (kind_of(origin), _place(origin.gr_frame))
         if where[1] and self.hits[where] < self._times:
@@ -65,13 +65,18 @@ class Thrower:
             self._hub.loop.run_callback(self._throw, origin)
 
     def _throw(self, hit: gevent.Greenlet[..., typing.Any]) -> None:
-        if not hit.dead and Attempt.of(hit) is None:
+        if not hit.dead and not _is_of_a_job(hit):
             self.thrown += 1
             hit.throw(self._error())
 
     def kinds(self) -> set[str]:
         """The roles that were hit."""
         return {kind for kind, _ in self.hits}
+
+
+def _is_of_a_job(one: gevent.Greenlet[..., typing.Any]) -> bool:
+    attempt = Attempt.of(one)
+    return attempt is not None and not attempt.ended
 
 
 def _place(frame: types.FrameType | None) -> Place:

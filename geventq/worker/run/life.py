@@ -212,8 +212,9 @@ class JobLife:
         del error
 
     def progressed(self, job: Job, value: object) -> None:
-        """A running job updated its progress."""
+        """A running job updated its progress.  Yields, while the listeners are far behind."""
         self._tell("progress", job, value)
+        self._listeners.keep_up()
 
     def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
         """A running job extended its lock."""

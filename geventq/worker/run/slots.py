@@ -30,6 +30,7 @@ class Slots:
         self.concurrency = concurrency  # how many jobs run at once
         self.is_paused = is_paused
         self.is_open = True  # `False` from the beginning of the close on
+        self.is_held_back = False  # the listeners are too far behind to hear of more jobs
         #: By lock token.  The lock of each is renewed as long as it is in here.
         self.held: dict[str, Execution] = {}
         self.running = Running()
@@ -37,7 +38,7 @@ class Slots:
 
     def free(self) -> int:
         """How many more jobs would run now; 0 or less if none."""
-        if not self.takes or clock.monotonic() < self._limited_until:
+        if not self.takes or self.is_held_back or clock.monotonic() < self._limited_until:
             return 0
         return self.running.free(self.concurrency)
 
