@@ -28,7 +28,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Script", "load", "pack"]
 
-_INCLUDE: typing.Final = re.compile(r"^--- include: ([a-z_]+)$", re.MULTILINE)
+_INCLUDE: typing.Final = re.compile(r"^--- include: (\S+)$", re.MULTILINE)
 _KEYS: typing.Final = re.compile(r"^-- KEYS +(.+(?:\n--  +.+)*)$", re.MULTILINE)
 _KEY_NAME: typing.Final = re.compile(r"[a-z_]+")
 _COMMENT: typing.Final = re.compile(r"^\s*--(?!- ).*\n", re.MULTILINE)

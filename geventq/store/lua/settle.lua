@@ -1,6 +1,10 @@
 -- Settle attempts that ended, and take new jobs: the worker's one call.
--- Each outcome stands for itself: one that is refused neither stops nor undoes the others.
--- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 7.1.  Numbers alone are wire-format's.)
+-- (wire-format 8.10, 9.4-9.8, 18; cancellation.md 3.6, 3.7, 7.1.  Numbers alone are wire-format's.)
+--
+-- Phases types, judge (a code for each outcome), release (locks, active), carry out (each outcome
+--        by its kind), file (ends into their sets), take, tell (markers, drained).
+--        Each outcome stands for itself: one that is refused, or that fails, neither stops nor
+--        undoes the others.
 --
 -- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events
 -- ARGV   1 key base `prefix:queue:`
@@ -13,15 +17,18 @@
 --          job id, lock token, ms of the end,
 --          value     c: result JSON; f, r, d: failedReason ('' = leave the field)
 --          atm       attempts made, after this end
---          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), lifo,
---                    clear (the recorded request), exhausted, event (fields of an extra event),
---                    atm0 and stc0 (as at the take: the outcome is sent again)
--- Reply  {codes (0; 1: a first sending had done it; wire-format 10; -20: the hash is no hash),
---         jobs {id, lock token, hash as before the take}, broken {id, why},
+--          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), move (the
+--                    attempt does not count), lifo, clear (the recorded request), exhausted,
+--                    event (fields of an extra event); of an outcome that is sent again: atm0 and
+--                    stc0 (as at the take), lapsed (its lock can have expired since)
+-- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms of the next delayed job or 0}
+--        A code is 0; 1: a first sending had done it; one of wire-format 10; -20: its hash is no
+--        hash; -21: `more` cannot be read; or a text: why it could not be carried out.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: job
 --- include: promote
+--- include: give_back
 --- include: take
 --- include: keep
 
@@ -30,12 +37,14 @@ local now_ms = tonumber(ARGV[2])
 local room = tonumber(ARGV[3])
 local FIRST, STRIDE = 8, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
+local NOTHING = {}
+local UNREADABLE = -21
 
-local codes = {}
 -- What this call has done so far: it decides about markers, events and the rest of the reply.
-local finished, delayed_some, promoted = false, false, false
+local finished, delayed_some, woken, promoted = false, false, false, false
 local max_events
 local gone = {} -- keys of jobs that are not kept
+local given_back = {} -- by priority: ids, with how far they stood from the left end of active
 -- Ends that are not yet in their sets: those of one removal policy are written at once.
 local filed = {
   completed = { members = {}, now_ms = now_ms },
@@ -52,16 +61,43 @@ local function add_trimmed(...)
   redis.call('XADD', keys.events, 'MAXLEN', '~', event_limit(), '*', ...)
 end
 
--- An outcome is sent again because its answer was lost: was it carried out the first time?
--- The hash tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.
+-- judge ---------------------------------------------------------------------------------------
+
+-- The rare rest of an outcome, or nil for what cannot be carried out.  It holds text of others, as a
+-- trace that another program has cut through a character: of no outcome's the others may suffer.
+local function read_more(kind, text)
+  if text == '' then
+    return kind == 'c' and NOTHING or nil
+  end
+  local read, more = pcall(cjson.decode, text)
+  if not read or type(more) ~= 'table' then
+    return nil
+  end
+  if kind == 'd' and type(more.delay) ~= 'number' then
+    return nil
+  end
+  if (kind == 'f' or kind == 'r' or (kind == 'd' and not more.move)) and type(more.stack) ~= 'string' then
+    return nil
+  end
+  return more
+end
+
+-- An outcome is sent again because its answer was lost: was it carried out the first time?  The hash
+-- tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.  Once the lock
+-- can have lapsed, another may have ended the job: then only an end at our own moment is certain.
 local function was_ours(kind, job_id, ended_ms, more)
-  local job = redis.pcall('HMGET', keys.base .. job_id, 'atm', 'stc', 'finishedOn')
+  local job_key = keys.base .. job_id
+  local job = redis.pcall('HMGET', job_key, 'atm', 'stc', 'finishedOn')
   if job.err then
     return false
   end
+  local is_end = kind == 'c' or kind == 'f'
+  if more.lapsed then
+    return is_end and job[3] == ended_ms
+  end
   local made, stalls = tonumber(job[1]) or 0, tonumber(job[2]) or 0
-  if kind == 'c' or kind == 'f' then
-    if redis.call('EXISTS', keys.base .. job_id) == 0 then
+  if is_end then
+    if redis.call('EXISTS', job_key) == 0 then
       return more.keep ~= nil
     end
     return made > more.atm0 and job[3] == ended_ms
@@ -72,9 +108,104 @@ local function was_ours(kind, job_id, ended_ms, more)
   if made ~= more.atm0 or stalls ~= more.stc0 then
     return false
   end
-  return not redis.call('LPOS', keys.active, job_id)
-    or redis.call('EXISTS', keys.base .. job_id .. ':lock') == 1
+  return not redis.call('LPOS', keys.active, job_id) or redis.call('EXISTS', job_key .. ':lock') == 1
 end
+
+-- The code of an outcome whose lock is not its own (9.5, step 2).
+local function judge_unlocked(n, holder, job_key, all_exist, more)
+  local at = FIRST + (n - 1) * STRIDE
+  local code = holder and -6 or -2
+  if more.atm0 and was_ours(ARGV[at], ARGV[at + 1], ARGV[at + 3], more) then
+    code = 1
+  elseif not more.lapsed and not all_exist and redis.call('EXISTS', job_key) == 0 then
+    code = -1
+  end
+  return code
+end
+
+-- Whether a job may not complete for its children's sake (9.5, step 1).  A key that is none of
+-- theirs tells of no children.
+local function judge_children(job_key)
+  local open = redis.pcall('SCARD', job_key .. ':dependencies')
+  if type(open) == 'number' and open > 0 then
+    return -4
+  end
+  local failed = redis.pcall('ZCARD', job_key .. ':unsuccessful')
+  return type(failed) == 'number' and failed > 0 and -9 or 0
+end
+
+-- Gives each outcome its code, 0 for what is to be carried out, and answers what those are about.
+-- Only reads, with one command for all where the common case allows it.
+local function judge()
+  local lock_keys, job_keys, child_keys = {}, {}, {}
+  for n = 1, count do
+    local at = FIRST + (n - 1) * STRIDE
+    local job_key = keys.base .. ARGV[at + 1]
+    lock_keys[n], job_keys[n] = job_key .. ':lock', job_key
+    if ARGV[at] == 'c' then
+      child_keys[#child_keys + 1] = job_key .. ':dependencies'
+      child_keys[#child_keys + 1] = job_key .. ':unsuccessful'
+    end
+  end
+  local holders = redis.call('MGET', unpack(lock_keys))
+  local all_exist = redis.call('EXISTS', unpack(job_keys)) == count
+  local children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
+  local codes, accepted, ids, locks = {}, {}, {}, {}
+  for n = 1, count do
+    local at = FIRST + (n - 1) * STRIDE
+    local more = read_more(ARGV[at], ARGV[at + 6])
+    local code = 0
+    if not more then
+      code = UNREADABLE
+    elseif holders[n] ~= ARGV[at + 2] then
+      code = judge_unlocked(n, holders[n], job_keys[n], all_exist, more)
+    elseif not all_exist and redis.call('EXISTS', job_keys[n]) == 0 then
+      code = -1
+    elseif children and ARGV[at] == 'c' then
+      code = judge_children(job_keys[n])
+    end
+    if code == 0 then
+      accepted[#accepted + 1] = { n, at, more }
+      ids[#ids + 1], locks[#locks + 1] = ARGV[at + 1], lock_keys[n]
+    end
+    codes[n] = code
+  end
+  return codes, accepted, ids, locks
+end
+
+-- release -------------------------------------------------------------------------------------
+
+-- Takes `ids` out of active (9.5 step 3).  Answers for each how far it stood from the left end,
+-- where taken jobs enter, if that is asked for; false if it was not there.
+local function leave_active(ids, active_count, asks)
+  local places = {}
+  if #ids < 4 or active_count > 4 * #ids then -- then it is cheaper to look for each
+    for _, job_id in ipairs(ids) do
+      local place = asks and redis.call('LPOS', keys.active, job_id) or 0
+      places[job_id] = redis.call('LREM', keys.active, 1, job_id) == 1 and place
+    end
+    return places
+  end
+  for _, job_id in ipairs(ids) do
+    places[job_id] = false
+  end
+  local staying, stay = {}, 0
+  for place, job_id in ipairs(redis.call('LRANGE', keys.active, 0, -1)) do
+    if places[job_id] == false then
+      places[job_id] = place
+    else
+      stay = stay + 1
+      staying[stay] = job_id
+    end
+  end
+  redis.call('DEL', keys.active)
+  if stay > 0 then
+    redis.call('RPUSH', keys.active, unpack(staying))
+  end
+  return places
+end
+
+-- carry out -----------------------------------------------------------------------------------
 
 -- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
 -- removal policy was another one, or if it nears the most values that `unpack` can take.
@@ -82,14 +213,29 @@ local function file(state, job_id, ended_ms, policy)
   local group = filed[state]
   local text = policy and table.concat(policy, ',') or ''
   if text ~= group.text or #group.members > 4000 then
-    file_finished(keys.base, keys[state], group)
+    file_finished(keys, keys[state], group)
     group.text, group.policy = text, policy
   end
-  group.members[#group.members + 1] = ended_ms
-  group.members[#group.members + 1] = job_id
+  local members = group.members
+  members[#members + 1] = ended_ms
+  members[#members + 1] = job_id
 end
 
--- Complete (wire-format 9.5) or finally fail (9.6) a job that has left active.
+local function tell_end(state, job_id, value, made, more)
+  if state == 'completed' then
+    redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
+      'prev', 'active')
+    return
+  end
+  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
+    'prev', 'active')
+  if more.exhausted then
+    redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
+      'attemptsMade', made)
+  end
+end
+
+-- Complete (9.5) or finally fail (9.6) a job.
 local function finish(state, job_id, ended_ms, value, made, more)
   local job_key = keys.base .. job_id
   local policy = more.keep
@@ -114,17 +260,7 @@ local function finish(state, job_id, ended_ms, value, made, more)
     end
     file(state, job_id, ended_ms, policy)
   end
-  if state == 'completed' then
-    redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
-      'prev', 'active')
-  else
-    redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
-      'prev', 'active')
-    if more.exhausted then
-      redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
-        'attemptsMade', made)
-    end
-  end
+  tell_end(state, job_id, value, made, more)
   return 0
 end
 
@@ -141,18 +277,34 @@ local function write_attempt(job_key, value, made, more)
   end
 end
 
--- Run again now, behind the others (9.6), or in front of them (9.8, cancellation.md 7.1).
+-- Run again now, behind the others (9.6), or in front of them (9.8).
 local function requeue(kind, job_id, value, made, more)
   local job_key = keys.base .. job_id
+  if kind == 'r' and not promoted then
+    promoted = true
+    promote_due(keys, now_ms, is_blocked(keys))
+  end
   write_attempt(job_key, value, made, more)
   local priority = priority_of(job_key)
-  enqueue(keys, job_id, priority, kind ~= 'r' or (priority == 0 and more.lifo))
-  if priority == 0 or kind ~= 'w' then
-    wake_unless_blocked(keys)
-  end
-  if kind == 'b' and redis.call('HINCRBY', job_key, 'ats', -1) <= 0 then
+  enqueue(keys, job_id, priority, kind == 'w' or (priority == 0 and more.lifo))
+  woken = woken or priority == 0 or kind == 'r'
+  add_trimmed('event', 'waiting', 'jobId', job_id, 'prev', 'active')
+  return 0
+end
+
+-- Not taken at all, as far as anybody can tell (cancellation.md 7.1).  Where it goes is seen to for
+-- all that are given back, by their order.
+local function prepare_give_back(job_id, value, made, more, place)
+  local job_key = keys.base .. job_id
+  write_attempt(job_key, value, made, more)
+  local started = redis.pcall('HINCRBY', job_key, 'ats', -1)
+  if type(started) == 'table' or started <= 0 then
     redis.call('HDEL', job_key, 'ats')
   end
+  local priority = priority_of(job_key)
+  local group = given_back[priority] or {}
+  given_back[priority] = group
+  group[#group + 1] = { job_id, place }
   add_trimmed('event', 'waiting', 'jobId', job_id, 'prev', 'active')
   return 0
 end
@@ -169,12 +321,10 @@ local function delay(job_id, ended_ms, value, made, more)
   return 0
 end
 
--- Out of active (9.5 step 3), then where the end leads.  From which side the id is looked for is as
--- BullMQ does it: from the left for a move to the front of wait (9.8), else from the right.
-local function settle(kind, job_id, ended_ms, value, made, more)
-  if redis.call('LREM', keys.active, (kind == 'w' or kind == 'b') and 1 or -1, job_id) == 0 then
-    return -3
-  end
+-- Where an outcome leads; `place` is where its job stood in active.
+local function carry_out(at, more, place)
+  local kind, job_id = ARGV[at], ARGV[at + 1]
+  local ended_ms, value, made = ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   if kind == 'c' then
     return finish('completed', job_id, ended_ms, value, made, more)
   elseif kind == 'f' then
@@ -183,98 +333,94 @@ local function settle(kind, job_id, ended_ms, value, made, more)
     return -20
   elseif kind == 'd' then
     return delay(job_id, ended_ms, value, made, more)
-  end
-  if kind == 'r' and not promoted then
-    promoted = true
-    promote_due(keys, now_ms, is_blocked(keys))
+  elseif kind == 'b' then
+    return prepare_give_back(job_id, value, made, more, place)
   end
   return requeue(kind, job_id, value, made, more)
 end
 
-local NOTHING = {}
+-- One outcome's failure is its own code, as text; its job stalls, so that it is not lost.
+local function carry_out_alone(at, more, place)
+  local done, code = pcall(carry_out, at, more, place)
+  if not done then
+    redis.call('LPUSH', keys.active, ARGV[at + 1])
+    return 'it could not be carried out: ' .. (type(code) == 'table' and code.err or tostring(code))
+  end
+  if more.event and code == 0 then
+    redis.pcall('XADD', keys.events, '*', unpack(more.event))
+  end
+  return code
+end
 
--- All outcomes of the call, in two passes.  The first only reads: it gives each outcome its code
--- (9.5, steps 1 and 2), with one command for all of them where the common case allows it.  The
--- second carries out what was not refused.
-local function settle_all()
-  local lock_keys, job_keys, child_keys = {}, {}, {}
-  local ends = false
-  for n = 1, count do
-    local at = FIRST + (n - 1) * STRIDE
-    local job_key = keys.base .. ARGV[at + 1]
-    lock_keys[n], job_keys[n] = job_key .. ':lock', job_key
-    if ARGV[at] == 'c' then
-      child_keys[#child_keys + 1] = job_key .. ':dependencies'
-      child_keys[#child_keys + 1] = job_key .. ':unsuccessful'
+-- settle: judge, release, carry out, file ------------------------------------------------------
+
+local function give_all_back()
+  for priority, group in pairs(given_back) do
+    table.sort(group, function(one, other) return one[2] > other[2] end)
+    local ids = {}
+    for n, entry in ipairs(group) do
+      ids[n] = entry[1]
     end
-    ends = ends or ARGV[at] == 'c' or ARGV[at] == 'f'
+    give_back(keys, ids, priority)
+    woken = true
   end
-  local holders = redis.call('MGET', unpack(lock_keys))
-  local all_exist = redis.call('EXISTS', unpack(job_keys)) == count
-  local children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
-  local released, released_ids, accepted = {}, {}, {}
-  for n = 1, count do
-    local at = FIRST + (n - 1) * STRIDE
-    local kind, job_id = ARGV[at], ARGV[at + 1]
-    local more = ARGV[at + 6] == '' and NOTHING or cjson.decode(ARGV[at + 6])
-    local code = 0
-    if holders[n] ~= ARGV[at + 2] then
-      code = holders[n] and -6 or -2
-      if more.atm0 and was_ours(kind, job_id, ARGV[at + 3], more) then
-        code = 1
-      elseif not all_exist and redis.call('EXISTS', job_keys[n]) == 0 then
-        code = -1
-      end
-    elseif not all_exist and redis.call('EXISTS', job_keys[n]) == 0 then
-      code = -1
-    elseif children and kind == 'c' and redis.call('SCARD', job_keys[n] .. ':dependencies') > 0 then
-      code = -4
-    elseif children and kind == 'c' and redis.call('ZCARD', job_keys[n] .. ':unsuccessful') > 0 then
-      code = -9
-    else
-      released[#released + 1] = lock_keys[n]
-      released_ids[#released_ids + 1] = job_id
-      accepted[#accepted + 1] = { n, at, more }
-    end
-    codes[n] = code
+end
+
+local function settle(active_count)
+  local codes, accepted, ids, locks = judge()
+  if #accepted == 0 then
+    return codes
   end
-  if #released == 0 then
-    return
+  local ends, gives = false, false
+  for _, entry in ipairs(accepted) do
+    local kind = ARGV[entry[2]]
+    ends = ends or kind == 'c' or kind == 'f'
+    gives = gives or kind == 'b'
   end
-  redis.call('DEL', unpack(released))
-  redis.call('SREM', keys.stalled, unpack(released_ids))
+  redis.call('DEL', unpack(locks))
+  redis.call('SREM', keys.stalled, unpack(ids))
+  local places = leave_active(ids, active_count, gives)
   if ends then
     redis.call('XTRIM', keys.events, 'MAXLEN', '~', event_limit())
   end
   for _, entry in ipairs(accepted) do
     local n, at, more = entry[1], entry[2], entry[3]
-    codes[n] = settle(ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], more)
-    if more.event and codes[n] == 0 then
-      redis.call('XADD', keys.events, '*', unpack(more.event))
-    end
+    local place = places[ARGV[at + 1]]
+    places[ARGV[at + 1]] = false -- a second outcome of the same job finds it gone
+    codes[n] = place and carry_out_alone(at, more, place) or -3
   end
-  file_finished(keys.base, keys.completed, filed.completed)
-  file_finished(keys.base, keys.failed, filed.failed)
+  give_all_back()
+  file_finished(keys, keys.completed, filed.completed)
+  file_finished(keys, keys.failed, filed.failed)
   for _, job_key in ipairs(gone) do
     delete_job_keys(job_key)
   end
+  if woken then
+    wake_unless_blocked(keys)
+  end
+  return codes
 end
+
+-- types ---------------------------------------------------------------------------------------
 
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
 -- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
 -- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
 local paused, most_active = read_meta(keys)
 redis.call('LLEN', keys.wait)
-redis.call('LLEN', keys.active)
 redis.call('XLEN', keys.events)
-redis.call('ZINTER', 6, keys.prioritized, keys.delayed, keys.completed, keys.failed, keys.stalled,
-  keys.base)
-
-if count > 0 then
-  settle_all()
+redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.completed, keys.failed, keys.stalled,
+  keys.marker, keys.base)
+local active_count = redis.call('LLEN', keys.active)
+if room > 0 and not string.match(ARGV[6], '^[1-9]%d*$') then
+  return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
 end
 
--- Take (8.10): within the queue's global concurrency, and nothing while it is paused.
+local codes = count > 0 and settle(active_count) or {}
+
+-- take ----------------------------------------------------------------------------------------
+
+-- Within the queue's global concurrency, and nothing while it is paused (8.10).
 local jobs, broken, next_ms = {}, {}, 0
 local blocked = false
 if room >= 0 then
@@ -285,7 +431,7 @@ if room >= 0 then
   blocked = blocked or paused
   promote_due(keys, now_ms, blocked)
   if room > 0 and not blocked then
-    jobs, broken = take_jobs(keys, room, now_ms,
+    jobs, broken = take_jobs(keys, room, ARGV[2],
       { ARGV[4], ARGV[5] ~= '' and tonumber(ARGV[5]) or nil, ARGV[6] }, ARGV[7])
   end
   if #jobs < room or room == 0 then
@@ -295,6 +441,9 @@ if room >= 0 then
     end
   end
 end
+
+-- tell ----------------------------------------------------------------------------------------
+
 -- A call that took all it asked for is followed by another one; else the marker tells (9.7).
 if delayed_some and (#jobs == 0 or #jobs < room) then
   mark_next_delayed(keys)

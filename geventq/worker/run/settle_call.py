@@ -46,22 +46,25 @@ _REFUSALS: typing.Final = {
     -6: "its lock is another's",
     -9: "it has failed children",
     -20: "its key holds no hash",
+    -21: "the script cannot read it",
 }
 
 
-def refusal(job_id: str, code: int) -> str:
+def refusal(job_id: str, code: int | str) -> str:
     """Why the outcome of a job was refused, as a sentence."""
-    return f"the outcome of job {job_id} was refused: {_REFUSALS.get(code, f'code {code}')}"
+    why = code if isinstance(code, str) else _REFUSALS.get(code, f"code {code}")
+    return f"the outcome of job {job_id} was refused: {why}"
 
 
 class SettleReply(typing.NamedTuple):
     """What one call of ``settle.lua`` answered.
 
-    `codes` stand in the order of the outcomes; `broken` are ids without a readable hash and why;
-    `next_ms` is when the next delayed job is due (0: none).
+    `codes` stand in the order of the outcomes, a text where one could not be carried out;
+    `broken` are ids that were not taken and why; `next_ms` is when the next delayed job is due
+    (0: none).
     """
 
-    codes: list[int]
+    codes: list[int | str]
     jobs: list[Taken]
     broken: list[tuple[str, str]]
     next_ms: int
@@ -109,7 +112,7 @@ class SettleCall:
             )
         codes, jobs, broken, next_ms = self._client.script(self._settle, self._keys, args)
         return SettleReply(
-            codes,
+            [_text(code) if isinstance(code, bytes) else code for code in codes],
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,

@@ -27,23 +27,35 @@ local function mark_next_delayed(keys)
   return head[2] ~= nil
 end
 
--- The score of a job due at `due_ms`, behind the others of the same millisecond.
+-- The score of a job due at `due_ms`, behind the others of the same millisecond.  Of those there is
+-- room for 4,096; what is too much goes to the next one, so that it keeps its order.  From 2^41 ms
+-- on (2039) the scores have no room for an order (wire-format 2.2).
+local full_until = {} -- by due time: what this call knows to be full
+
 local function delayed_score(keys, due_ms)
-  local low = due_ms * DELAY_STEP
-  local high = (due_ms + 1) * DELAY_STEP - 1
-  local last = redis.call('ZREVRANGEBYSCORE', keys.delayed, high, low, 'WITHSCORES', 'LIMIT', 0, 1)
-  if last[2] then
-    return math.min(tonumber(last[2]) + 1, high)
+  local ms = full_until[due_ms] or due_ms
+  while true do
+    local low = ms * DELAY_STEP
+    local high = low + DELAY_STEP - 1
+    local last = redis.call('ZREVRANGEBYSCORE', keys.delayed, high, low, 'WITHSCORES',
+      'LIMIT', 0, 1)
+    if not last[2] then
+      return low
+    elseif tonumber(last[2]) < high or ms >= 2199023255552 then
+      return math.min(tonumber(last[2]) + 1, high)
+    end
+    ms = ms + 1
+    full_until[due_ms] = ms
   end
-  return low
 end
 
--- The counter that keeps jobs of equal priority in order.  One that is none begins anew.
-local function next_in_priority(keys)
-  local counter = redis.pcall('INCR', keys.pc)
+-- The next `many` numbers that keep jobs of equal priority in order; answers the last of them.
+-- A counter that is none begins anew.
+local function next_counter(keys, many)
+  local counter = redis.pcall('INCRBY', keys.pc, many)
   if type(counter) == 'table' then
     redis.call('DEL', keys.pc)
-    counter = redis.call('INCR', keys.pc)
+    counter = redis.call('INCRBY', keys.pc, many)
   end
   return counter % PRIORITY_STEP
 end
@@ -54,7 +66,7 @@ local function enqueue(keys, job_id, priority, first)
   if priority == 0 then
     redis.call(first and 'RPUSH' or 'LPUSH', keys.wait, job_id)
   else
-    local counter = first and 0 or next_in_priority(keys)
+    local counter = first and 0 or next_counter(keys, 1)
     redis.call('ZADD', keys.prioritized, priority * PRIORITY_STEP + counter, job_id)
   end
 end

@@ -1,10 +1,12 @@
 --- include: promote
+--- include: utf8
 
 -- Taking up to `room` jobs (wire-format 8.10, 9.4): wait from the right, then prioritized.
 -- An id without a readable hash is not taken: it leaves the lists and is named in the reply.
 
+-- Ids, and the scores of those that were in prioritized.
 local function pop_ids(keys, room)
-  local ids = {}
+  local ids, scores = {}, {}
   while #ids < room do
     local popped = redis.call('RPOP', keys.wait, room - #ids)
     if not popped then
@@ -23,47 +25,99 @@ local function pop_ids(keys, room)
     end
     for i = 1, #popped, 2 do
       ids[#ids + 1] = popped[i]
+      scores[popped[i]] = popped[i + 1]
     end
   end
-  return ids
+  return ids, scores
+end
+
+-- Where the ids from `first` on came from (cancellation.md 3.6: what was popped is in no list).
+local function put_back(keys, ids, scores, first)
+  for n = #ids, first, -1 do
+    if scores[ids[n]] then
+      redis.call('ZADD', keys.prioritized, scores[ids[n]], ids[n])
+    else
+      redis.call('RPUSH', keys.wait, ids[n])
+    end
+  end
+end
+
+-- A job whose id no Python text can hold would come back for ever: it fails, unrun.
+local function fail_unreadable(keys, job_id, now_ms)
+  local why = 'the id is not UTF-8 text'
+  redis.call('HSET', keys.base .. job_id, 'failedReason', why, 'finishedOn', now_ms)
+  redis.call('ZADD', keys.failed, now_ms, job_id)
+  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', why,
+    'prev', 'active')
+  return why
+end
+
+-- Why an id is not taken, or nil; and the fields of its hash.
+local function read_job(keys, job_id, now)
+  local fields = redis.pcall('HGETALL', keys.base .. job_id)
+  if fields.err then
+    return fields.err
+  elseif #fields == 0 then
+    return 'the job has no hash'
+  elseif not is_utf8(job_id) then
+    return fail_unreadable(keys, job_id, now)
+  end
+  return nil, fields
+end
+
+-- How often a job has been started, this time included.
+local function starts(fields)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'ats' then
+      return string.format('%.0f', (tonumber(fields[i + 1]) or 0) + 1)
+    end
+  end
+  return '1'
+end
+
+-- Takes `ids` from the place after what `state` has already (`at`) on.  Should that fail, `state.at`
+-- is the id that it failed with.
+local function take_each(keys, ids, state, now, lock, worker_name)
+  local jobs, broken, taken = state.jobs, state.broken, state.taken
+  for n = 1, #ids do
+    local job_id = ids[n]
+    state.at = n
+    local why, fields = read_job(keys, job_id, now)
+    if why then
+      broken[#broken + 1] = { job_id, why }
+    else
+      local job_key, token = keys.base .. job_id, lock[1]
+      if lock[2] then
+        token = token .. string.format('%d', lock[2] + #jobs)
+      end
+      redis.call('SET', job_key .. ':lock', token, 'PX', lock[3])
+      redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id, 'prev', 'waiting')
+      if worker_name == '' then
+        redis.call('HSET', job_key, 'processedOn', now, 'ats', starts(fields))
+      else
+        redis.call('HSET', job_key, 'processedOn', now, 'ats', starts(fields), 'pb', worker_name)
+      end
+      taken[#taken + 1] = job_id
+      jobs[#jobs + 1] = { job_id, token, fields }
+    end
+  end
 end
 
 -- `lock` is {base, first number or nil, duration in ms}: each job gets a lock token of its own.
 -- Answers jobs {id, lock token, fields as they were before the take...} and broken ids {id, why}.
-local function take_jobs(keys, room, now_ms, lock, worker_name)
-  local jobs, broken, taken = {}, {}, {}
-  for _, job_id in ipairs(pop_ids(keys, room)) do
-    local job_key = keys.base .. job_id
-    local fields = redis.pcall('HGETALL', job_key)
-    if fields.err then
-      broken[#broken + 1] = { job_id, fields.err }
-    elseif #fields == 0 then
-      broken[#broken + 1] = { job_id, 'the job has no hash' }
-    else
-      local token = lock[1]
-      if lock[2] then
-        token = token .. string.format('%d', lock[2] + #jobs)
-      end
-      local started = 0
-      for i = 1, #fields, 2 do
-        if fields[i] == 'ats' then
-          started = tonumber(fields[i + 1]) or 0
-        end
-      end
-      taken[#taken + 1] = job_id
-      jobs[#jobs + 1] = { job_id, token, fields }
-      redis.call('SET', job_key .. ':lock', token, 'PX', lock[3])
-      redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id, 'prev', 'waiting')
-      if worker_name == '' then
-        redis.call('HSET', job_key, 'processedOn', now_ms, 'ats', started + 1)
-      else
-        redis.call('HSET', job_key, 'processedOn', now_ms, 'ats', started + 1, 'pb', worker_name)
-      end
-    end
+local function take_jobs(keys, room, now, lock, worker_name)
+  local ids, scores = pop_ids(keys, room)
+  local state = { jobs = {}, broken = {}, taken = {}, at = 1 }
+  local done, why = pcall(take_each, keys, ids, state, now, lock, worker_name)
+  if #state.taken > 0 then
+    redis.call('LPUSH', keys.active, unpack(state.taken))
+    wake(keys)
   end
-  if #taken > 0 then
-    redis.call('LPUSH', keys.active, unpack(taken))
-    redis.call('ZADD', keys.marker, 0, '0')
+  if not done then
+    put_back(keys, ids, scores, state.at)
+    if #state.jobs + #state.broken == 0 then
+      error(why)
+    end -- else the next call meets the fault alone
   end
-  return jobs, broken
+  return state.jobs, state.broken
 end
