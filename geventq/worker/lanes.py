@@ -22,7 +22,7 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
-from geventq.worker.run.settle_call import OURS, SettleCall, Settled, SettleReply
+from geventq.worker.run.settle_call import OURS, Code, SettleCall, Settled, SettleReply
 
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Tell
@@ -53,7 +53,7 @@ class Jobs(typing.Protocol):
     def settled(self, execution: Execution, outcome: Outcome) -> None:
         """The outcome is in Redis."""
 
-    def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
+    def refused(self, execution: Execution, outcome: Outcome, code: Code) -> None:
         """The outcome was refused: the lock was lost, or the job is gone."""
 
     def hand_on(self) -> None:

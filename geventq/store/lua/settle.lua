@@ -180,8 +180,11 @@ end
 local function leave_active(ids, active_count, asks)
   local places = {}
   if #ids < 4 or active_count > 4 * #ids then -- then it is cheaper to look for each
+    for _, job_id in ipairs(asks and ids or NOTHING) do
+      places[job_id] = redis.call('LPOS', keys.active, job_id)
+    end
     for _, job_id in ipairs(ids) do
-      local place = asks and redis.call('LPOS', keys.active, job_id) or 0
+      local place = places[job_id] or 0
       places[job_id] = redis.call('LREM', keys.active, 1, job_id) == 1 and place
     end
     return places

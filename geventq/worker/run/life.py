@@ -26,7 +26,7 @@ from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Taken
 from geventq.worker.run.decide import NotEnded, decide
 from geventq.worker.run.runners import Runners, untouched
-from geventq.worker.run.settle_call import LOCK_GONE, PENDING_CHILDREN, refusal
+from geventq.worker.run.settle_call import LOCK_GONE, PENDING_CHILDREN, UNREADABLE, Code, refusal
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt
@@ -308,12 +308,16 @@ class JobLife:
             tell("retrying", job, outcome.error)
         self.settler.may_be_more()
 
-    def refused(self, execution: Execution, outcome: Outcome, code: int) -> None:
+    def refused(self, execution: Execution, outcome: Outcome, code: Code) -> None:
         """The outcome was refused: the job has unfinished children, is gone, or is another's."""
         if code in PENDING_CHILDREN and outcome.kind == outcomes.COMPLETE:
             error = GeventqError(f"job {execution.job_id} returned while its children are pending")
             failure = decide(execution, None, error, outcome.ended_ms, self._strategies)
             self.settler.settle(execution, failure)
+            return
+        if code == UNREADABLE:
+            error = GeventqError(refusal(execution.job_id, code))
+            self.settler.settle(execution, outcomes.plain_failure(execution, error, outcome))
             return
         if code in LOCK_GONE:
             self._giving_up.refused(execution)

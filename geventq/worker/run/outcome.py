@@ -30,6 +30,7 @@ __all__ = [
     "give_back",
     "lost",
     "move",
+    "plain_failure",
     "printable",
     "printable_text",
 ]
@@ -167,6 +168,14 @@ def failure(
         if policy.lifo:
             more["lifo"] = True
     return Outcome(kind, ended_ms, text, attempts_made, more, error=error)
+
+
+def plain_failure(execution: Execution, error: Exception, refused: Outcome) -> Outcome:
+    """A final failure that any script can read, instead of an outcome that was `refused`: it
+    holds nothing that came from elsewhere."""
+    more = {"stack": json.dumps([str(error)])}
+    made, ended_ms = execution.attempts_made + 1, refused.ended_ms
+    return Outcome(FAIL, ended_ms, str(error), made, more, error=error)
 
 
 def move(

@@ -24,6 +24,8 @@ __all__ = [
     "OURS",
     "PENDING_CHILDREN",
     "SAFETY",
+    "UNREADABLE",
+    "Code",
     "SettleCall",
     "SettleReply",
     "Settled",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 Settled = tuple["Execution", "Outcome"]
+Code = int | str
+"""What became of one outcome: a number of settle.lua, or why it could not be carried out."""
 
 SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.3)
 
@@ -38,6 +42,7 @@ SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.
 OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
 LOCK_GONE: typing.Final = (-2, -6)  # expired, or another's
 PENDING_CHILDREN: typing.Final = (-4, -9)
+UNREADABLE: typing.Final = -21  # nothing was written, and the lock is still there
 _REFUSALS: typing.Final = {
     -1: "its hash is gone",
     -2: "its lock is gone",
@@ -46,11 +51,11 @@ _REFUSALS: typing.Final = {
     -6: "its lock is another's",
     -9: "it has failed children",
     -20: "its key holds no hash",
-    -21: "the script cannot read it",
+    UNREADABLE: "the script cannot read it",
 }
 
 
-def refusal(job_id: str, code: int | str) -> str:
+def refusal(job_id: str, code: Code) -> str:
     """Why the outcome of a job was refused, as a sentence."""
     why = code if isinstance(code, str) else _REFUSALS.get(code, f"code {code}")
     return f"the outcome of job {job_id} was refused: {why}"
@@ -64,7 +69,7 @@ class SettleReply(typing.NamedTuple):
     (0: none).
     """
 
-    codes: list[int | str]
+    codes: list[Code]
     jobs: list[Taken]
     broken: list[tuple[str, str]]
     next_ms: int
@@ -108,7 +113,7 @@ class SettleCall:
                 str(outcome.ended_ms),
                 outcome.value,
                 str(outcome.attempts_made),
-                outcome.wire_more() if outcome.more else "",
+                self._more(execution, outcome) if outcome.more else "",
             )
         codes, jobs, broken, next_ms = self._client.script(self._settle, self._keys, args)
         return SettleReply(
@@ -117,6 +122,13 @@ class SettleCall:
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,
         )
+
+    def _more(self, execution: Execution, outcome: Outcome) -> str:
+        """The rare rest of an outcome.  Of one that is sent again it tells whether its lock can
+        have lapsed by now: then another may have ended the job (3.6)."""
+        if outcome.more and "atm0" in outcome.more:
+            outcome.more["lapsed"] = clock.monotonic() > execution.renewed_at + self.lock_life
+        return outcome.wire_more()
 
     def recover(
         self, lock_token: str, numbers: typing.Iterable[tuple[int, int]] = ()
