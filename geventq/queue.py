@@ -45,6 +45,7 @@ A = typing.TypeVar("A")
 T = typing.TypeVar("T")
 
 _MOST: typing.Final = 50_000  # jobs in one add_bulk
+_LARGEST: typing.Final = 64 * 2**20  # bytes of their data and options
 _ONE: typing.Final = "store"
 
 
@@ -127,15 +128,22 @@ class Queue:
         return self._sent(self._gathering().add, self._checked(name, data, options))
 
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
-        """Add up to 50,000 jobs in one call, all or none, in their order.  As `add`."""
+        """Add up to 50,000 jobs, of 64 MB, in one call, all or none, in their order.  As `add`.
+
+        Because it is all or none, Redis does nothing else meanwhile: some 16 us a job.
+        """
         checked: list[NewJob] = []
+        size = 0
         for spec in check_iterable("specs", specs):
             if not isinstance(spec, JobSpec):
                 raise TypeError(f"specs: a JobSpec is needed, got {show(spec)}")
             # At once: whoever makes them one by one may use his dicts again.
             checked.append(self._checked(spec.name, spec.data, spec.options))
+            size += len(checked[-1][1]) + len(checked[-1][2].text)
             if len(checked) > _MOST:
                 raise ValueError(f"specs: at most {_MOST} jobs a call, got more")
+            if size > _LARGEST:
+                raise ValueError(f"specs: at most {_LARGEST} bytes a call, got more")
         return self._sent(self._store.add, checked) if checked else []
 
     def _checked(

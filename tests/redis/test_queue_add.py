@@ -169,6 +169,9 @@ def test_one_bad_job_and_none_is_written(
 def test_more_than_a_call_can_take_is_refused(queue: Queue) -> None:
     with pytest.raises(ValueError, match=r"50000 jobs a call"):
         queue.add_bulk([JobSpec("n")] * 50_001)
+    with pytest.raises(ValueError, match=r"67108864 bytes a call"):
+        queue.add_bulk(JobSpec("n", "x" * 2**20) for _ in range(64))
+    assert queue.count() == 0
 
 
 @pytest.mark.parametrize("suffix", ["wait", "events", "meta", "id", "marker", "delayed", "pc"])

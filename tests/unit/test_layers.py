@@ -17,7 +17,8 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # From the bottom up.  A module may import its own layer and those below it.
 LAYERS: typing.Final = [
     {"errors", "clock", "checks", "codec", "foreign", "outage", "hubs", "guarded", "signatures"},
-    {"cancellation", "options", "job_options", "job", "backoff", "record", "postgresql", "fork"},
+    {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
+    | {"job", "job_hash"},
     {"embedded"},
     {"store"},
     {"worker", "queue", "events"},

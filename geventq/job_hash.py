@@ -1,0 +1,217 @@
+"""What a job's hash says (wire-format 3), read lazily and tolerantly.
+
+A worker makes a hundred thousand of these a second and looks at few of their fields.  Knows
+neither Redis nor what is done with a job.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+from geventq.checks import MAX_SECONDS
+from geventq.codec import decode
+from geventq.errors import GeventqError
+from geventq.options import from_wire
+
+if typing.TYPE_CHECKING:
+    from geventq.cancellation import Cancellation
+
+__all__ = ["Fields", "JobHash"]
+
+Fields = dict[bytes, bytes]
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed_options(text: bytes) -> dict[str, typing.Any]:
+    """Stored options, shared by all jobs that were added with the same ones: never changed."""
+    wire = decode(text)
+    if not isinstance(wire, dict):
+        raise ValueError("an object is needed")
+    return wire
+
+
+_NO_OPTIONS: typing.Final[dict[str, typing.Any]] = {}
+_UNREAD: typing.Final = object()
+
+
+class JobHash:
+    """The fields of one job, as they were when they were read."""
+
+    __slots__ = ("_data", "_fields", "id")
+
+    def __init__(self, job_id: str, fields: Fields) -> None:
+        self.id = job_id
+        self._fields = fields
+        self._data: typing.Any = _UNREAD
+
+    @property
+    def name(self) -> str:
+        return self._text(b"name") or ""
+
+    @property
+    def data(self) -> typing.Any:
+        """The payload.  Raises `GeventqError` if another program stored what is not JSON."""
+        if self._data is _UNREAD:
+            self._data = self._json(b"data", b"{}")
+        return self._data
+
+    @property
+    def opts(self) -> dict[str, typing.Any]:
+        """The options it was added with, as `Queue.add` names them, in seconds."""
+        return from_wire(self.wire_options)
+
+    @property
+    def wire_options(self) -> typing.Mapping[str, typing.Any]:
+        """The options as they are stored (wire-format section 4); not to be changed."""
+        text = self._fields.get(b"opts")
+        if not text:
+            return _NO_OPTIONS
+        try:
+            return _parsed_options(text)
+        except ValueError as error:
+            raise GeventqError(f"opts of job {self.id} cannot be read: {error}") from None
+
+    @property
+    def timestamp(self) -> float:
+        return self._number(b"timestamp") / 1000
+
+    @property
+    def delay(self) -> float:
+        return self._number(b"delay") / 1000
+
+    @property
+    def priority(self) -> int:
+        return int(self._number(b"priority"))
+
+    @property
+    def attempts_made(self) -> int:
+        """Attempts that ended.  `attemptsMade` is an old spelling, and wins (wire-format 3)."""
+        fields = self._fields
+        return int(self._number(b"attemptsMade" if b"attemptsMade" in fields else b"atm"))
+
+    @property
+    def attempts_started(self) -> int:
+        return int(self._number(b"ats"))
+
+    @property
+    def stalled_counter(self) -> int:
+        return int(self._number(b"stc"))
+
+    def counters(self) -> tuple[int, int, int]:
+        """`attempts_made`, `attempts_started` and `stalled_counter`, at once: a worker reads them
+        of every job."""
+        get = self._fields.get
+        try:
+            if b"attemptsMade" not in self._fields:
+                return int(get(b"atm", 0)), int(get(b"ats", 0)), int(get(b"stc", 0))
+        except ValueError:  # foreign values, which are worth more work
+            pass
+        return self.attempts_made, self.attempts_started, self.stalled_counter
+
+    @property
+    def progress(self) -> typing.Any:
+        return self._json(b"progress", b"0")
+
+    @property
+    def return_value(self) -> typing.Any:
+        """The result, `None` while there is none or if it cannot be read."""
+        try:
+            return self._json(b"returnvalue", b"null")
+        except GeventqError:
+            return None
+
+    @property
+    def failed_reason(self) -> str | None:
+        return self._text(b"failedReason")
+
+    @property
+    def stacktrace(self) -> list[str]:
+        """The traces of all failed attempts, oldest first."""
+        try:
+            traces = self._json(b"stacktrace", b"[]")
+        except GeventqError:
+            return []
+        return [str(trace) for trace in traces] if isinstance(traces, list) else []
+
+    @property
+    def processed_on(self) -> float | None:
+        return self._number(b"processedOn") / 1000 if b"processedOn" in self._fields else None
+
+    @property
+    def finished_on(self) -> float | None:
+        return self._number(b"finishedOn") / 1000 if b"finishedOn" in self._fields else None
+
+    @property
+    def processed_by(self) -> str | None:
+        """The `name` of the worker that took it last, if that has one."""
+        return self._text(b"pb")
+
+    @property
+    def parent_key(self) -> str | None:
+        return self._text(b"parentKey")
+
+    @property
+    def deduplication_id(self) -> str | None:
+        return self._text(b"deid")
+
+    @property
+    def deferred_failure(self) -> str | None:
+        """Why the next worker to take this job fails it without running it, if it does."""
+        return self._text(b"defa")
+
+    @property
+    def cancellation(self) -> Cancellation | None:
+        """The request to cancel that is recorded with the job (cancellation.md 4.3)."""
+        record = self._fields.get(b"gqc")
+        if not record:
+            return None
+        from geventq.record import cancellation_of  # rare, so not paid for by the others
+
+        return cancellation_of(record)
+
+    def defect(self) -> str | None:
+        """Why this job cannot be run: it has no name, or its data are not JSON."""
+        if not self._fields.get(b"name"):
+            return f"the job's hash {'has no name' if self._fields else 'is missing'}"
+        try:
+            self.data  # noqa: B018  (parsed here once, and kept)
+        except GeventqError as error:
+            return str(error)
+        return None
+
+    def _text(self, field: bytes) -> str | None:
+        value = self._fields.get(field)
+        return None if value is None else value.decode(errors="replace")
+
+    def _json(self, field: bytes, default: bytes) -> typing.Any:
+        try:
+            return decode(self._fields.get(field) or default)
+        except ValueError as error:
+            name = field.decode()
+            raise GeventqError(f"{name} of job {self.id} is not JSON: {error}") from None
+
+    def _number(self, field: bytes) -> float:
+        """A number as Node writes it; 0 where it is missing or something else."""
+        value = self._fields.get(field)
+        if value is None:
+            return 0
+        try:
+            return int(value)
+        except ValueError:
+            pass
+        try:
+            number = float(value)
+        except ValueError:
+            return 0
+        return number if abs(number) <= MAX_SECONDS * 1000 else 0
+
+    def changed(self, fields: typing.Mapping[bytes, bytes | None]) -> None:
+        """These fields of its hash were written, or deleted (`None`)."""
+        for field, value in fields.items():
+            if value is None:
+                self._fields.pop(field, None)
+            else:
+                self._fields[field] = value
+        if b"data" in fields:
+            self._data = _UNREAD
