@@ -35,6 +35,7 @@ __all__ = [
     "check_worker_name",
     "is_queue_key",
     "milliseconds",
+    "seconds_text",
     "show",
 ]
 
@@ -107,6 +108,13 @@ def milliseconds(seconds: float) -> int | float:
     value = round(seconds * 1000, 3)
     whole = int(value)
     return whole if whole == value else value
+
+
+def seconds_text(seconds: float) -> str:
+    """A time for people, to the microsecond: ``0.05``, ``1209600``; never an exponent where a
+    number will do."""
+    text = f"{seconds:.6f}".rstrip("0").rstrip(".")
+    return text if float(text) or not seconds else f"{seconds:g}"
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> int:

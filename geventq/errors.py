@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing
 
-from geventq.checks import Seconds, check_seconds
+from geventq.checks import Seconds, check_seconds, seconds_text
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation.request import Cancellation
@@ -46,7 +46,7 @@ class RedisUnavailableError(GeventqError, ConnectionError):
 
 class LockLostError(GeventqError):
     """The attempt no longer owns its job: another worker may be running it, so this write
-    was refused (cancellation.md 3.4)."""
+    was refused (cancellation.md 3.4).  `LockLost` tells what else has this name."""
 
 
 class UnrecoverableError(GeventqError):
@@ -63,7 +63,7 @@ class DelayedError(_MoveError):
 
     def __init__(self, seconds: Seconds = 0.0) -> None:
         self.seconds = check_seconds("seconds", seconds)
-        super().__init__(f"move to delayed for {self.seconds:g} s")
+        super().__init__(f"move to delayed for {seconds_text(self.seconds)} s")
 
 
 class RateLimitError(_MoveError):
@@ -72,7 +72,7 @@ class RateLimitError(_MoveError):
 
     def __init__(self, seconds: Seconds = 0.0) -> None:
         self.seconds = check_seconds("seconds", seconds)
-        super().__init__(f"rate limited for {self.seconds:g} s")
+        super().__init__(f"rate limited for {seconds_text(self.seconds)} s")
 
 
 class WaitingError(_MoveError):

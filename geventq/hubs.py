@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import typing
 
-import gevent.event
+import gevent
 from gevent import get_hub, monkey
 
-__all__ = ["get_ident", "in_thread_of", "interrupt_main", "wait_for"]
+__all__ = ["Linkable", "get_ident", "in_thread_of", "interrupt_main", "wait_for"]
 
 T = typing.TypeVar("T")
 
@@ -57,14 +57,22 @@ def interrupt_main(error: BaseException) -> None:
     hub.loop.run_callback(hub.parent.throw, error)
 
 
-def wait_for(hub: typing.Any, event: gevent.event.Event) -> None:
-    """Wait until `event`, which is set in the thread of `hub`, is set, or that loop has ended.
+class Linkable(typing.Protocol):
+    """An event, a greenlet."""
+
+    def rawlink(self, callback: typing.Callable[[typing.Any], object], /) -> None:
+        """Call it in the hub when it is set, or has ended; if it has, too."""
+
+
+def wait_for(hub: typing.Any, event: Linkable) -> None:
+    """Wait until `event`, which lives in the thread of `hub`, is set or has ended, or that
+    loop has ended.
 
     In that thread itself it yields to the hub; any other native thread blocks: an event of
     gevent's keeps no foreign hub alive that waits for it.
     """
     if hub.thread_ident == get_ident():
-        event.wait()
+        gevent.wait([typing.cast(typing.Any, event)])
         return
     done = _allocate_lock()
     done.acquire()

@@ -18,7 +18,7 @@ import weakref
 import gevent
 
 from geventq import clock
-from geventq.cancellation import calls, tree
+from geventq.cancellation import calls, scope, tree
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
@@ -29,17 +29,11 @@ __all__ = ["Attempt", "AttemptObserver"]
 
 
 class AttemptObserver(typing.Protocol):
-    """Who is told.  Called in the hub or in the attempt's own greenlet, so that it must never block
-    or log; but `stuck` is called in a greenlet named ``geventq-stuck``, and may."""
-
-    def requested(self, attempt: Attempt) -> None:
-        """A request took effect."""
-
-    def thrown(self, attempt: Attempt) -> None:
-        """The first kill is about to be thrown."""
+    """Who is told."""
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
-        """The job is alive although it was killed; `stack` is where it sits."""
+        """The job is alive although it was killed; `stack` is where it sits.  Called once, in a
+        greenlet named ``geventq-stuck``: it may block and log."""
 
 
 class Attempt:
@@ -75,21 +69,25 @@ class Attempt:
         observer: AttemptObserver,
     ) -> None:
         self.job_id = job_id
+        self.observer = observer
+        #: All requests, merged; it decides the outcome.  The token keeps the first.
         self.strongest: Cancellation | None = None
-        self.greenlet: typing.Any = None  # set from begin() on
+        self.requested_monotonic = 0.0  # when the first request was made; 0.0 before
+        #: Where users' code runs for this attempt: set by `enter`, `None` again after `end`.
+        self.greenlet: typing.Any = None
         self.ended = False
-        self.is_stuck = False
+        #: From the first throw on; then whatever comes out of the job counts as cancelled (2.5).
         self.was_thrown = False
-        self.was_lock_lost = False
-        self.requested_monotonic = 0.0
+        self.was_lock_lost = False  # whatever else was asked, nothing may be written
+        self.is_stuck = False  # told to the observer; never taken back
         self._hard = hard
         self._kill_after = kill_after
-        self.observer = observer
         self._hub = gevent.get_hub()
+        #: Made by the first hard request; from then on the one thing that throws.
         self._ladder: Ladder | None = None
-        self._limit: typing.Any = None
+        self._limit: typing.Any = None  # the timer of the job's time limit, while it runs
         self._family: weakref.WeakSet[typing.Any] | None = None
-        self.token = CancellationToken(attempt=self) if with_token else None
+        self.token = CancellationToken(self) if with_token else None
 
     @staticmethod
     def of(greenlet: typing.Any) -> Attempt | None:
@@ -123,7 +121,7 @@ class Attempt:
         if greenlet is not None:
             greenlet.spawn_tree_locals = {}
         if self.token is not None:
-            self.token._seal()
+            scope.seal(self.token)
 
     def reap(self) -> typing.Collection[Callback]:
         """Kill and join the helpers of `token.spawn` (2.13).  Returns the `on_cancel` callbacks
@@ -133,18 +131,18 @@ class Attempt:
         user's own late kill) comes for an attempt that is over, and is dropped (2.7).
         """
         token = self.token
-        if token is None or token._extras is None:
+        if token is None or not scope.is_grown(token):
             return ()
-        helpers, token._extras.helpers = token._extras.helpers, []
+        helpers = scope.take_helpers(token)
         while helpers:
             try:
-                calls.put_down(helpers, token._guard_if_any(), self.became_stuck)
+                calls.put_down(helpers, scope.scope_of(token))
                 break
             except KeyboardInterrupt as error:
                 interrupt_main(error)
             except BaseException:  # noqa: BLE001, S112 (see above)
                 continue
-        return list(token._callbacks_at_work())
+        return scope.callbacks_at_work(token)
 
     def disown(self) -> list[typing.Any]:
         """In a forked child, where the run is the parent's: nothing can be asked of it any more
@@ -153,7 +151,7 @@ class Attempt:
         if self.greenlet is not None:
             greenlets.append(self.greenlet)
         if self.token is not None:
-            greenlets += self.token._disown()
+            greenlets += scope.disown(self.token)
         self.end()
         return greenlets
 
@@ -170,7 +168,9 @@ class Attempt:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def request(self, said: Cancellation, *, hard: bool | None, kill_after: float | None) -> bool:
+    def request(
+        self, request: Cancellation, *, hard: bool | None, kill_after: float | None
+    ) -> bool:
         """Ask the job to stop; whether this request took effect (2.2).
 
         `hard` `None` means the worker's mode, `kill_after` `None` its grace in seconds;
@@ -178,37 +178,41 @@ class Attempt:
         """
         if self._hub.thread_ident != get_ident():
             return in_thread_of(
-                self._hub, lambda: self.request(said, hard=hard, kill_after=kill_after), gone=False
+                self._hub,
+                lambda: self.request(request, hard=hard, kill_after=kill_after),
+                gone=False,
             )
         is_hard = (self._hard or kill_after is not None) if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
-        if said.kind == "lock_lost":
+        if request.kind == "lock_lost":
             self.was_lock_lost = True
             kill_after = 0.0
         elif self.token is None and not is_hard:
             return False  # a processor without a token cannot be asked softly
-        if said.hard != is_hard:
-            said = dataclasses.replace(said, hard=is_hard)
-        before = self.strongest
-        if before is None:
-            took = True
-            self.strongest = said
-            self.requested_monotonic = clock.monotonic()
-            if self.token is not None:
-                self.token._accept(said)
-        else:
-            self.strongest = said = before.merged(said)
-            took = said is not before
-        if is_hard or (self.was_lock_lost and said.hard):
+        if request.hard != is_hard:
+            request = dataclasses.replace(request, hard=is_hard)
+        took = self._keep(request)
+        assert self.strongest is not None
+        if is_hard or (self.was_lock_lost and self.strongest.hard):
             took = self._hasten(self._kill_after if kill_after is None else kill_after) or took
-        if took:
-            self.observer.requested(self)
         return took
 
-    def precede(self, said: Cancellation) -> None:
+    def _keep(self, request: Cancellation) -> bool:
+        """Add what is stronger in `request` than in those before; whether there was anything."""
+        before = self.strongest
+        if before is not None:
+            self.strongest = before.merged(request)
+            return self.strongest is not before
+        self.strongest = request
+        self.requested_monotonic = clock.monotonic()
+        if self.token is not None:
+            scope.accept(self.token, request)
+        return True
+
+    def precede(self, request: Cancellation) -> None:
         """A request that was recorded before this run began: it will not run (2.8)."""
-        self.strongest = said
+        self.strongest = request
         self.requested_monotonic = clock.monotonic()
 
     def _hasten(self, grace: float) -> bool:
@@ -250,8 +254,7 @@ class Attempt:
 
     def shielded_until(self) -> float | None:
         """When the last cap of the open shields runs out; `None` without one."""
-        guard = None if self.token is None else self.token._guard_if_any()
-        return None if guard is None else guard.until()
+        return None if self.token is None else scope.shielded_until(self.token)
 
     def shield_entered(self) -> None:
         """The first shield was entered."""
@@ -259,13 +262,13 @@ class Attempt:
             self._ladder.entered_shield()
 
     def shield_left(self) -> None:
-        """The last shield was left.  May raise `JobKilled`."""
+        """A shield was left, others may be open.  May raise `JobKilled`."""
         if self._ladder is not None:
             self._ladder.left_shield()
 
     def callbacks_running(self) -> bool:
         """Whether `on_cancel` callbacks hold the throw back."""
-        return self.token is not None and any(self.token._callbacks_at_work())
+        return self.token is not None and bool(scope.callbacks_at_work(self.token))
 
     def callback_ended(self) -> None:
         """One of them has ended."""
@@ -282,11 +285,9 @@ class Attempt:
         """The living greenlets of the tree, without the job's own."""
         return [] if self._family is None else list(self._family)
 
-    def threw(self, *, first: bool) -> None:
+    def threw(self) -> None:
         """The ladder throws."""
         self.was_thrown = True
-        if first:
-            self.observer.thrown(self)
 
     def became_stuck(self, greenlet: typing.Any = None) -> None:
         """The ladder's end, or a call of `token.run` or a helper that swallows its kill.

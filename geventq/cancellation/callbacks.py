@@ -1,7 +1,8 @@
 """`on_cancel` callbacks: users' code that runs when a cancellation is requested.
 
 Each runs in a greenlet of its own, named ``geventq-on-cancel``, side by side with the others,
-for at most `LIMIT` seconds; what it raises is logged there (cancellation.md 2.11).
+for at most `LIMIT` seconds; what it raises is logged there (cancellation.md 2.11).  Callbacks
+live in the thread of one hub, whichever thread registers them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import weakref
 import gevent
 
 from geventq.cancellation import tree
+from geventq.hubs import get_ident, in_thread_of, wait_for
 
 __all__ = ["LIMIT", "Callback", "at_work"]
 
@@ -37,6 +39,7 @@ class Callback:
         "_ended",
         "_fn",
         "_greenlet",
+        "_hub",
         "_of_a_job",
         "_undone",
     )
@@ -47,6 +50,7 @@ class Callback:
         args: tuple[typing.Any, ...],
         ended: typing.Callable[[Callback], None],
         *,
+        hub: typing.Any,
         of_a_job: bool,
     ) -> None:
         if not callable(fn):
@@ -54,8 +58,10 @@ class Callback:
         self._fn = fn
         self._args = args
         self._ended = ended
+        self._hub = hub
         self._of_a_job = of_a_job
         self._context = contextvars.copy_context()
+        #: Of the two at most one comes true, and stays: it was started, or it was undone.
         self._greenlet: gevent.Greenlet[..., typing.Any] | None = None
         self._undone = False
 
@@ -66,17 +72,25 @@ class Callback:
 
     def undo(self) -> bool:
         """Take the callback back; `False` if it was started already.  Does not yield."""
-        if self._greenlet is None:
-            if not self._undone:
-                self._undone = True
-                self._ended(self)
-            return True
-        return False
+        return in_thread_of(self._hub, self._undo, gone=True)
+
+    def _undo(self) -> bool:
+        if self._greenlet is not None:
+            return False
+        if not self._undone:
+            self._undone = True
+            self._ended(self)
+        return True
 
     def join(self) -> None:
         """Wait until a started callback has ended; at most about a second."""
-        if self._greenlet is not None:
-            self._greenlet.join(LIMIT + 0.5)
+        greenlet = self._greenlet
+        if greenlet is None:
+            return
+        if self._hub.thread_ident == get_ident():
+            greenlet.join(LIMIT + 0.5)
+        else:
+            wait_for(self._hub, greenlet)
 
     def start(self) -> None:
         """Start the callback's greenlet.  Does not yield; may be called in the hub."""
@@ -86,17 +100,14 @@ class Callback:
                 at_work.add(self._greenlet)
 
     def _run(self) -> None:
-        limit = gevent.Timeout(LIMIT)
+        limit = tree.Limit(LIMIT)
         try:
             with limit:
                 self._fn(*self._args)
-        except gevent.Timeout as timeout:
-            if timeout is limit:
-                _log.warning("an on_cancel callback was stopped after %g s: %r", LIMIT, self._fn)
-            else:
-                _log.exception("an on_cancel callback failed: %r", self._fn)
         except gevent.GreenletExit:
-            raise
+            if not limit.passed:
+                raise
+            _log.warning("an on_cancel callback was stopped after %g s: %r", LIMIT, self._fn)
         except BaseException:  # also SystemExit, which would end the process here  # noqa: BLE001
             _log.exception("an on_cancel callback failed: %r", self._fn)
         finally:

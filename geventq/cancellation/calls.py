@@ -1,12 +1,14 @@
 """Calls in greenlets of their own that end with the job: `token.run`, and ending helpers.
 
 The caller's greenlet waits here, in its own turn; the call runs in a greenlet named
-``geventq-run`` (cancellation.md 2.13).
+``geventq-run`` (cancellation.md 2.13).  Knows of the token only that it can be waited for, and
+of the run's shields what an `Owner` shows.
 """
 
 from __future__ import annotations
 
 import contextvars
+import math
 import typing
 
 import gevent
@@ -16,35 +18,59 @@ from greenlet import GreenletExit
 
 from geventq import clock
 from geventq.cancellation import tree
-from geventq.cancellation.ladder import INTERVAL, RETHROWS
 from geventq.errors import JobCancelled, JobKilled
 
 if typing.TYPE_CHECKING:
+    from geventq.cancellation.request import Cancellation
     from geventq.cancellation.shield import Guard
-    from geventq.cancellation.token import CancellationToken
 
-__all__ = ["put_down", "run"]
+__all__ = ["INTERVAL", "RETHROWS", "Owner", "Signal", "put_down", "run"]
+
+#: Seconds between two throws, into a job as into what belongs to it.
+INTERVAL: typing.Final = 1.0
+#: How often a throw is repeated before what swallows it counts as stuck.
+RETHROWS: typing.Final = 3
+#: Seconds between two looks at a shield that holds a throw back.
+LOOK: typing.Final = 0.05
+
+
+class Signal(typing.Protocol):
+    """What ends a call: the token."""
+
+    def rawlink(self, callback: typing.Callable[[typing.Any], object], /) -> None:
+        """Call it, in the hub, when the signal is given."""
+
+    def unlink(self, callback: typing.Callable[[typing.Any], object], /) -> None:
+        """Take it back."""
+
+    def get(self, block: bool = ..., timeout: float | None = ...) -> Cancellation:
+        """The request."""
+
+
+class Owner(typing.Protocol):
+    """Whose greenlets are put down: the scope of the run."""
+
+    guard: Guard | None
+    """The run's shields; made when the first one is, which may be during the wait."""
+
+    def became_stuck(self, greenlet: typing.Any) -> None:
+        """`greenlet` swallows its kill."""
 
 
 class _Call:
     """A call and what became of it; a failure is kept for the caller, not printed."""
 
-    __slots__ = ("_args", "_fn", "_kwargs", "done", "error", "value")
+    __slots__ = ("_call", "done", "error", "value")
 
-    def __init__(
-        self,
-        fn: typing.Callable[..., typing.Any],
-        args: tuple[typing.Any, ...],
-        kwargs: dict[str, typing.Any],
-    ) -> None:
-        self._fn, self._args, self._kwargs = fn, args, kwargs
-        self.done = False
+    def __init__(self, call: typing.Callable[[], typing.Any]) -> None:
+        self._call = call
+        self.done = False  # it was begun, and has ended
         self.value: typing.Any = None
         self.error: BaseException | None = None
 
     def __call__(self) -> None:
         try:
-            self.value = self._fn(*self._args, **self._kwargs)
+            self.value = self._call()
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: the caller's  # noqa: BLE001
             self.error = error
         self.done = True
@@ -62,18 +88,15 @@ class _Call:
 
 
 def run(
-    token: CancellationToken,
-    fn: typing.Callable[..., typing.Any],
-    args: tuple[typing.Any, ...],
-    kwargs: dict[str, typing.Any],
+    call: typing.Callable[[], typing.Any],
     timeout: float | None,
+    signal: Signal | None,
+    owner: Owner,
 ) -> typing.Any:
-    """The whole of `CancellationToken.run`."""
-    shielded = token._shielded_here()
-    if not shielded and token._cancellation is not None:
-        raise JobCancelled(token._cancellation)
-    call = _Call(fn, args, kwargs)
-    child = Greenlet(call)
+    """What `call()` returns or raises, in a greenlet of its own that `signal` ends; `None`, from
+    inside a shield, lets it go to its end."""
+    kept = _Call(call)
+    child = Greenlet(kept)
     child.name = "geventq-run"
     child.gr_context = contextvars.copy_context()
     limit = None if timeout is None else gevent.Timeout(timeout)
@@ -81,43 +104,43 @@ def run(
     try:
         if limit is not None:
             limit.start()
-        _wait(child, None if shielded else token)
+        _wait(child, signal)
     except BaseException as error:
         if error is limit and child.ready():
-            return call.outcome()  # both in one turn: the result wins
-        _end(token, child)
+            return kept.outcome()  # both in one turn: the result wins
+        _end(child, owner)
         raise
     finally:
         if limit is not None:
             limit.close()
-    if not child.ready():
-        _end(token, child)
+    if signal is not None and not child.ready():
+        _end(child, owner)
         if tree.was_thrown(child):
-            raise JobCancelled(token._request()) from call.error
-    return call.outcome()
+            raise JobCancelled(signal.get(timeout=0)) from kept.error
+    return kept.outcome()
 
 
-def _wait(child: typing.Any, token: CancellationToken | None) -> None:
-    """Wait until `child` ends or `token` is set."""
+def _wait(child: typing.Any, signal: Signal | None) -> None:
+    """Wait until `child` ends or the signal is given."""
     waiter: typing.Any = Waiter()
     child.rawlink(waiter.switch)
-    if token is not None:
-        token.rawlink(waiter.switch)
+    if signal is not None:
+        signal.rawlink(waiter.switch)
     try:
         waiter.get()
     finally:
         child.unlink(waiter.switch)
-        if token is not None:
-            token.unlink(waiter.switch)
+        if signal is not None:
+            signal.unlink(waiter.switch)
 
 
-def _end(token: CancellationToken, child: typing.Any) -> None:
+def _end(child: typing.Any, owner: Owner) -> None:
     """Kill the call and wait for it, whatever is thrown meanwhile: with a hard request the
     job's own kill arrives in the same turn.  It is raised when the call has ended."""
     thrown: BaseException | None = None
     while True:
         try:
-            put_down([child], token._guard_if_any(), token._stuck_call)
+            put_down([child], owner)
             break
         except BaseException as error:  # noqa: BLE001 (raised below)
             if thrown is None or isinstance(error, JobKilled):
@@ -126,45 +149,48 @@ def _end(token: CancellationToken, child: typing.Any) -> None:
         raise thrown
 
 
-def put_down(
-    greenlets: typing.Sequence[typing.Any],
-    guard: Guard | None,
-    stuck: typing.Callable[[typing.Any], None],
-) -> None:
+def put_down(greenlets: typing.Sequence[typing.Any], owner: Owner) -> None:
     """Kill `greenlets` and return when all have ended.
 
-    A greenlet inside a shield of its own is killed as it leaves it.  One that swallows the
-    throw gets it again every second, three times; then `stuck` is told, once, and the wait
-    goes on.  Yields.
+    A greenlet inside a shield of its own, or inside an import, is killed as it leaves it.  One
+    that swallows the throw gets it again every second, three times; then `owner` is told that
+    it is stuck, once, and the wait goes on.  Yields.
     """
-    hub = gevent.get_hub()
-    throws = 0
-    while True:
-        alive = [greenlet for greenlet in greenlets if not greenlet.ready()]
-        if not alive:
-            return
-        covered = 0.0
+    run_callback = gevent.get_hub().loop.run_callback
+    throws = dict.fromkeys(greenlets, 0)
+    due = dict.fromkeys(greenlets, 0.0)  # when each is thrown at next
+    told = False
+    while alive := [greenlet for greenlet in greenlets if not greenlet.ready()]:
+        now, wait = clock.monotonic(), math.inf
         for greenlet in alive:
-            until = None if guard is None else guard.covers(greenlet)
-            if until is not None and guard is not None:
-                guard.doomed.setdefault(greenlet, GreenletExit())
-                covered = max(covered, until - clock.monotonic())
-            elif throws <= RETHROWS:
-                hub.loop.run_callback(_throw_unless_covered, greenlet, guard)
-        if covered > 0:
-            gevent.joinall(alive, timeout=min(covered, INTERVAL))
-            continue
-        if throws > RETHROWS:
-            stuck(alive[0])
-            gevent.joinall(alive)
-            return
-        throws += 1
-        gevent.joinall(alive, timeout=INTERVAL)
+            if _is_held(greenlet, owner.guard):
+                due[greenlet] = now
+                wait = min(wait, LOOK)
+                continue
+            if now >= due[greenlet]:
+                if throws[greenlet] <= RETHROWS:
+                    throws[greenlet] += 1
+                    due[greenlet] = now + INTERVAL
+                    run_callback(_throw_unless_held, greenlet, owner)
+                else:
+                    due[greenlet] = math.inf
+                    if not told:
+                        told = True
+                        owner.became_stuck(greenlet)
+            wait = min(wait, due[greenlet] - now)
+        gevent.joinall(alive, timeout=None if wait == math.inf else wait)
 
 
-def _throw_unless_covered(greenlet: typing.Any, guard: Guard | None) -> None:
-    """In the hub, where it is decided (2.9)."""
+def _is_held(greenlet: typing.Any, guard: Guard | None) -> bool:
+    """Whether a shield or an import holds its kill back.  Marks it, so that it is thrown as the
+    shield is left."""
     if guard is not None and guard.covers(greenlet) is not None:
         guard.doomed.setdefault(greenlet, GreenletExit())
-        return
-    tree.throw(greenlet)
+        return True
+    return tree.imports(greenlet)
+
+
+def _throw_unless_held(greenlet: typing.Any, owner: Owner) -> None:
+    """In the hub, where it is decided (2.9)."""
+    if not _is_held(greenlet, owner.guard):
+        tree.throw(greenlet)

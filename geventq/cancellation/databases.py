@@ -20,24 +20,35 @@ import typing
 import gevent
 from gevent import monkey
 
-if typing.TYPE_CHECKING:
-    from geventq.cancellation.token import CancellationToken
-
 __all__ = ["cancels"]
 
 _ERROR_SIZE: typing.Final = 256
 
 
-def cancels(token: CancellationToken, connection: typing.Any) -> typing.ContextManager[None]:
+class Handle(typing.Protocol):
+    """A registered callback."""
+
+    def undo(self) -> bool:
+        """Take it back; `False` if it was started already."""
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+
+
+Register = typing.Callable[[typing.Callable[[], None]], Handle]
+"""`CancellationToken.on_cancel`."""
+
+
+def cancels(register: Register, connection: typing.Any) -> typing.ContextManager[None]:
     """The whole of `CancellationToken.cancels`."""
-    return _while_registered(token, _canceller_of(connection))
+    return _while_registered(register, _canceller_of(connection))
 
 
 @contextlib.contextmanager
 def _while_registered(
-    token: CancellationToken, cancel: typing.Callable[[], None]
+    register: Register, cancel: typing.Callable[[], None]
 ) -> typing.Iterator[None]:
-    handle = token.on_cancel(cancel)
+    handle = register(cancel)
     try:
         yield
     finally:

@@ -21,46 +21,73 @@ from greenlet import getcurrent
 from geventq import clock
 from geventq.cancellation import tree
 from geventq.cancellation.callbacks import LIMIT
+from geventq.cancellation.calls import INTERVAL, RETHROWS
 from geventq.errors import JobKilled
 
 if typing.TYPE_CHECKING:
-    from geventq.cancellation.attempt import Attempt
+    from geventq.cancellation.request import Cancellation
 
-__all__ = ["INTERVAL", "RETHROWS", "Ladder"]
-
-#: Seconds between two throws.
-INTERVAL: typing.Final = 1.0
-#: How often a throw is repeated before the attempt counts as stuck.
-RETHROWS: typing.Final = 3
+__all__ = ["Ladder", "Victim"]
 
 _log = logging.getLogger("geventq")
+
+
+class Victim(typing.Protocol):
+    """What a ladder kills: the attempt."""
+
+    job_id: str
+    greenlet: typing.Any
+    """The job's greenlet; stays what it is until the ladder is stopped."""
+
+    def request_in_force(self) -> Cancellation:
+        """The request that a kill carries."""
+
+    def shielded_until(self) -> float | None:
+        """When the last cap of the open shields runs out; `None` without an open shield."""
+
+    def callbacks_running(self) -> bool:
+        """Whether `on_cancel` callbacks hold the throw back."""
+
+    def family(self) -> list[typing.Any]:
+        """The living greenlets that die with the job, without its own."""
+
+    def threw(self) -> None:
+        """A kill is about to be thrown."""
+
+    def became_stuck(self) -> None:
+        """All was thrown, and the job is alive."""
 
 
 class Ladder:
     """Kills one attempt, in the hub, as soon as it may."""
 
     __slots__ = (
-        "_attempt",
         "_left",
         "_loop",
         "_next",
         "_over",
         "_timer",
+        "_victim",
         "_warned",
         "deadline",
         "throws",
     )
 
-    def __init__(self, attempt: Attempt, loop: typing.Any, deadline: float) -> None:
-        self._attempt = attempt
+    def __init__(self, victim: Victim, loop: typing.Any, deadline: float) -> None:
+        self._victim = victim
         self._loop = loop
-        self.deadline = deadline  # the end of the grace, on clock.monotonic
+        #: The end of the grace, on `clock.monotonic`.  Only ever made earlier.
+        self.deadline = deadline
+        #: How often it was thrown.  From the first throw on `deadline` means nothing any more.
         self.throws = 0
-        self._next = 0.0  # when to throw again, or to give up
+        #: When to throw again, or to give up; means nothing before the first throw.
+        self._next = 0.0
+        #: What remained until `_next` as a shield was entered; `None` while the clock runs.
         self._left: float | None = None
+        #: The one timer; `None` unless `step` is due at a known time.
         self._timer: typing.Any = None
-        self._warned = False
-        self._over = False
+        self._warned = False  # of a shield that outlasted its cap: once
+        self._over = False  # nothing is thrown any more
         self.poke()
 
     def poke(self) -> None:
@@ -77,7 +104,7 @@ class Ladder:
         if self._over:
             return
         now = clock.monotonic()
-        until = self._attempt.shielded_until()
+        until = self._victim.shielded_until()
         if until is not None:
             if now < until:
                 self._arm(until - now)
@@ -89,10 +116,20 @@ class Ladder:
             self._arm(due - now)
         elif not self._callbacks_are_over(now):
             self._arm(self.deadline + LIMIT - now)
+        else:
+            self._do(now, outlasted=until is not None)
+
+    def _do(self, now: float, *, outlasted: bool) -> None:
+        """Throw, or give up; not while the job is inside an import, which counts as a shield."""
+        cap = tree.importing_until(self._victim.greenlet)
+        if cap is not None and now < cap:
+            if self.throws > RETHROWS:  # what it does after the import is still to be seen
+                self._next = now + INTERVAL
+            self._arm(tree.LOOK)
         elif self.throws > RETHROWS:
             self._give_up()
         else:
-            if until is not None:
+            if outlasted or cap is not None:
                 self._warn()
             self._throw(now)
 
@@ -106,44 +143,47 @@ class Ladder:
         self.poke()  # a shield may be over at once
 
     def left_shield(self) -> None:
-        """The last shield was left: throw what fell due, here if this is the job's greenlet."""
+        """A shield was left.  If it was the last one, throw what fell due, here where this is
+        the job's greenlet."""
         if self._over:
+            return
+        if self._victim.shielded_until() is not None:
+            self.poke()  # those that are open may have shorter caps
             return
         now = clock.monotonic()
         if self._left is not None:
             self._next, self._left = now + self._left, None
         due = not self.throws and now >= self.deadline and self._callbacks_are_over(now)
-        if due and getcurrent() is self._attempt.greenlet:
+        greenlet = self._victim.greenlet
+        if due and getcurrent() is greenlet and not tree.imports(greenlet):
             self._count(now)
-            family = self._attempt.family()
-            self._loop.run_callback(tree.kill_all, family, self._attempt.greenlet)
-            raise JobKilled(self._attempt.request_in_force())
+            self._loop.run_callback(tree.kill_all, self._victim.family(), greenlet)
+            raise JobKilled(self._victim.request_in_force())
         self.poke()
 
     def _callbacks_are_over(self, now: float) -> bool:
         return (
-            self.throws > 0 or now >= self.deadline + LIMIT or not self._attempt.callbacks_running()
+            self.throws > 0 or now >= self.deadline + LIMIT or not self._victim.callbacks_running()
         )
 
     def _count(self, now: float) -> None:
         self.throws += 1
         self._next = now + INTERVAL
         self._arm(INTERVAL)
-        self._attempt.threw(first=self.throws == 1)
+        self._victim.threw()
 
     def _throw(self, now: float) -> None:
-        attempt = self._attempt
-        greenlet = attempt.greenlet
+        greenlet = self._victim.greenlet
         self._count(now)
         # What the job spawns while it cleans up is not in this list, and not killed now.
-        family = attempt.family()
+        family = self._victim.family()
         if not greenlet.dead:
-            greenlet.throw(JobKilled(attempt.request_in_force()))
+            greenlet.throw(JobKilled(self._victim.request_in_force()))
         tree.kill_all(family, greenlet)
 
     def _give_up(self) -> None:
         self.stop()
-        self._attempt.became_stuck()
+        self._victim.became_stuck()
 
     def _warn(self) -> None:
         if not self._warned:
@@ -151,7 +191,7 @@ class Ladder:
             tree.apart(
                 _log.warning,
                 "a shield outlasted its cap, the job is killed inside it",
-                extra={"job": self._attempt.job_id},
+                extra={"job": self._victim.job_id},
                 name="geventq-shield-warning",
             )
 

@@ -1,11 +1,12 @@
 """Turns for the hub while jobs compute: when a check yields, and in which order they go on.
 
-One `Pacer` per hub.  `due` is the moment from which a check takes the slow path; a check reads
-the clock and compares, nothing else.  On the slow path it asks whether the loop has turned
-meanwhile; if not, the greenlet stands in line, and the hub releases one of the line per turn
-(cancellation.md 2.4: a stamp without the line gives one job all the time, a line without the
-stamp makes turns as long as there are jobs).  `sleep(0)` would not do: gevent runs fifty
-callbacks before it looks at its timers, so the release is a timer.
+Each hub has one `Pacer`.  A check reads the clock and compares it with `due`, nothing else.
+Past `due` it asks whether the hub's loop has turned meanwhile.  If it has, the job computes on.
+If not, the job's greenlet stands in line, and the hub releases one of the line per turn.
+
+Both are needed (cancellation.md 2.4): without the line one job gets all the time, without `due`
+a turn lasts as long as there are jobs.  The release is a timer, because `sleep(0)` would not do:
+gevent runs fifty callbacks before it looks at its timers.
 
 No greenlet of its own; the release runs in the hub and only switches.
 """
@@ -33,15 +34,20 @@ _ATTRIBUTE: typing.Final = "_geventq_pacer"
 class Pacer:
     """Keeps one hub's loop turning while greenlets compute."""
 
-    __slots__ = ("_hub", "_line", "_loop", "_release", "_turn", "due")
+    __slots__ = ("_line", "_loop", "_release", "_turn", "due", "hub")
 
     def __init__(self, hub: typing.Any) -> None:
-        self.due = 0.0  # on time.perf_counter; 0: look at once
-        self._hub = hub
+        #: From when on a check takes the slow path, on `time.perf_counter`; 0: at once.
+        self.due = 0.0
+        #: Whose turns it cares for; `None` only for `NOWHERE`.  Never changes.
+        self.hub = hub
         self._loop: typing.Any = hub.loop if hub is not None else None
+        #: The loop's count of turns at the last look; -1 before the first.
         self._turn = -1
+        #: Greenlets that wait in `pause`, in the order in which they go on.
         self._line: collections.deque[typing.Any] = collections.deque()
-        self._release: typing.Any = None  # runs exactly while the line is not empty
+        #: The timer that releases them; it runs exactly while the line is not empty.
+        self._release: typing.Any = None
 
     def pause(self) -> None:
         """Give the hub a turn if it has had none.  Never yields in the hub nor in a thread
@@ -49,10 +55,10 @@ class Pacer:
         hub, current = get_hub_if_exists(), getcurrent()
         if hub is None or current is hub:
             return
-        if hub is not self._hub or hub.loop is not self._loop:
+        if hub is not self.hub or hub.loop is not self._loop:
             # A token made elsewhere (at import, in another thread, before a fork) is paced by
             # the hub it is checked in, if that is where greenlets are waiting for a turn.
-            if self._hub is None:
+            if self.hub is None:
                 pacer_of(hub).pause()
             return
         now = time.perf_counter()
@@ -72,7 +78,7 @@ class Pacer:
             self._release = self._loop.timer(1e-9, 1e-9)
             self._release.start(self._release_one)
         try:
-            released_by = self._hub.switch()
+            released_by = self.hub.switch()
             if released_by is not self:
                 raise InvalidSwitchError(f"invalid switch into check(): {released_by!r}")
         except BaseException:  # a kill, a Timeout: leave the line and let it through
@@ -104,7 +110,7 @@ NOWHERE: typing.Final = Pacer(None)
 def pacer_of(hub: typing.Any) -> Pacer:
     """The pacer of `hub`; it lives and dies with it.  Does not yield."""
     pacer: Pacer | None = hub.__dict__.get(_ATTRIBUTE)
-    if pacer is None or pacer._loop is not hub.loop:
+    if pacer is None or pacer._loop is not hub.loop:  # the loop is another one after a fork
         pacer = Pacer(hub)
         setattr(hub, _ATTRIBUTE, pacer)
     return pacer

@@ -10,7 +10,8 @@ import json
 import typing
 
 from geventq import clock
-from geventq.checks import show
+from geventq.checks import seconds_text, show
+from geventq.codec import decode, encode
 
 __all__ = ["KINDS", "Cancellation", "LockLost"]
 
@@ -27,7 +28,14 @@ KINDS: typing.Final[dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LockLost:
-    """The reason of a cancellation whose cause is a lost lock."""
+    """The reason of a cancellation whose cause is a lost lock.
+
+    Three things have this name.  A lost lock, noticed by the worker, is a cancellation of *kind*
+    ``lock_lost``, whose *reason* is ``LockLost(job_id)``; the worker tells its listeners so by the
+    event ``lock_lost``.  `LockLostError` is an ordinary error: it is raised in a processor that
+    goes on after that, where it writes to its job (progress, data, logs), and the write is
+    refused.
+    """
 
     job_id: str
 
@@ -43,9 +51,9 @@ class LockLost:
 class Cancellation:
     """One request to stop a job.  Always truthy, whatever the reason is.
 
-    `reason` is what the caller gave: `None`, text or any JSON value; `requested_at` is in
-    seconds since the epoch; `requested_by` names whoever asked, if known.  Raises `ValueError`
-    or `TypeError` for an unknown kind and for a reason that is not JSON.
+    `reason` is what the caller gave: `None`, text or any JSON value, of which a copy is kept;
+    `requested_at` is in seconds since the epoch; `requested_by` names whoever asked, if known.
+    Raises `ValueError` or `TypeError` for an unknown kind and for a reason that is not JSON.
     """
 
     reason: typing.Any = None
@@ -59,8 +67,8 @@ class Cancellation:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
         reason = self.reason
-        if reason is not None and not (type(reason) is str and reason.isascii()):
-            _check_reason(reason)
+        if reason is not None and not (type(reason) is str and _can_be_sent(reason)):
+            object.__setattr__(self, "reason", _kept(reason))
 
     def __hash__(self) -> int:
         # The reason may be a dict; equality still compares it.
@@ -74,7 +82,7 @@ class Cancellation:
     @classmethod
     def timed_out(cls, seconds: float, *, hard: bool = False) -> Cancellation:
         """The request made by a time limit of `seconds`."""
-        return cls(f"timed out after {seconds:g} s", "timeout", hard)
+        return cls(f"timed out after {seconds_text(seconds)} s", "timeout", hard)
 
     def failed_reason(self) -> str:
         """The text a job fails with (cancellation.md 2.6)."""
@@ -139,16 +147,25 @@ def _plain(reason: typing.Any) -> typing.Any:
     return reason.to_json() if isinstance(reason, LockLost) else reason
 
 
-def _check_reason(reason: typing.Any) -> None:
-    if isinstance(reason, LockLost):
-        return
+def _can_be_sent(text: str) -> bool:
+    """Most reasons are text, of which nothing need be copied."""
+    if text.isascii():
+        return True
     try:
-        text = reason if isinstance(reason, str) else json.dumps(reason, allow_nan=False)
-        if not text.isascii():
-            text.encode()
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kept(reason: typing.Any) -> typing.Any:
+    """The reason as it will be written: what was checked is what is used, whatever its owner does
+    to it afterwards.  A tuple becomes a list, a key of a dict text."""
+    if isinstance(reason, LockLost):
+        return reason
+    try:
+        return decode(encode("reason", reason))
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        said = f"reason: None, text or a JSON value is needed, got {show(reason)}: {error}"
-        raise kind(said) from None
-    except RecursionError:  # its repr would end in another
-        raise ValueError("reason: a JSON value is needed: it is nested too deeply") from None
+        why = str(error).removeprefix("reason: ")
+        rule = f"reason: None, text or a JSON value is needed, got {show(reason)}: {why}"
+        raise type(error)(rule) from None

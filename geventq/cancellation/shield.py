@@ -1,8 +1,9 @@
 """Shields: blocks of a job that a hard kill waits for (cancellation.md 2.9).
 
-A `Guard` belongs to a token (its links share it) and knows which greenlets are inside shields
-and until when.  It decides nothing about the ladder: it tells the attempt when the first shield
-was entered and the last one left.  Whatever is thrown at the outermost exit is thrown there.
+A `Guard` belongs to one run, or to a token without a job.  It knows the open shields, each with
+the greenlet that entered it and its own cap.  It knows nothing of the ladder: it tells a
+`Shielded` when the first shield was entered and when one was left.  Whatever is thrown as a
+shield is left is thrown there.
 
 No greenlet of its own; everything here runs in the greenlet that enters or leaves.
 """
@@ -15,65 +16,85 @@ import typing
 from greenlet import getcurrent
 
 from geventq import clock
+from geventq.cancellation import tree
 from geventq.checks import Seconds, check_duration
 
-if typing.TYPE_CHECKING:
-    from geventq.cancellation.attempt import Attempt
+__all__ = ["Guard", "Shield", "Shielded"]
 
-__all__ = ["Guard", "Shield"]
+
+class Shielded(typing.Protocol):
+    """Whose kill the shields hold back: the attempt."""
+
+    def shield_entered(self) -> None:
+        """The first shield was entered."""
+
+    def shield_left(self) -> None:
+        """A shield was left, others may be open.  May raise `JobKilled`."""
+
+
+class _Open:
+    """A shield that was entered and not left."""
+
+    __slots__ = ("cap", "greenlet")
+
+    def __init__(self, seconds: float) -> None:
+        self.greenlet: typing.Any = getcurrent()
+        self.cap = clock.monotonic() + seconds  # counted from its own entry
 
 
 class Guard:
     """The open shields of one job, or of a token without a job."""
 
-    __slots__ = ("_open", "attempt", "doomed")
+    __slots__ = ("_open", "doomed", "shielded")
 
-    def __init__(self, attempt: Attempt | None) -> None:
-        self.attempt = attempt
-        self._open: list[tuple[typing.Any, float]] = []  # (greenlet, its cap on the clock)
+    def __init__(self, shielded: Shielded | None) -> None:
+        #: Who is told; `None` for a token without a job, and once the attempt has ended.
+        self.shielded = shielded
+        #: In the order of entry.  An entry is left as the object it is, not as the latest of its
+        #: greenlet: the one that goes on holding keeps its own cap.
+        self._open: list[_Open] = []
         #: Greenlets whose own kill waits for their outermost exit (a `run`, a helper).
         self.doomed: dict[typing.Any, BaseException] = {}
 
     def until(self) -> float | None:
         """When the last cap of the open shields runs out; `None` without an open shield."""
-        return max((cap for _, cap in self._open), default=None)
+        return max((entry.cap for entry in self._open), default=None)
 
     def covers(self, greenlet: typing.Any) -> float | None:
         """Until when `greenlet` is inside a shield of its own, if it is."""
-        caps = [cap for inside, cap in self._open if inside is greenlet]
+        caps = [entry.cap for entry in self._open if entry.greenlet is greenlet]
         return max(caps) if caps and max(caps) > clock.monotonic() else None
 
-    def enter(self, seconds: float) -> None:
-        first = not self._open
-        self._open.append((getcurrent(), clock.monotonic() + seconds))
-        if first and self.attempt is not None:
-            self.attempt.shield_entered()
+    def enter(self, seconds: float) -> _Open:
+        """Open a shield for the current greenlet; what it returns is given to `leave`."""
+        entry = _Open(seconds)
+        self._open.append(entry)
+        if len(self._open) == 1 and self.shielded is not None:
+            self.shielded.shield_entered()
+        return entry
 
-    def leave(self) -> None:
+    def leave(self, entry: _Open) -> None:
+        """Close it.  May raise what fell due meanwhile."""
+        self._open.remove(entry)
+        if self.shielded is not None:
+            self.shielded.shield_left()
         current = getcurrent()
-        for index in range(len(self._open) - 1, -1, -1):
-            if self._open[index][0] is current:
-                del self._open[index]
-                break
-        if not self._open and self.attempt is not None:
-            self.attempt.shield_left()  # may raise JobKilled
-        if self.doomed and not any(inside is current for inside, _ in self._open):
-            error = self.doomed.pop(current, None)
-            if error is not None:
-                raise error
+        if current in self.doomed and self.covers(current) is None and not tree.imports(current):
+            raise self.doomed.pop(current)
 
 
 class Shield:
     """The context manager that `token.shield()` returns.  It may be entered again, nested."""
 
-    __slots__ = ("_guard", "_max")
+    __slots__ = ("_entries", "_guard", "_max")
 
     def __init__(self, guard: Guard, max: Seconds) -> None:
         self._guard = guard
         self._max = check_duration("max", max)
+        self._entries: list[_Open] = []  # innermost last
 
     def __enter__(self) -> Shield:
-        self._guard.enter(self._max)
+        self._entries.append(self._guard.enter(self._max))
         return self
 
     def __exit__(
@@ -82,4 +103,8 @@ class Shield:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        self._guard.leave()
+        current = getcurrent()
+        mine = [entry for entry in self._entries if entry.greenlet is current]
+        entry = mine[-1] if mine else self._entries[-1]  # a generator may be left elsewhere
+        self._entries.remove(entry)
+        self._guard.leave(entry)

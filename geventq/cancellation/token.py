@@ -1,8 +1,7 @@
 """The cancellation token: what a processor with two parameters gets.
 
-A `gevent.event.AsyncResult` whose value is the `Cancellation`.  The token knows the attempt it
-belongs to, if any, and leaves kills to it.  `_extras` holds everything rare (callbacks, links,
-shields, helpers) and is made on first use: a token that is only checked stays small.
+A `gevent.event.AsyncResult` whose value is the `Cancellation`.  Here is what users see of it,
+and nothing else: what it is made of, and what belongs to its run, is in scope.py.
 
 Greenlets: `on_cancel` callbacks (callbacks.py), `run` (calls.py), and the helpers of `spawn`,
 named ``geventq-helper``, which the attempt joins.
@@ -11,80 +10,46 @@ named ``geventq-helper``, which the attempt joins.
 from __future__ import annotations
 
 import contextvars
+import datetime
+import functools
 import time
 import typing
-import weakref
 
 import gevent
 from gevent import Greenlet
-from gevent._hub_local import get_hub_if_exists
 from gevent.event import AsyncResult
-from greenlet import getcurrent
 
-from geventq.cancellation import calls, tree
+from geventq.cancellation import calls, databases, scope, tree
 from geventq.cancellation.callbacks import Callback
-from geventq.cancellation.pacer import NOWHERE, Pacer, pacer_of
 from geventq.cancellation.request import Cancellation
-from geventq.cancellation.shield import Guard, Shield
+from geventq.cancellation.shield import Shield
 from geventq.checks import Seconds, check_seconds
 from geventq.errors import GeventqError, JobCancelled
-from geventq.hubs import get_ident, in_thread_of
-
-if typing.TYPE_CHECKING:
-    from geventq.cancellation.attempt import Attempt
+from geventq.hubs import in_thread_of
 
 __all__ = ["CancellationToken"]
 
 T = typing.TypeVar("T")
 P = typing.ParamSpec("P")
 
-_set: typing.Final = AsyncResult.set
 
-
-class _Extras:
-    """What few tokens need."""
-
-    __slots__ = ("callbacks", "deadline", "guard", "helpers", "links")
-
-    def __init__(self) -> None:
-        self.callbacks: list[Callback] = []
-        self.links: weakref.WeakSet[CancellationToken] = weakref.WeakSet()
-        self.guard: Guard | None = None
-        self.helpers: list[Greenlet[..., typing.Any]] = []
-        self.deadline: _Deadline | None = None
-
-
-if typing.TYPE_CHECKING:
-    _Base = AsyncResult[Cancellation]
-else:  # gevent's class cannot be subscripted at run time
-    _Base = AsyncResult
-
-
-class CancellationToken(_Base):
+class CancellationToken(scope.TokenState):
     """Tells a job that it shall stop.
 
     Made by the worker for each run of a processor with two parameters; ``CancellationToken()``
     makes one that belongs to no job, for tests and for programs of your own.  The first request
     wins: the value never changes once set.
+
+    Other native threads may `check`, `cancel`, `link` and register callbacks.  What makes
+    greenlets of the job or waits as one of them (`run`, `spawn`, `sleep`, `shield`) raises
+    `GeventqError` there.
     """
 
-    __slots__ = ("_attempt", "_cancellation", "_extras", "_pacer", "_parent", "_sealed")
-
-    def __init__(
-        self, *, attempt: Attempt | None = None, parent: CancellationToken | None = None
-    ) -> None:
-        AsyncResult.__init__(self)
-        self._cancellation: Cancellation | None = None
-        self._attempt = attempt
-        self._parent = parent
-        self._extras: _Extras | None = None
-        self._sealed = False  # the attempt has ended: nothing takes effect any more
-        hub = get_hub_if_exists()
-        self._pacer: Pacer = NOWHERE if hub is None else pacer_of(hub)
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        said = self._cancellation
-        return f"<CancellationToken {'not cancelled' if said is None else str(said)!r}>"
+        request = self._request
+        return f"<CancellationToken {'not cancelled' if request is None else str(request)!r}>"
 
     __str__ = __repr__  # AsyncResult's own tells of its links
 
@@ -98,24 +63,47 @@ class CancellationToken(_Base):
         """
         if _clock() > self._pacer.due:
             self._pacer.pause()
-        return self._cancellation
+        return self._request
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the job was cancelled.  Yields as `check()` does."""
-        said = self.check()
-        if said is not None:
-            raise JobCancelled(said)
+        request = self.check()
+        if request is not None:
+            raise JobCancelled(request)
 
     @property
     def cancelled(self) -> bool:  # type: ignore[override]
         """Whether a request was made.  Never yields."""
-        return self._cancellation is not None
+        return self._request is not None
 
     @property
     def reason(self) -> typing.Any:
         """The reason that was given; `None` before a request.  Never yields."""
-        said = self._cancellation
-        return None if said is None else said.reason
+        request = self._request
+        return None if request is None else request.reason
+
+    # A time may be a timedelta here as everywhere; and the value is never `None`.
+
+    @typing.overload  # type: ignore[override]
+    def wait(self, timeout: None = None) -> Cancellation: ...
+    @typing.overload
+    def wait(self, timeout: Seconds) -> Cancellation | None: ...
+    def wait(self, timeout: Seconds | None = None) -> Cancellation | None:
+        """The `Cancellation`, once there is one; `None` after `timeout` seconds.  Yields."""
+        return AsyncResult.wait(self, _seconds(timeout))
+
+    def get(self, block: bool = True, timeout: Seconds | None = None) -> Cancellation:
+        """The `Cancellation`, once there is one; `gevent.Timeout` after `timeout` seconds, or at
+        once if not `block`.  Yields."""
+        return typing.cast(Cancellation, AsyncResult.get(self, block, _seconds(timeout)))
+
+    if typing.TYPE_CHECKING:
+
+        def get_nowait(self) -> Cancellation:
+            """As `get(block=False)`."""
+
+        def result(self, timeout: float | None = None) -> Cancellation:
+            """As `get(timeout=timeout)`."""
 
     # -- being asked ----------------------------------------------------------------------
 
@@ -128,13 +116,13 @@ class CancellationToken(_Base):
         A token made by `link` is cancelled alone, without its parent.  May be called from any
         thread.  Raises `TypeError` or `ValueError` for a reason that is not JSON.
         """
-        said = Cancellation(reason)
-        attempt = self._attempt
-        if attempt is not None:
-            return attempt.request(said, hard=None, kill_after=None)
-        if self._sealed:
+        request = Cancellation(reason)
+        run = self._run
+        if run is not None:
+            return run.request(request, hard=None, kill_after=None)
+        if scope.has_ended(self):
             return False
-        return in_thread_of(self.hub, lambda: self._accept(said), gone=False)
+        return in_thread_of(scope.hub_of(self), lambda: scope.accept(self, request), gone=False)
 
     def on_cancel(self, fn: typing.Callable[..., typing.Any], *args: typing.Any) -> Callback:
         """Call ``fn(*args)`` when the job is cancelled, at once if it was.
@@ -142,14 +130,10 @@ class CancellationToken(_Base):
         It runs in a greenlet of its own, outside the job's, for at most one second; a kill
         waits for it.  What it raises is logged.  The handle's `undo()` takes it back.
         """
-        extras = self._rare()
-        root = self._root()
-        of_a_job = root._attempt is not None or root._sealed
-        callback = Callback(fn, args, self._callback_ended, of_a_job=of_a_job)
-        extras.callbacks.append(callback)
-        if self._cancellation is not None:
-            callback.start()
-        return callback
+        if not callable(fn):
+            raise TypeError(f"on_cancel needs a callable, not {fn!r}")
+        register = contextvars.copy_context().run
+        return self._at_home(lambda: register(scope.add_callback, self, fn, args))
 
     def cancels(self, connection: typing.Any) -> typing.ContextManager[None]:
         """Inside the block, a cancellation also stops what `connection` runs in its database.
@@ -158,9 +142,7 @@ class CancellationToken(_Base):
         ends with the driver's own error.  Leaving the block waits for a cancel that is under
         way, so that it never hits the connection's next query.
         """
-        from geventq.cancellation import databases
-
-        return databases.cancels(self, connection)
+        return databases.cancels(self.on_cancel, connection)
 
     def link(self, timeout: Seconds | None = None) -> CancellationToken:
         """A child token: cancelled with this one, or by its own deadline of `timeout` seconds.
@@ -169,15 +151,13 @@ class CancellationToken(_Base):
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        child = CancellationToken(parent=self)
-        said = self._cancellation
-        if said is not None:
-            child._accept(said)
+
+        def grow() -> CancellationToken:
+            child = CancellationToken()
+            scope.grow(self, child, timeout)
             return child
-        self._rare().links.add(child)
-        if timeout is not None:
-            child._rare().deadline = _Deadline(child, timeout)
-        return child
+
+        return self._at_home(grow)
 
     # -- working --------------------------------------------------------------------------
 
@@ -200,7 +180,14 @@ class CancellationToken(_Base):
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        return typing.cast(T, calls.run(self, fn, args, kwargs, timeout))
+        scope.need_own_thread(self, "run")
+        shielded = scope.shielded_here(self)
+        if self._request is not None and not shielded:
+            raise JobCancelled(self._request)
+        call = functools.partial(fn, *args, **kwargs)
+        signal = None if shielded else self
+        owner = scope.scope_of(scope.root_of(self))
+        return typing.cast(T, calls.run(call, timeout, signal, owner))
 
     def sleep(self, seconds: Seconds) -> None:
         """Sleep; raises `JobCancelled` as soon as the job is cancelled.
@@ -208,13 +195,13 @@ class CancellationToken(_Base):
         Inside a shield it sleeps to its end.  Yields.
         """
         seconds = check_seconds("seconds", seconds)
-        if self._shielded_here():
+        scope.need_own_thread(self, "sleep")
+        if scope.shielded_here(self):
             gevent.sleep(seconds)
             return
-        self.wait(timeout=seconds)
-        said = self._cancellation
-        if said is not None:
-            raise JobCancelled(said)
+        request = AsyncResult.wait(self, seconds)
+        if request is not None:
+            raise JobCancelled(request)
 
     def spawn(
         self, fn: typing.Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -225,21 +212,16 @@ class CancellationToken(_Base):
         of the job takes it along.  It sees a copy of the caller's `contextvars`, but not its
         thread-locals.  Raises `GeventqError` when the job has ended.
         """
-        root = self._root()
-        if root._sealed:
+        scope.need_own_thread(self, "spawn")
+        if scope.has_ended(self):
             raise GeventqError("the job of this token has ended: nothing can be spawned for it")
         helper = Greenlet(fn, *args, **kwargs)
         helper.name = "geventq-helper"
         helper.gr_context = contextvars.copy_context()
-        if root._attempt is not None:
-            helper.spawn_tree_locals = {
-                **(helper.spawn_tree_locals or {}),
-                tree.MARK: root._attempt,
-            }
-        helpers = root._rare().helpers
-        if len(helpers) > 64:
-            helpers[:] = [one for one in helpers if not one.ready()]
-        helpers.append(helper)
+        run = scope.run_of(scope.root_of(self))
+        if run is not None:
+            tree.mark(helper, run)
+        scope.remember_helper(self, helper)
         helper.start()
         return helper
 
@@ -249,7 +231,8 @@ class CancellationToken(_Base):
         For commits and cleanup.  It nests; the kill is thrown as the outermost block is left.
         `check()` and `cancelled` still tell inside.
         """
-        return Shield(self._root()._guard(), max)
+        scope.need_own_thread(self, "shield")
+        return Shield(scope.guard_of(self), max)
 
     # -- guards: only a request sets the token (cancellation.md 2.2) --------------------------
 
@@ -269,121 +252,16 @@ class CancellationToken(_Base):
         """Refused: `TypeError`.  `cancel()` sets a token."""
         self.set()
 
-    # -- for the core -----------------------------------------------------------------------
+    # -- helpers of the above -------------------------------------------------------------------
 
-    def _accept(self, said: Cancellation) -> bool:
-        """Set the token; in its own thread.  Does not yield."""
-        if self._cancellation is not None:
-            return False
-        self._cancellation = said
-        _set(self, said)
-        extras = self._extras
-        if extras is not None:
-            if extras.deadline is not None:
-                extras.deadline.stop()
-            for callback in list(extras.callbacks):
-                callback.start()
-            for child in list(extras.links):
-                child._accept(said)
-        return True
-
-    def _request(self) -> Cancellation:
-        said = self._cancellation
-        assert said is not None
-        return said
-
-    def _seal(self) -> None:
-        """The attempt has ended.  Breaks the cycle between the two."""
-        self._attempt = None
-        self._sealed = True
-        if self._extras is not None and self._extras.guard is not None:
-            self._extras.guard.attempt = None
-
-    def _disown(self) -> list[Greenlet[..., typing.Any]]:
-        """In a forked child: stop the clocks; return the helpers."""
-        extras = self._extras
-        if extras is None:
-            return []
-        helpers, extras.helpers = extras.helpers, []
-        if extras.deadline is not None:
-            extras.deadline.stop()
-        for child in list(extras.links):
-            child._disown()
-        return helpers
-
-    def _root(self) -> CancellationToken:
-        token = self
-        while token._parent is not None:
-            token = token._parent
-        return token
-
-    def _rare(self) -> _Extras:
-        if self._extras is None:
-            self._extras = _Extras()
-        return self._extras
-
-    def _guard(self) -> Guard:
-        extras = self._rare()
-        if extras.guard is None:
-            extras.guard = Guard(self._attempt)
-        return extras.guard
-
-    def _guard_if_any(self) -> Guard | None:
-        extras = self._root()._extras
-        return None if extras is None else extras.guard
-
-    def _shielded_here(self) -> bool:
-        guard = self._guard_if_any()
-        return guard is not None and guard.covers(getcurrent()) is not None
-
-    def _callbacks_at_work(self) -> typing.Iterator[Callback]:
-        extras = self._extras
-        if extras is not None:
-            yield from [callback for callback in extras.callbacks if callback.running]
-            for child in list(extras.links):
-                yield from child._callbacks_at_work()
-
-    def _callback_ended(self, callback: Callback) -> None:
-        extras = self._extras
-        if extras is not None and callback in extras.callbacks:
-            extras.callbacks.remove(callback)
-        attempt = self._root()._attempt
-        if attempt is not None:
-            attempt.callback_ended()
-
-    def _stuck_call(self, greenlet: typing.Any) -> None:
-        attempt = self._root()._attempt
-        if attempt is not None:
-            attempt.became_stuck(greenlet)
+    def _at_home(self, step: typing.Callable[[], T]) -> T:
+        """`step()`, in the thread that the token lives in: this one, if it has none yet."""
+        outcome = in_thread_of(scope.hub_of(self), step, gone=None)
+        if outcome is None:
+            raise GeventqError("the thread of this token's job has ended")
+        return outcome
 
 
-class _Deadline:
-    """The time limit of a link.  Its timer holds it, it holds the token weakly."""
-
-    __slots__ = ("_hub", "_seconds", "_timer", "_token")
-
-    def __init__(self, token: CancellationToken, seconds: float) -> None:
-        hub = gevent.get_hub()
-        self._seconds = seconds
-        self._hub = hub
-        self._token = weakref.ref(token, self._dropped)
-        self._timer = hub.loop.timer(seconds)
-        self._timer.start(self._passed)
-
-    def _passed(self) -> None:
-        """In the hub."""
-        self.stop()
-        token = self._token()
-        if token is not None:
-            token._accept(Cancellation.timed_out(self._seconds))
-
-    def _dropped(self, _: object) -> None:
-        """Nobody holds the token any more; told wherever the collector runs."""
-        if self._hub.thread_ident == get_ident():
-            self.stop()
-        elif self._hub.loop is not None:
-            self._hub.loop.run_callback_threadsafe(self.stop)
-
-    def stop(self) -> None:
-        self._timer.stop()
-        self._timer.close()
+def _seconds(timeout: Seconds | None) -> float | None:
+    """For gevent, which takes what it knows as it likes."""
+    return timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib.util
 import os
 import site
 import sys
@@ -23,24 +24,31 @@ import weakref
 
 import gevent
 from gevent import Greenlet
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
+
+from geventq import clock
 
 __all__ = [
+    "LOOK",
     "MARK",
-    "Family",
+    "Limit",
     "apart",
     "detach",
+    "importing_until",
+    "imports",
     "install",
     "kill_all",
+    "mark",
     "marked",
     "throw",
     "was_thrown",
 ]
 
+T = typing.TypeVar("T")
+P = typing.ParamSpec("P")
+
 #: The key of the attempt in `spawn_tree_locals`.
 MARK: typing.Final = "geventq.attempt"
-
-Family = weakref.WeakSet  # of Greenlet: a finished helper must not be kept alive
 
 #: Seconds between two throws into one helper.
 GAP: typing.Final = 0.5
@@ -62,6 +70,11 @@ def marked(greenlet: typing.Any) -> typing.Any:
     """The attempt whose mark `greenlet` carries, or `None`."""
     marks = getattr(greenlet, "spawn_tree_locals", None)  # plain greenlets have no such thing
     return marks.get(MARK) if marks else None
+
+
+def mark(greenlet: typing.Any, attempt: object) -> None:
+    """Make a greenlet that is not started yet the attempt's, whoever spawned it."""
+    greenlet.spawn_tree_locals = {**(greenlet.spawn_tree_locals or {}), MARK: attempt}
 
 
 def _adopt(greenlet: typing.Any) -> None:
@@ -97,9 +110,7 @@ def apart(
     return greenlet
 
 
-def detach(
-    fn: typing.Callable[..., typing.Any], /, *args: typing.Any, **kwargs: typing.Any
-) -> Greenlet[..., typing.Any]:
+def detach(fn: typing.Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Greenlet[P, T]:
     """Spawn a greenlet that does not die with the job that spawns it.
 
     It runs in a copy of the caller's `contextvars` context.  Does not yield.
@@ -129,6 +140,9 @@ def throw(greenlet: typing.Any) -> None:
     """
     if greenlet.ready():
         return
+    if imports(greenlet):
+        _look_again(greenlet)
+        return
     now = time.monotonic()
     if now - greenlet.__dict__.get(_THROWN, -GAP) < GAP:
         return
@@ -151,6 +165,100 @@ def throw(greenlet: typing.Any) -> None:
 def was_thrown(greenlet: typing.Any) -> bool:
     """Whether `throw` ever reached this greenlet."""
     return _THROWN in greenlet.__dict__
+
+
+# -- imports (2.9) ------------------------------------------------------------------------------
+
+#: Seconds between two looks at what holds a throw back.
+LOOK: typing.Final = 0.05
+#: Seconds that an import holds a throw back.
+IMPORT_CAP: typing.Final = 30.0
+
+_BOOTSTRAP: typing.Final = importlib.util.module_from_spec.__code__.co_filename
+
+#: Since when a greenlet was seen inside an import that holds a throw back.
+_importing_since: typing.Final[weakref.WeakKeyDictionary[typing.Any, float]] = (
+    weakref.WeakKeyDictionary()
+)
+#: Greenlets that are looked at again until their import is over.
+_looked_at: typing.Final[weakref.WeakSet[typing.Any]] = weakref.WeakSet()
+
+
+def importing_until(greenlet: typing.Any) -> float | None:
+    """When the cap of the import runs out that `greenlet` is inside of; `None` outside imports.
+
+    An exception thrown into an import leaves the module half-made for all later jobs, and for
+    those that wait for the same module.  The cap counts from the first look.
+    """
+    frame = sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
+    while frame is not None:
+        if frame.f_code.co_filename == _BOOTSTRAP:
+            return _importing_since.setdefault(greenlet, clock.monotonic()) + IMPORT_CAP
+        frame = frame.f_back
+    _importing_since.pop(greenlet, None)
+    return None
+
+
+def imports(greenlet: typing.Any) -> bool:
+    """Whether an import holds a throw into `greenlet` back."""
+    until = importing_until(greenlet)
+    return until is not None and clock.monotonic() < until
+
+
+def _look_again(greenlet: typing.Any) -> None:
+    """Throw when the import is over.  In the hub."""
+    if greenlet in _looked_at:
+        return
+    _looked_at.add(greenlet)
+    timer = gevent.get_hub().loop.timer(LOOK)
+
+    def look() -> None:
+        timer.close()
+        _looked_at.discard(greenlet)
+        throw(greenlet)
+
+    timer.start(look)
+
+
+class Limit:
+    """A time limit on the current greenlet: it throws `GreenletExit`, not into an import."""
+
+    __slots__ = ("_greenlet", "_seconds", "_timer", "passed")
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False  # and the throw was made
+        self._seconds = seconds
+        self._greenlet: typing.Any = getcurrent()
+        self._timer: typing.Any = None
+
+    def __enter__(self) -> Limit:
+        self._arm(self._seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disarm()
+
+    def _pass(self) -> None:
+        """In the hub."""
+        self._disarm()
+        if imports(self._greenlet):
+            self._arm(LOOK)
+            return
+        self.passed = True
+        self._greenlet.throw(GreenletExit())
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(seconds)
+        self._timer.start(self._pass)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+
+# -- threads ------------------------------------------------------------------------------------
 
 
 def _thread_of(greenlet: typing.Any) -> threading.Thread | None:

@@ -7,7 +7,7 @@ import json
 import time
 import typing
 
-from geventq.checks import show
+from geventq.checks import seconds_text, show
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
 
@@ -93,5 +93,5 @@ def _row(job: Job, state: str) -> str:
     elif state == "completed":
         words.append(safe(json.dumps(job.return_value, ensure_ascii=False)))
     elif state == "delayed" and job.delay:
-        words.append(f"delay {job.delay:g} s")
+        words.append(f"delay {seconds_text(job.delay)} s")
     return "  ".join(words).rstrip()

@@ -44,12 +44,6 @@ def nanoseconds_per_check(calls: int = 1_000_000) -> float:
 class _Silent:
     """An observer with nothing to do."""
 
-    def requested(self, attempt: Attempt) -> None:
-        """A request took effect."""
-
-    def thrown(self, attempt: Attempt) -> None:
-        """A kill is thrown."""
-
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """A kill was swallowed."""
 

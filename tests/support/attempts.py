@@ -82,12 +82,6 @@ class Run:
 
     # -- the observer ---------------------------------------------------------------------
 
-    def requested(self, attempt: Attempt) -> None:
-        self.told.append("requested")
-
-    def thrown(self, attempt: Attempt) -> None:
-        self.told.append("thrown")
-
     def stuck(self, attempt: Attempt, stack: str) -> None:
         self.told.append("stuck")
         self.stack = stack

@@ -29,6 +29,10 @@ def test_a_cancellation_is_truthy_whatever_the_reason(reason: object) -> None:
         (Cancellation(LockLost("17"), "lock_lost"), 'Job cancelled: {"lockLost": "17"}'),
         (Cancellation.timed_out(0.5), "Job timed out after 0.5 s"),
         (Cancellation.timed_out(30.0), "Job timed out after 30 s"),
+        (Cancellation.timed_out(14 * 86400.0), "Job timed out after 1209600 s"),
+        (Cancellation.timed_out(1234567.25), "Job timed out after 1234567.25 s"),
+        (Cancellation.timed_out(0.1 + 0.2), "Job timed out after 0.3 s"),
+        (Cancellation.timed_out(1e-9), "Job timed out after 1e-09 s"),
     ],
 )
 def test_the_failed_reason(said: Cancellation, text: str) -> None:
@@ -70,6 +74,44 @@ def test_a_reason_that_is_not_json_is_refused() -> None:
         Cancellation(float("nan"))
     with pytest.raises(ValueError, match="reason"):
         Cancellation("\ud800")
+
+
+def test_what_was_checked_is_what_is_kept() -> None:
+    """2.3: the reason's owner may change it afterwards; what is told is what was asked."""
+    reason: dict[str, typing.Any] = {"codes": [1, {"deep": (2, 3)}]}
+    request = Cancellation(reason)
+    reason["codes"][1]["deep"] = object()
+    reason["late"] = float("nan")
+    assert request.reason == {"codes": [1, {"deep": [2, 3]}]}
+    assert json.loads(json.dumps(request.to_json()))["reason"] == request.reason
+    assert dataclasses.replace(request, hard=True).reason == request.reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ({"file": "caf\udce9.txt"}, ValueError),
+        ({"caf\udce9.txt": 1}, ValueError),
+        (["a", ["b", "\ud800"]], ValueError),
+        ({"n": float("inf")}, ValueError),
+        ({"s": {1, 2}}, TypeError),
+        ({"b": b"x"}, TypeError),
+        ({(1, 2): 3}, TypeError),
+    ],
+)
+def test_a_reason_is_refused_at_the_door_by_the_rules_of_the_wire(
+    reason: object, error: type[Exception]
+) -> None:
+    """2.3: by the encoder that will write it: what passes can be sent, stored and told."""
+    with pytest.raises(error, match="reason"):
+        Cancellation(reason)
+
+
+def test_a_reason_that_contains_itself_is_refused() -> None:
+    reason: list[object] = []
+    reason.append(reason)
+    with pytest.raises(ValueError, match="reason"):
+        Cancellation(reason)
 
 
 def test_it_is_frozen() -> None:

@@ -13,7 +13,8 @@ import gevent
 import gevent.event
 import pytest
 
-from geventq import CancellationToken, GeventqError, JobCancelled
+from geventq import CancellationToken, GeventqError, JobCancelled, JobKilled
+from geventq.cancellation.scope import disown
 from tests.support.attempts import Run
 from tests.support.native import in_native_thread
 from tests.support.waiting import eventually
@@ -317,6 +318,106 @@ def test_a_link_is_cancelled_with_its_parent_and_not_the_other_way() -> None:
     assert parent.link().reason == "all"
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_chain_of_links_has_no_end(hard: bool) -> None:
+    """2.2: the token of each chunk is a link of the last: after thousands a request is heard at
+    the end of the chain, a kill is thrown, and the chain is let go without descending it."""
+    links = 20_000
+    called: list[int] = []
+
+    def process(token: typing.Any) -> None:
+        for _ in range(links):
+            token = token.link(timeout=3600)
+        token.on_cancel(called.append, links)
+        with token.shield(), token.shield():
+            assert token.run(divmod, 7, 2) == (3, 1)
+        if hard:
+            gevent.sleep(60)
+        token.sleep(60)
+
+    run = Run(process).start()
+    loop = gevent.get_hub().loop
+    assert run.ask(hard=hard) is True
+    run.join()
+    assert isinstance(run.error, JobKilled if hard else JobCancelled)
+    eventually(lambda: called == [links])
+    before = loop.activecnt
+    run.error = None
+    gc.collect()
+    assert loop.activecnt == before  # each link's timer was stopped by the request
+
+
+def test_a_fork_disowns_a_chain_of_links() -> None:
+    """7.5: in a child all clocks stop, however deep."""
+    token = CancellationToken()
+    loop = gevent.get_hub().loop
+    before = loop.activecnt
+    last = token
+    for _ in range(5000):
+        last = last.link(timeout=3600)
+    assert loop.activecnt == before + 5000
+    assert disown(token) == [] and loop.activecnt == before
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("of_a_job", [True, False])
+def test_a_link_is_cancelled_from_a_native_thread(of_a_job: bool, waits: bool) -> None:
+    """2.11: whoever waits or not: callbacks run, timers are stopped in the hub's thread."""
+    where: list[object] = []
+    run = Run(lambda token: token.wait()) if of_a_job else None
+    token = run.start().token if run else CancellationToken()
+    link = token.link(timeout=3600)
+    link.on_cancel(lambda: where.append(gevent.get_hub()))
+    waiter = gevent.spawn(link.wait) if waits else None
+    gevent.sleep(0)
+    assert in_native_thread(lambda: link.cancel("from afar")) is True
+    assert link.reason == "from afar" and not token.cancelled
+    eventually(lambda: where == [gevent.get_hub()])
+    if waiter is not None:
+        waiter.join()
+    if run is not None:
+        run.ask()
+        run.join()
+
+
+def test_what_other_threads_may_do() -> None:
+    """api: they ask, cancel, link and register callbacks; the callbacks run where the job does."""
+    run = Run(lambda token: token.wait()).start()
+    token, ran = run.token, []
+
+    def elsewhere() -> object:
+        child = token.link(timeout=3600)
+        undone = child.on_cancel(ran.append, "undone")
+        assert undone.undo()
+        handle = child.on_cancel(lambda: ran.append(gevent.get_hub()))
+        VARIABLE.set("elsewhere")
+        token.on_cancel(lambda: ran.append(VARIABLE.get()))
+        assert token.cancel("enough") and not token.cancel("again")
+        assert not handle.undo()
+        handle.join()
+        return token.check()
+
+    assert in_native_thread(elsewhere) is token.get()
+    eventually(lambda: sorted(map(str, ran)) == sorted([str(gevent.get_hub()), "elsewhere"]))
+    run.join()
+
+
+@pytest.mark.parametrize("what", ["run", "spawn", "sleep", "shield"])
+def test_what_makes_no_sense_in_another_thread_is_refused_there(what: str) -> None:
+    """api: no greenlet of the job can be there."""
+    token = CancellationToken()
+    arguments = {"run": (int,), "spawn": (int,), "sleep": (0,), "shield": ()}
+    with pytest.raises(GeventqError, match=rf"token\.{what}\(\) works only in the thread"):
+        in_native_thread(lambda: getattr(token, what)(*arguments[what]))
+
+
+def test_a_link_of_an_ended_job_takes_no_request() -> None:
+    """2.7: nothing has an effect after the end."""
+    links: list[CancellationToken] = []
+    Run(lambda token: links.append(token.link())).start().join()
+    assert not links[0].cancel("late") and not links[0].cancelled
+
+
 def test_a_link_has_its_own_deadline() -> None:
     """Kind `timeout`; the parent goes on."""
     parent = CancellationToken()
@@ -371,7 +472,12 @@ def test_times_may_be_timedeltas() -> None:
     with pytest.raises(gevent.Timeout):
         token.run(gevent.sleep, 60, timeout=moment)
     linked = token.link(timeout=moment)
-    assert linked.wait(10).failed_reason() == "Job timed out after 0.01 s"
+    request = linked.wait(long)
+    assert request is not None and request.failed_reason() == "Job timed out after 0.01 s"
+    assert token.wait(moment) is None
+    with pytest.raises(gevent.Timeout):
+        token.get(timeout=moment)
+    assert linked.get(timeout=long) is linked.get() is request
 
 
 def test_a_value_that_cannot_be_shown_is_refused_all_the_same() -> None:

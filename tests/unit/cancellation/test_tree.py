@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from geventq import JobKilled, detach
+from geventq.cancellation.scope import callbacks_at_work
 from tests.support.attempts import Run
 from tests.support.waiting import eventually
 
@@ -133,7 +134,7 @@ def test_a_request_made_by_a_job_does_not_mark_what_it_starts() -> None:
     run.join()
     assert not run.attempt.family()
     other.join()
-    eventually(lambda: not list(other.token._callbacks_at_work()))
+    eventually(lambda: not callbacks_at_work(other.token))
 
 
 PATCHED = """
