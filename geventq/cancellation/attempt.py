@@ -136,7 +136,7 @@ class Attempt:
         helpers = scope.take_helpers(token)
         while helpers:
             try:
-                calls.put_down(helpers, scope.scope_of(token))
+                calls.put_down(helpers, scope.scope_of(token), self.became_stuck)
                 break
             except KeyboardInterrupt as error:
                 interrupt_main(error)

@@ -24,7 +24,7 @@ if typing.TYPE_CHECKING:
     from geventq.cancellation.request import Cancellation
     from geventq.cancellation.shield import Guard
 
-__all__ = ["INTERVAL", "RETHROWS", "Owner", "Signal", "put_down", "run"]
+__all__ = ["INTERVAL", "RETHROWS", "Guarded", "Owner", "Signal", "put_down", "run"]
 
 #: Seconds between two throws, into a job as into what belongs to it.
 INTERVAL: typing.Final = 1.0
@@ -47,11 +47,15 @@ class Signal(typing.Protocol):
         """The request."""
 
 
-class Owner(typing.Protocol):
-    """Whose greenlets are put down: the scope of the run."""
+class Guarded(typing.Protocol):
+    """Whose shields hold a throw back: the scope of the run."""
 
     guard: Guard | None
-    """The run's shields; made when the first one is, which may be during the wait."""
+    """Made when the first shield is, which may be while others wait."""
+
+
+class Owner(Guarded, typing.Protocol):
+    """Who a call belongs to: the scope of the run."""
 
     def became_stuck(self, greenlet: typing.Any) -> None:
         """`greenlet` swallows its kill."""
@@ -140,7 +144,7 @@ def _end(child: typing.Any, owner: Owner) -> None:
     thrown: BaseException | None = None
     while True:
         try:
-            put_down([child], owner)
+            put_down([child], owner, owner.became_stuck)
             break
         except BaseException as error:  # noqa: BLE001 (raised below)
             if thrown is None or isinstance(error, JobKilled):
@@ -149,12 +153,16 @@ def _end(child: typing.Any, owner: Owner) -> None:
         raise thrown
 
 
-def put_down(greenlets: typing.Sequence[typing.Any], owner: Owner) -> None:
+def put_down(
+    greenlets: typing.Sequence[typing.Any],
+    owner: Guarded,
+    stuck: typing.Callable[[typing.Any], None],
+) -> None:
     """Kill `greenlets` and return when all have ended.
 
     A greenlet inside a shield of its own, or inside an import, is killed as it leaves it.  One
-    that swallows the throw gets it again every second, three times; then `owner` is told that
-    it is stuck, once, and the wait goes on.  Yields.
+    that swallows the throw gets it again every second, three times; then `stuck` is told, once,
+    and the wait goes on.  Yields.
     """
     run_callback = gevent.get_hub().loop.run_callback
     throws = dict.fromkeys(greenlets, 0)
@@ -176,7 +184,7 @@ def put_down(greenlets: typing.Sequence[typing.Any], owner: Owner) -> None:
                     due[greenlet] = math.inf
                     if not told:
                         told = True
-                        owner.became_stuck(greenlet)
+                        stuck(greenlet)
             wait = min(wait, due[greenlet] - now)
         gevent.joinall(alive, timeout=None if wait == math.inf else wait)
 
@@ -190,7 +198,7 @@ def _is_held(greenlet: typing.Any, guard: Guard | None) -> bool:
     return tree.imports(greenlet)
 
 
-def _throw_unless_held(greenlet: typing.Any, owner: Owner) -> None:
+def _throw_unless_held(greenlet: typing.Any, owner: Guarded) -> None:
     """In the hub, where it is decided (2.9)."""
     if not _is_held(greenlet, owner.guard):
         tree.throw(greenlet)

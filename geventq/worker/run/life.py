@@ -220,12 +220,6 @@ class JobLife:
         """A running job extended its lock."""
         self.lock_keeper.extended(execution, sent_at, seconds)
 
-    def requested(self, attempt: Attempt) -> None:
-        """A request took effect: the job itself answers it."""
-
-    def thrown(self, attempt: Attempt) -> None:
-        """A kill was thrown."""
-
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """A running job is alive although it was killed."""
         self._giving_up.stuck(attempt, stack)
