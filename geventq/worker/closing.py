@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Closing"]
 
 _SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least (7.1)
+_LOOK: typing.Final = 1.0  # seconds without news after which lost runs are looked for
 _TRIES: typing.Final = 3  # of a step that fails
 _LISTENERS: typing.Final = 2.0  # seconds past the deadline for listeners that hang
 
@@ -108,6 +109,7 @@ class Closing:
         self.engine.idle_wait.leave()
         if not self._drained(lambda: self._deadline):
             self._shut_down(self._reason)
+        self.engine.life.find_lost()
 
     def _deliver(self) -> None:
         undelivered = self._deliver_rest()
@@ -149,7 +151,8 @@ class Closing:
             left = None if until is None else until - clock.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._news.wait(left)
+            if not self._news.wait(_LOOK if left is None else min(left, _LOOK)):
+                self.engine.life.find_lost()
         return True
 
     def _shut_down(self, reason: str) -> None:

@@ -130,7 +130,7 @@ class Engine:
         return Renewer(
             self.slots.held,
             self.giving_up,
-            self.lanes.recover_late,
+            self._round_over,
             self.listeners.emit,
             self._client,
             self._keys,
@@ -151,6 +151,11 @@ class Engine:
             max_stalled=options.max_stalled_count,
         )
         return [checker]
+
+    def _round_over(self) -> None:
+        """What was lost is looked for as often as locks are renewed."""
+        self.lanes.recover_late()
+        self.life.find_lost()
 
     # -- begin and end -----------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class Lanes:
         self._lock_base = f"{worker_id}:"
         self._next_lock = 1
         self._pending: list[Settled] = []
+        self._in_calls: list[list[Settled]] = []  # what the calls under way carry
         self._lost_takes: list[_LostTake] = []  # to be asked for
         self._late_takes: list[_LostTake] = []  # asked for, but not safely over
         self._parked: list[typing.Any] = []  # greenlets that wait for `wake`
@@ -136,6 +137,10 @@ class Lanes:
         self._pending.append((execution, outcome))
         if self._parked:
             self.wake()
+
+    def undelivered(self) -> list[Execution]:
+        """Those whose outcomes wait, or are in a call."""
+        return [execution for batch in (self._pending, *self._in_calls) for execution, _ in batch]
 
     def may_be_more(self, *, woken: bool = False) -> None:
         """There may be jobs: take them.  `woken` by a marker, so that no other worker looks.
@@ -195,6 +200,13 @@ class Lanes:
 
     def _make_call(self) -> None:
         batch, self._pending = self._pending[: self._most], self._pending[self._most :]
+        self._in_calls.append(batch)
+        try:
+            self._call_with(batch)
+        finally:
+            self._in_calls.remove(batch)
+
+    def _call_with(self, batch: list[Settled]) -> None:
         room = -1 if self._stopping else max(0, self._room())
         first = self._next_lock
         self._next_lock += max(0, room)

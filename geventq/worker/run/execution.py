@@ -40,10 +40,10 @@ class Execution:
         "job_id",
         "lock_token",
         "max_started",
+        "outcome",
         "overseer",
         "policy",
         "renewed_at",
-        "settling",
         "stalls",
         "told",
         "unrunnable",
@@ -79,8 +79,9 @@ class Execution:
         self.unrunnable: str | None = None
         #: A request is recorded with the job, and its outcome clears it (4.4).
         self.clears_record = False
-        #: The processor has ended, or never begins, and the outcome is on its way: never unset.
-        self.settling = False
+        #: How the attempt ended, or ends without having begun: an `Outcome`, which is on its way
+        #: to Redis until `over`.
+        self.outcome: typing.Any = None
         #: Listeners know how this attempt ended: they hear it once.
         self.told = False
 
@@ -105,9 +106,15 @@ class Execution:
         return self.attempt.disown()
 
     def over(self) -> None:
-        """Nobody asks for the job any more.  Breaks the cycle between the two, so that all of a
+        """Nobody asks for the job or the outcome any more.  Breaks the cycles, so that all of a
         run dies with it, without the collector."""
         del self.job
+        self.outcome = None
+
+    @property
+    def settling(self) -> bool:
+        """Whether its outcome is on its way."""
+        return self.outcome is not None
 
     @property
     def is_over(self) -> bool:

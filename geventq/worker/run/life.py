@@ -50,6 +50,9 @@ class Settler(typing.Protocol):
     def settle(self, execution: Execution, outcome: Outcome) -> None:
         """Send it with the next call; `JobLife.settled` or `refused` follows."""
 
+    def undelivered(self) -> list[Execution]:
+        """Those whose outcomes wait, or are in a call."""
+
     def may_be_more(self) -> None:
         """There may be jobs to take, and slots for them."""
 
@@ -151,8 +154,9 @@ class JobLife:
             self._settle_unrun(execution, NotEnded("closing"))
 
     def _forget_unstarted(self, executions: list[Execution]) -> None:
+        running = self.runners.executions()
         for execution in executions:
-            if not execution.settling and not self.runners.have(execution):
+            if not execution.settling and execution not in running:
                 self._slots.held.pop(execution.lock_token, None)
                 self._slots.running.leave(execution)
 
@@ -279,9 +283,9 @@ class JobLife:
             execution.over()
             self.settler.may_be_more()
             return
-        execution.settling = True
         if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
             outcome.more = {**(outcome.more or {}), "clear": True}
+        execution.outcome = outcome
         self.settler.settle(execution, outcome)
 
     # -- told ------------------------------------------------------------------------------
@@ -319,6 +323,27 @@ class JobLife:
             self._slots.held.pop(execution.lock_token, None)
             self._tell("error", GeventqError(refusal(execution.job_id, code)))
         execution.over()
+
+    # -- belonging to nobody ---------------------------------------------------------------
+
+    def find_lost(self) -> None:
+        """Look for runs that have lost their owner, and give them one.
+
+        A run belongs to its runner, its outcome to the lanes.  What is thrown at a greenlet just
+        then, a Ctrl-C or a kill of all greenlets there are, can take either away between two
+        steps; then the job would be active, and renewed, for ever, and a close would wait for it.
+        Called now and then while the worker runs, and while it closes.
+        """
+        slots = self._slots
+        running, on_their_way = self.runners.executions(), set(self.settler.undelivered())
+        for execution in {*slots.held.values(), *slots.running}:
+            if execution.settling:
+                slots.running.leave(execution)
+                if execution not in on_their_way and execution.lock_token in slots.held:
+                    execution.outcome.send_again(execution)  # it may have been sent
+                    self.settler.settle(execution, execution.outcome)
+            elif execution not in running:
+                self.run_failed(execution, GeventqError("its greenlet has ended before it"))
 
     # -- what a take tells besides jobs ----------------------------------------------------
 

@@ -137,19 +137,20 @@ class Runners:
             if self.due:
                 gevent.get_hub().loop.run_callback(_switch_into, self.due)
 
-    def have(self, execution: Execution) -> bool:
-        """Whether `execution` has a greenlet that runs it, or will."""
-        return any(
-            runner.execution is execution and runner.started and not runner.dead
-            for runner in self.alive
-        )
+    def executions(self) -> set[Execution]:
+        """All that have a greenlet which runs them, or will."""
+        if self.due:  # whoever was to give them their turn may have been interrupted
+            gevent.get_hub().loop.run_callback(_switch_into, self.due)
+        # Without those that were interrupted before they began: their last steps never run.
+        self.alive = {runner for runner in self.alive if runner.started and not runner.dead}
+        return {runner.execution for runner in self.alive if runner.execution is not None}
 
     def stop(self) -> None:
         """Let the idle runners end; busy ones end with their job.  Idempotent.  Does not yield."""
         self.ended = True
         self.idle.clear()
         for runner in self.alive:
-            if runner.execution is None:
+            if runner.execution is None and runner.started:
                 self._end(runner)
 
     def disown(self) -> list[Runner]:
