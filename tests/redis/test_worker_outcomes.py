@@ -11,6 +11,7 @@ import gevent.event
 import pytest
 
 from geventq import (
+    Cancellation,
     CancellationToken,
     DelayedError,
     Job,
@@ -18,6 +19,7 @@ from geventq import (
     JobKilled,
     Queue,
     RateLimitError,
+    WaitingChildrenError,
     WaitingError,
 )
 from tests.conftest import Make
@@ -127,6 +129,129 @@ def test_an_error_of_its_own_is_final_where_the_request_forbids_a_retry(
     assert [fields["event"] for fields in events][-2:] == ["failed", "cancelled"]
     assert events[-1]["reason"] == "why"
     assert "retries-exhausted" not in [fields["event"] for fields in events]
+
+
+class Unspeakable(Exception):
+    """Whose text, and class, cannot be asked for."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    @property
+    def __class__(self) -> typing.Any:  # type: ignore[override]
+        raise RuntimeError("no class")
+
+
+# Made when they are needed: nobody else can bear to meet the liar.
+BAD_ENDS: typing.Final = [
+    pytest.param(lambda: object(), id="a result that is not JSON"),
+    pytest.param(lambda: {"x": float("nan")}, id="a result with NaN"),
+    pytest.param(lambda: "x" * 2000, id="a result that is too large"),
+    pytest.param(lambda: Unspeakable(), id="an error that lies about itself"),
+    pytest.param(lambda: KeyError("\ud83d"), id="an error with half a character"),
+    pytest.param(lambda: SystemExit(0), id="sys.exit"),
+    pytest.param(lambda: gevent.Timeout(1), id="a timeout of its own"),
+    pytest.param(lambda: gevent.GreenletExit(), id="greenlet exit"),
+    pytest.param(
+        lambda: JobCancelled(Cancellation("itself", "shutdown")), id="its own cancellation"
+    ),
+    pytest.param(lambda: DelayedError(0), id="a move"),
+    pytest.param(lambda: WaitingChildrenError(), id="a move that there is not yet"),
+]
+
+
+@pytest.mark.parametrize("end", BAD_ENDS)
+def test_a_request_that_forbids_a_retry_stays_whatever_else_goes_wrong(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, end: typing.Callable[[], object]
+) -> None:
+    """2.5, 2.6: who was told True is never wrong: the job does not run again, and its end answers
+    the request."""
+    monkeypatch.setattr("geventq.worker.run.outcome.LARGEST", 1000)
+    asked = ask(end(), retry=False, attempts=5)
+    read = asked.ended("failed")
+    asked.told.wait("failed")
+    assert (asked.held.runs, read.attempts_made) == (1, 1)
+    assert asked.told.of(asked.job) == ["cancelled", "failed"]
+    assert asked.told.cancellation().reason == "why"
+
+
+@pytest.mark.parametrize("how", ["the strategy raises", "the outcome cannot be made"])
+def test_a_request_stays_where_no_outcome_can_be_made(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """2.6: the user's back-off strategy is broken, or making an outcome meets a defect of ours."""
+    strategies = {"broken": lambda *args: 1 / 0}
+    if how == "the outcome cannot be made":
+        failing = iter([RuntimeError("a defect of ours")])
+
+        def add_event(self: object, *args: object) -> None:
+            for error in failing:
+                raise error
+
+        monkeypatch.setattr("geventq.worker.run.decide._Ending._add_event", add_event)
+    held = Held(ValueError("its own"))
+    worker = make(held, backoff_strategies=strategies)
+    told = Told(worker)
+    job = queue.add("n", attempts=5, backoff={"type": "broken"})
+    held.inside.wait()
+    assert worker.cancel_job(job.id, "why", retry=how == "the strategy raises")
+    held.go.set()
+    told.wait("failed")
+    assert told.of(job) == ["cancelled", "failed"]
+    assert held.runs == 1
+    assert queue.get_job_state(job.id) == "failed"
+
+
+def test_a_job_that_is_cancelled_and_interrupted_does_not_come_back(
+    queue: Queue, make: Make
+) -> None:
+    """2.6, 7.1: Ctrl-C hits a job that somebody has cancelled for good: the main greenlet gets it,
+    and the job, which would go back else, ends as it was told."""
+    held = Held(KeyboardInterrupt())
+    worker = make(held)
+    told = Told(worker)
+    job = queue.add("n", attempts=5)
+    held.inside.wait()
+    assert worker.cancel_job(job.id, "why", retry=False)
+    with pytest.raises(KeyboardInterrupt):
+        held.go.set()
+        gevent.sleep(20)
+    told.wait("failed")
+    assert told.of(job) == ["cancelled", "failed"]
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.failed_reason, held.runs) == ("Job cancelled: why", 1)
+
+
+def test_a_request_stays_where_the_result_is_refused_for_pending_children(
+    queue: Queue, make: Make, redis_client: typing.Any, prefix: str
+) -> None:
+    """2.5: a result counts, but this one cannot be stored: then the failure is final."""
+    held = Held("done")
+    worker = make(held)
+    told = Told(worker)
+    job = queue.add("n", attempts=5)
+    held.inside.wait()
+    redis_client.sadd(f"{prefix}:q:{job.id}:dependencies", f"{prefix}:q:child")
+    assert worker.cancel_job(job.id, "why", retry=False)
+    held.go.set()
+    told.wait("failed")
+    assert told.of(job) == ["cancelled", "failed"]
+    assert held.runs == 1
+    assert queue.get_job_state(job.id) == "failed"
+
+
+def test_a_job_cannot_wait_for_children_yet(queue: Queue, make: Make) -> None:
+    """It fails for good, with a text that names the error."""
+    held = Held(WaitingChildrenError())
+    told = Told(make(held))
+    job = queue.add("n", attempts=5)
+    held.go.set()
+    told.wait("failed")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert (read.get_state(), held.runs) == ("failed", 1)
+    assert (read.failed_reason or "").startswith("WaitingChildrenError: not supported yet")
 
 
 MOVES: typing.Final = [
