@@ -2,21 +2,22 @@
 
 Owns the parser and the exit statuses: 0 done, 1 refused, 2 usage, 3 Redis could not be reached.
 Errors go to stderr without a traceback and without a password; what the commands do is
-`geventq.commands`' business.
+`geventq.commands`' business.  They are imported when `main` has seen to the signals: a worker
+that is ended while it starts ends with status 0 too.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import typing
 
 from geventq import __version__
-from geventq.commands import jobs, settings, worker
 from geventq.commands.console import UsageError, say_error, without_passwords
-from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.commands.ending import ending
 
 __all__ = ["main"]
 
@@ -26,17 +27,33 @@ UNREACHABLE: typing.Final = 3
 
 
 def main(arguments: typing.Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status; argparse raises `SystemExit` with 2."""
+    """Run the command and return its exit status; argparse raises `SystemExit` with 2.
+
+    ``worker`` ends the process itself, once it has imported the user's module.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["worker"]:
+        ending.leave_on_signals()
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupted)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a job's name need not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     if given.run is None:
         parser.print_usage(sys.stderr)
         return USAGE
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
+    status = _status(given)
+    if ending.is_ours:
+        ending.end(status)
+    return status
+
+
+def _status(given: argparse.Namespace) -> int:
+    from geventq.errors import GeventqError, RedisUnavailableError
+
     try:
         return int(given.run(given))
     except RedisUnavailableError as error:
@@ -48,7 +65,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
 
 
 def _interrupted(number: int, frame: object) -> typing.NoReturn:
-    """JobEnds the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
+    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
     raise SystemExit(128 + number)
 
 
@@ -58,13 +75,23 @@ def _failed(error: Exception, status: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names no password in what it says about a wrong command line."""
+    """Names no password in what it says about a wrong command line, and takes every number of
+    JSON for a number, -1.5e3 too, where argparse looks for an option."""
+
+    def __init__(self, *args: typing.Any, **options: typing.Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> typing.NoReturn:
         super().error(without_passwords(message))
 
 
+_NEGATIVE: typing.Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+
 def _parser() -> argparse.ArgumentParser:
+    from geventq.commands import jobs, settings, worker
+
     common = _Parser(add_help=False)
     common.add_argument(
         "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
@@ -111,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    from geventq.commands import settings, worker
     from geventq.demo import run
 
     url = os.environ["GEVENTQ_REDIS_URL"] = settings.url(given)

@@ -22,11 +22,12 @@ import time
 import typing
 
 from geventq.commands.console import say_error
+from geventq.commands.ending import ending
 
 if typing.TYPE_CHECKING:
     from geventq.worker import Worker
 
-__all__ = ["Leave", "Lifeline", "Parent", "leave_on_signals"]
+__all__ = ["Lifeline", "Parent"]
 
 _CLOSE: typing.Final = b"c"  # with close_timeout
 _AT_ONCE: typing.Final = b"0"
@@ -37,20 +38,6 @@ _SOUND: typing.Final = 30.0  # seconds of life after which a death begins a new 
 _USAGE: typing.Final = 2
 _UNREACHABLE: typing.Final = 3
 _ENDING: typing.Final = (signal.SIGTERM, signal.SIGINT)
-
-
-class Leave(SystemExit):
-    """A signal came while no worker ran."""
-
-
-def leave_on_signals() -> None:
-    """Until a worker runs there is nothing to close: SIGTERM and SIGINT end with status 0."""
-    for number in _ENDING:
-        signal.signal(number, _leave)
-
-
-def _leave(number: int, frame: object) -> typing.NoReturn:
-    raise Leave(0)
 
 
 class _Child:
@@ -154,6 +141,7 @@ class Parent:
                     if number in _ENDING:
                         self._close()
                 self._reap()
+        ending.ignore_signals()
         return self._status
 
     def _until_next(self) -> float | None:
@@ -188,7 +176,7 @@ class Parent:
                 say_error(f"no worker process could be started: {error}")
             if pid == 0:
                 signals.end()
-                leave_on_signals()
+                ending.leave_on_signals()
         if pid < 0:
             for descriptor in (orders_out, orders_in, readiness_out, readiness_in):
                 os.close(descriptor)
@@ -270,10 +258,11 @@ class _Signals:
         self._out, self._in = os.pipe()
         os.set_blocking(self._out, False)
         os.set_blocking(self._in, False)
+        # The pipe first: a signal between the two must not be lost.
+        self._wakeup = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
         self._before = {
             number: signal.signal(number, lambda *_: None) for number in (*_ENDING, signal.SIGCHLD)
         }
-        self._wakeup = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
         return self
 
     def wait(self, seconds: float | None) -> bytes:

@@ -17,7 +17,8 @@ import typing
 
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
-from geventq.commands.processes import Leave, Lifeline, Parent, leave_on_signals
+from geventq.commands.ending import ending
+from geventq.commands.processes import Lifeline, Parent
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -50,7 +51,6 @@ def run(given: argparse.Namespace) -> int:
             return came_back
         lifeline = came_back
         turns = lifeline.turns.fileno()
-    leave_on_signals()
     console = Console(given.json, claims=True, taking_turns=turns)
     return _work(plan, console, lifeline, quiet=given.quiet)
 
@@ -92,6 +92,7 @@ def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bo
     from gevent import monkey
 
     monkey.patch_all()  # before the user's module is imported
+    ending.take_over()
     from geventq import postgresql
     from geventq.worker import Worker
 
@@ -106,12 +107,33 @@ def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bo
     report = _Report(console, worker, with_pid=lifeline is not None)
     report.listen(quiet)
     report.starting(plan.processor, address)
+    outcome = _Outcome(worker)
     if lifeline is not None:
         lifeline.hold(worker)
     worker.run()
     if lifeline is not None:
         lifeline.release()
-    return 0
+    return outcome.status
+
+
+class _Outcome:
+    """How the command ends: with status 1 if stuck jobs made its worker close, else with 0."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.status = 0
+        self._worker = worker
+        self._closes = False
+        worker.on("no_slot", self._stuck)
+        worker.on("closing", self._closing)
+        worker.on("closed", lambda: ending.begin(self.status))
+
+    def _stuck(self) -> None:
+        if self._worker.options.exit_when_stuck and not self._closes:
+            self.status = 1
+
+    def _closing(self) -> None:
+        self._closes = True
+        ending.worker_closes()
 
 
 def check_reachable(url: str) -> str:
@@ -138,8 +160,6 @@ def _imported(path: str) -> typing.Callable[..., typing.Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UsageError(_import_failure(module, error)) from error
-    except Leave:
-        raise
     except (Exception, SystemExit) as error:
         raise UsageError(_import_failure(module, error)) from error
     return load_processor(path)

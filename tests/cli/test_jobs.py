@@ -61,6 +61,15 @@ def test_people_see_the_id(here: Here, queue: Queue) -> None:
     assert (status, out.split()) == (0, ["mine", "waiting", "export"])
 
 
+@pytest.mark.parametrize("number", ["-1", "-1.5", "-1.5e3", "-2E-3", "-0", "-0.0", "-1e+5"])
+def test_every_number_of_json_is_data(here: Here, queue: Queue, number: str) -> None:
+    """Where argparse by itself looks for an option of that name."""
+    assert here("add", "q", "n", number)[0] == 0
+    (job,) = queue.get_jobs()
+    assert job.data == json.loads(number)
+    assert here("add", "q", "n", "--delay", number)[2].count("--delay") == 0  # the value is read
+
+
 def test_every_option_of_add_reaches_the_job(here: Here, queue: Queue) -> None:
     options = {
         "--delay": "5",
