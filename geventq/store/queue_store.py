@@ -32,7 +32,6 @@ NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
 _BULK_SECONDS: typing.Final = 60.0
 _LISTS: typing.Final = ("active", "waiting")
 _PAGE: typing.Final = 1000  # hashes read in one round trip
-_AT_ONCE: typing.Final = 1000  # jobs that one call of retry_jobs or promote_jobs moves
 
 log = logging.getLogger("geventq")
 
@@ -285,21 +284,19 @@ class QueueStore:
 
     def retry_jobs(self, state: str, until_ms: int) -> int:
         """Run finished jobs again that ended until a moment; how many."""
-        keys = self.keys
-        args: list[Argument] = [keys.base, state, until_ms, _AT_ONCE]
-        return self._call_while_full("retry_jobs", args)
+        return self._move_all("retry_jobs", [self.keys.base, state, until_ms])
 
     def promote_jobs(self) -> int:
         """Let all delayed jobs run now; how many."""
-        return self._call_while_full("promote_jobs", [_AT_ONCE])
+        return self._move_all("promote_jobs", [])
 
-    def _call_while_full(self, name: str, args: list[Argument]) -> int:
-        moved = 0
-        while True:
-            count = typing.cast(int, self._client.script(load(name), self.keys, args))
+    def _move_all(self, name: str, args: list[Argument]) -> int:
+        """Call a script that moves so many jobs a call until none are left; how many went."""
+        moved, there_may_be_more = 0, 1
+        while there_may_be_more:
+            count, there_may_be_more = self._client.script(load(name), self.keys, args)
             moved += count
-            if count < _AT_ONCE:
-                return moved
+        return moved
 
     def set_max_events(self, length: int | None) -> None:
         """Say how long the event stream is to be; `None` says the default if nobody has yet

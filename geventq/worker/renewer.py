@@ -124,9 +124,9 @@ class Renewer(Background):
         with gevent.Timeout(limit, late):
             answers = self._client.script(self._script, self._keys, args)
         held = self._held
-        for execution, answer in zip(due, answers, strict=True):
-            if answer == 1:
-                execution.renewed_at = sent
+        for execution, life_ms in zip(due, answers, strict=True):
+            if life_ms:  # more than the usual where it was extended meanwhile
+                execution.renewed_at = sent + life_ms / 1000 * SAFETY - self._life
             elif held.get(execution.lock_token) is execution and not execution.settling:
                 self._loser.lock_lost(execution)
 

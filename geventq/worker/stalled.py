@@ -33,19 +33,21 @@ class StalledChecker(Background):
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            recovered = self.check()  # a failure is lived through by `Background`
-            self._outage.over()
-            for job_id in recovered:
+            for job_id in self.check():  # a failure is lived through by `Background`
                 self._tell("stalled", job_id)
+            self._outage.over()
             self._stop.wait(self._interval)
 
-    def check(self) -> list[str]:
-        """Check once; the ids that went back to wait.  Yields."""
-        args: list[str | int] = [
-            self._keys.base,
-            clock.wall_ms(),
-            round(self._interval * 1000),
-            self._max_stalled,
-        ]
-        reply = self._client.script(self._script, self._keys, args)
-        return [job_id.decode() for job_id in reply]
+    def check(self) -> typing.Iterator[str]:
+        """Check once, in several calls where many jobs are active; yields the ids that went back
+        to wait."""
+        interval_ms = round(self._interval * 1000)
+        stage, left = "begin", 0
+        while stage != "done" and not self._stop.is_set():
+            args: list[str | int] = [
+                *(self._keys.base, clock.wall_ms(), interval_ms, self._max_stalled),
+                *(stage, left),
+            ]
+            recovered, answer, left = self._client.script(self._script, self._keys, args)
+            stage = answer.decode()
+            yield from (job_id.decode("utf-8", "replace") for job_id in recovered)

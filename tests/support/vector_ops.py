@@ -449,7 +449,9 @@ class NodeWorker:
         interval = self.options.get("stalledInterval", 30_000)
         most = self.options.get("maxStalledCount", 1)
         self.client.script(
-            load("stalled"), self.keys, [self.keys.base, clock.wall_ms(), interval, most]
+            load("stalled"),
+            self.keys,
+            [self.keys.base, clock.wall_ms(), interval, most, "begin", 0],
         )
 
     def close(self) -> None:

@@ -21,13 +21,9 @@ local call = redis.call
 local PER_JOB = 5
 local CHUNK = 1000 -- jobs between two trims: far below what one LPUSH or one trim can take
 
-local refusal = wrong_type({
-  { keys.wait, 'list' }, { keys.active, 'list' }, { keys.prioritized, 'zset' },
-  { keys.delayed, 'zset' }, { keys.marker, 'zset' }, { keys.events, 'stream' },
-  { keys.meta, 'hash' }, { keys.pc, 'string' },
-})
-if refusal then
-  return refusal
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
 end
 
 local FIRST = 3 -- arguments before those of the jobs

@@ -6,11 +6,16 @@
 -- Events delayed
 --- include: job
 --- include: place
+--- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
 if not is_job(keys.job) then
   return -1
 end
-if not redis.call('ZSCORE', keys.delayed, ARGV[1]) then
+if redis.call('ZREM', keys.delayed, ARGV[1]) == 0 then
   return -3
 end
 local due_ms = tonumber(ARGV[2]) + tonumber(ARGV[3])

@@ -8,15 +8,16 @@
 --- include: place
 --- include: types
 
-if not is_job(keys.job) then
-  return -1
-end
-local wrong = wrong_type({ { keys.wait, 'list' } })
+local wrong = wrong_type(keys)
 if wrong then
   return wrong
 end
+if not is_job(keys.job) then
+  return -1
+end
 local job_id, priority, first = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
-if redis.call('ZREM', keys.prioritized, job_id) == 1 or redis.call('LREM', keys.wait, -1, job_id) == 1 then
+if redis.call('ZREM', keys.prioritized, job_id) == 1
+  or redis.call('LREM', keys.wait, -1, job_id) == 1 then
   enqueue(keys, job_id, priority, first)
   if priority == 0 or not first then
     wake_unless_blocked(keys)

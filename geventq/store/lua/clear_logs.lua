@@ -5,7 +5,12 @@
 -- Reply  0 done, -1 no such job
 -- Events none
 --- include: job
+--- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
 if not is_job(keys.job) then
   return -1
 end
@@ -13,6 +18,6 @@ local keep = tonumber(ARGV[1])
 if keep > 0 then
   redis.call('LTRIM', keys.logs, -keep, -1)
 else
-  redis.call('DEL', keys.logs)
+  redis.call('UNLINK', keys.logs)
 end
 return 0

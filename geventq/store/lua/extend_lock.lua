@@ -5,9 +5,9 @@
 -- Reply  1 extended, 0 gone or another's
 -- Events none
 
-if redis.call('GET', keys.lock) ~= ARGV[1] then
+if redis.pcall('GET', keys.lock) ~= ARGV[1] then
   return 0
 end
-redis.call('SET', keys.lock, ARGV[1], 'PX', ARGV[2])
-redis.call('SREM', keys.stalled, ARGV[3])
+redis.call('PEXPIRE', keys.lock, ARGV[2])
+redis.pcall('SREM', keys.stalled, ARGV[3])
 return 1

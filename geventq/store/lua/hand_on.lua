@@ -6,7 +6,13 @@
 -- Reply  1 put back, 0 nobody needs it
 -- Events none
 --- include: place
+--- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
+redis.call('ZREM', keys.marker, '0') -- a full Redis refuses ZADD as the first write
 if redis.call('LLEN', keys.wait) + redis.call('ZCARD', keys.prioritized) > 0 and not is_blocked(keys) then
   wake(keys)
   return 1

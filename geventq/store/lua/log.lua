@@ -5,7 +5,12 @@
 -- Reply  how many rows there are, -1 no such job, -6 the lock is gone or another's
 -- Events none
 --- include: owner
+--- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
 local code = may_write(keys.job, keys.lock, ARGV[3])
 if code ~= 0 then
   return code

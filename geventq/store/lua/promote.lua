@@ -8,15 +8,15 @@
 --- include: place
 --- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
 if not redis.call('ZSCORE', keys.delayed, ARGV[1]) then
   return -3
 end
 if not is_job(keys.job) then
   return -1
-end
-local wrong = wrong_type({ { keys.wait, 'list' }, { keys.prioritized, 'zset' } })
-if wrong then
-  return wrong
 end
 redis.call('ZREM', keys.delayed, ARGV[1])
 enqueue(keys, ARGV[1], priority_of(keys.job))

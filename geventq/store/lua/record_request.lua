@@ -7,9 +7,10 @@
 -- Events none
 --- include: job
 
-if redis.call('GET', keys.lock) ~= ARGV[1] or not is_job(keys.job) then
+if redis.pcall('GET', keys.lock) ~= ARGV[1] or not is_job(keys.job) then
   return 0
 end
+redis.call('HDEL', keys.job, 'gqc') -- a full Redis refuses HSET as the first write
 redis.call('HSET', keys.job, 'gqc', ARGV[2])
 if ARGV[3] ~= '' then
   redis.call('HSET', keys.job, 'defa', ARGV[3])

@@ -7,9 +7,21 @@
 -- Events removed
 --- include: meta
 --- include: remove
+--- include: types
 
 local job_id = ARGV[1]
-local scheduler = redis.call('HGET', keys.job, 'rjk')
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
+
+-- A field of the job's hash; what is no hash has none.
+local function field(name)
+  local value = redis.pcall('HGET', keys.job, name)
+  return type(value) == 'string' and value or nil
+end
+
+local scheduler = field('rjk')
 if scheduler then
   local next_ms = redis.call('ZSCORE', keys.schedulers, scheduler)
   if next_ms and job_id == 'repeat:' .. scheduler .. ':' .. next_ms then
@@ -19,28 +31,36 @@ end
 if redis.call('EXISTS', keys.lock) == 1 then
   return 0
 end
-local places = {
-  { 'completed', keys.completed, 'ZREM' }, { 'waiting-children', keys.waiting_children, 'ZREM' },
-  { 'delayed', keys.delayed, 'ZREM' }, { 'failed', keys.failed, 'ZREM' },
-  { 'prioritized', keys.prioritized, 'ZREM' }, { 'wait', keys.wait }, { 'paused', keys.paused },
-  { 'active', keys.active },
+
+local zsets = {
+  { 'completed', keys.completed }, { 'waiting-children', keys.waiting_children },
+  { 'delayed', keys.delayed }, { 'failed', keys.failed }, { 'prioritized', keys.prioritized },
 }
-local state = 'unknown'
-for _, place in ipairs(places) do
-  local removed
-  if place[3] then
-    removed = redis.call('ZREM', place[2], job_id)
-  else
-    removed = redis.call('LREM', place[2], 0, job_id)
+local lists = { { 'wait', keys.wait }, { 'paused', keys.paused }, { 'active', keys.active } }
+
+-- Takes the id out of the first place that has it; answers its name.
+local function leave()
+  for _, place in ipairs(zsets) do
+    if redis.call('ZREM', place[2], job_id) == 1 then
+      return place[1]
+    end
   end
-  if removed > 0 then
-    state = place[1]
-    break
+  for _, place in ipairs(lists) do
+    if redis.call('LREM', place[2], 0, job_id) > 0 then
+      return place[1]
+    end
   end
+  return 'unknown'
 end
-local owned = redis.call('HGET', keys.job, 'deid')
-if owned and redis.call('GET', ARGV[2] .. 'de:' .. owned) == job_id then
+
+local state = leave()
+local owned = field('deid')
+if owned and redis.pcall('GET', ARGV[2] .. 'de:' .. owned) == job_id then
   redis.call('DEL', ARGV[2] .. 'de:' .. owned, ARGV[2] .. 'dn:' .. owned)
+end
+local found = redis.call('TYPE', keys.job).ok
+if found ~= 'hash' and found ~= 'none' then
+  return 1 -- no job, and nobody's to delete
 end
 if delete_job_keys(keys.job) > 0 then
   redis.call('XADD', keys.events, 'MAXLEN', '~', max_len(keys), '*', 'event', 'removed',

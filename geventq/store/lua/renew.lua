@@ -1,26 +1,31 @@
--- Renew locks for their full duration (wire-format 9.10; cancellation.md 3.1).
+-- Renew locks for their full duration (wire-format 9.10; cancellation.md 3.1).  A lock that was
+-- extended beyond that meanwhile stays as it is.
 --
 -- KEYS   stalled
 -- ARGV   1 key base  2 lock duration in ms  3... pairs of job id and lock token
--- Reply  a list: 1 renewed, 0 gone or another's, in the order of the pairs
+-- Reply  for each pair, in order: how many ms the lock lives from now on, 0 if it is gone or
+--        another's
 -- Events none
 
-local lock_keys, renewed, answers = {}, {}, {}
+local duration = tonumber(ARGV[2])
+local lock_keys, renewed, lives = {}, {}, {}
 for at = 3, #ARGV, 2 do
   lock_keys[#lock_keys + 1] = ARGV[1] .. ARGV[at] .. ':lock'
 end
 local holders = redis.call('MGET', unpack(lock_keys))
 for n, lock_key in ipairs(lock_keys) do
   local at = 1 + 2 * n
+  lives[n] = 0
   if holders[n] == ARGV[at + 1] then
-    redis.call('SET', lock_key, ARGV[at + 1], 'PX', ARGV[2])
+    lives[n] = redis.call('PTTL', lock_key)
+    if lives[n] < duration then
+      redis.call('PEXPIRE', lock_key, ARGV[2])
+      lives[n] = duration
+    end
     renewed[#renewed + 1] = ARGV[at]
-    answers[n] = 1
-  else
-    answers[n] = 0
   end
 end
-if #renewed > 0 then
-  redis.call('SREM', keys.stalled, unpack(renewed))
+if #renewed > 0 then -- a foreign key in the place of `stalled` takes nobody's lock
+  redis.pcall('SREM', keys.stalled, unpack(renewed))
 end
-return answers
+return lives

@@ -5,8 +5,13 @@
 -- Reply  how many ids are left in `paused`: call again until 0
 -- Events resumed, once
 --- include: place
+--- include: types
 
-redis.call('HDEL', keys.meta, 'paused')
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
+redis.call('HDEL', keys.meta, 'paused') -- first: a full Redis lets it pass
 if redis.call('EXISTS', keys.paused) == 1 then
   if redis.call('EXISTS', keys.wait) == 0 then
     redis.call('RENAME', keys.paused, keys.wait)

@@ -17,12 +17,12 @@ local function is_lifo(job_key)
 end
 
 local job_id = ARGV[1]
-if not is_job(keys.job) then
-  return -1
-end
-local wrong = wrong_type({ { keys.wait, 'list' }, { keys.prioritized, 'zset' } })
+local wrong = wrong_type(keys)
 if wrong then
   return wrong
+end
+if not is_job(keys.job) then
+  return -1
 end
 local ended_key = ARGV[2] == 'failed' and keys.failed or keys.completed
 if redis.call('ZREM', ended_key, job_id) == 0 then

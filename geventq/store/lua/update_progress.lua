@@ -6,7 +6,12 @@
 -- Events progress
 --- include: meta
 --- include: owner
+--- include: types
 
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
 local code = may_write(keys.job, keys.lock, ARGV[3])
 if code ~= 0 then
   return code

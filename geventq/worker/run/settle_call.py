@@ -136,10 +136,14 @@ class SettleCall:
         """The active jobs that are locked with `lock_token`, or, where `numbers` are given, with
         `lock_token` and a number of one of these ranges (first, how many) behind it; their
         locks live anew from now on.  Sent again by itself: asking twice changes nothing."""
-        args: list[str | int] = [self._keys.base, lock_token, self._lock_ms]
-        for first, count in numbers:
-            args += (first, count)
-        return _taken(self._client.script(self._recover, self._keys, args, again=True))
+        sent = [number for pair in numbers for number in pair]
+        found: dict[str, Taken] = {}  # by id: the parts of a long list overlap
+        start = 0
+        while start >= 0:
+            args: list[str | int] = [self._keys.base, lock_token, self._lock_ms, start, *sent]
+            jobs, start = self._client.script(self._recover, self._keys, args, again=True)
+            found.update({taken[0]: taken for taken in _taken(jobs)})
+        return list(found.values())
 
 
 def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:

@@ -1,13 +1,21 @@
--- Looking at the types of keys before the first write.
+-- Looking at the types of all keys before the first write: Redis does not roll a script back
+-- (cancellation.md 3.7).
 
--- The error reply for the first of `expected` (pairs of key and type) that holds something
--- else, or nil.
-local function wrong_type(expected)
-  for _, pair in ipairs(expected) do
-    local found = redis.call('TYPE', pair[1]).ok
-    if found ~= pair[2] and found ~= 'none' then
-      return redis.error_reply('WRONGTYPE the key ' .. pair[1] .. ' holds a ' .. found
-        .. ', not a ' .. pair[2])
+local TYPES = {
+  wait = 'list', active = 'list', paused = 'list', logs = 'list', prioritized = 'zset',
+  delayed = 'zset', completed = 'zset', failed = 'zset', waiting_children = 'zset',
+  schedulers = 'zset', marker = 'zset', stalled = 'set', stalled_check = 'string', meta = 'hash',
+  events = 'stream', id = 'string', pc = 'string', lock = 'string',
+}
+
+-- The error reply for one of the script's keys that holds something else, or nil.  A job's own key
+-- is not among them: what is no hash is no job.
+local function wrong_type(keys)
+  for name, key in pairs(keys) do
+    local found = TYPES[name] and redis.call('TYPE', key).ok
+    if found and found ~= TYPES[name] and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE the key ' .. key .. ' holds a ' .. found .. ', not a '
+        .. TYPES[name])
     end
   end
 end
