@@ -13,7 +13,7 @@ import typing
 
 from geventq.checks import show
 
-__all__ = ["DEEPEST", "decode", "encode"]
+__all__ = ["DEEPEST", "decode", "encode", "encode_in_parts", "is_large"]
 
 DEEPEST: typing.Final = 500
 """Lists and dicts inside each other that are written.  Reading gives up only where the
@@ -23,6 +23,9 @@ _SURROGATE: typing.Final = re.compile("[\ud800-\udfff]")
 _ONE_KIND: typing.Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: typing.Final = bytes(set(range(256)) - set(b"[]{}"))
 _MOST_BITS: typing.Final = 14_284  # of an int that has 4,300 digits, the most that Python writes
+_SCALARS: typing.Final = {type(None), bool, int, float}
+_LARGE: typing.Final = 20_000  # members: 2 ms to write, 5 to look how deep they are
+_LETTERS: typing.Final = 64  # of a text that count like a member
 _LONGEST_PATH: typing.Final = 200  # characters of it in a message
 
 
@@ -75,9 +78,107 @@ def encode(field: str, value: object) -> bytes:
         raise _refusal(field, value, error) from None
     except RecursionError:
         raise _too_deep(field) from None
-    if len(text) > 2 * DEEPEST and _is_too_deep(text):
+    if len(text) > 2 * DEEPEST and _is_too_deep(text, DEEPEST):
         raise _too_deep(field)
     return text
+
+
+def encode_in_parts(field: str, value: object) -> typing.Iterator[bytes]:
+    """`encode` of a large value as it comes: each part takes a few milliseconds, or is one text.
+    What is raised comes with the part to blame."""
+    try:
+        yield from _parts(value, DEEPEST)
+    except (TypeError, ValueError) as error:
+        raise _refusal(field, value, error) from None
+    except RecursionError:
+        raise _too_deep(field) from None
+
+
+def _parts(value: object, levels: int) -> typing.Iterator[bytes]:
+    """A container is cut between members: small ones go together, a large one in parts.  `levels`
+    are those that may still be inside each other."""
+    is_dict = isinstance(value, dict)
+    if not is_dict and not isinstance(value, list | tuple):
+        yield _encode(value).encode()
+        return
+    if not levels:
+        raise RecursionError
+    begin, end = (b"{", b"}") if is_dict else (b"[", b"]")
+    separator = begin
+    for key, member, few in _cut(value):
+        if few is not None:
+            text = _encode(few).encode()
+            if _is_too_deep(text, levels):
+                raise RecursionError
+            yield separator + text[1:-1]
+        else:
+            name = _encode({key: 0}).encode()[1:-2] if is_dict else b""
+            yield separator + name
+            yield from _parts(member, levels - 1)
+        separator = b","
+    yield end if separator == b"," else begin + end
+
+
+def _cut(value: typing.Any) -> typing.Iterator[tuple[object, object, object]]:
+    """The members of a container, as it is now: key and member of each large one, and containers
+    of few, small ones."""
+    is_dict = isinstance(value, dict)
+    few: typing.Any = {} if is_dict else []
+    weight = 0
+    for key, member in _pairs(value) if is_dict else enumerate(list(value)):
+        heavy = _weight(member)
+        if few and weight + heavy > _LARGE:
+            yield None, None, few
+            few, weight = {} if is_dict else [], 0
+        if heavy > _LARGE:
+            yield key, member, None
+            continue
+        if is_dict:
+            few[key] = member
+        else:
+            few.append(member)
+        weight += heavy
+    if few:
+        yield None, None, few
+
+
+def _pairs(value: dict[object, object]) -> typing.Iterator[tuple[object, object]]:
+    """What `value.items()` are now.  Not held in pairs: the collector would look through a
+    million new objects."""
+    if type(value) is not dict:
+        yield from list(value.items())
+        return
+    for key in list(value):
+        if key in value:
+            yield key, value[key]
+
+
+def is_large(value: object) -> bool:
+    """Whether to write it takes more than some milliseconds."""
+    return type(value) not in _SCALARS and _weight(value) > _LARGE
+
+
+def _weight(value: object) -> int:
+    """Members inside of `value`, and one more for some letters; counted till it is too large."""
+    weight = 1
+    inside = [value]
+    for one in inside:
+        if isinstance(one, dict):
+            members: typing.Iterable[object] = one.values()
+        elif isinstance(one, list | tuple):
+            members = one
+        else:
+            weight += len(one) // _LETTERS if isinstance(one, str) else 0
+            continue
+        weight += len(one)
+        if weight > _LARGE:
+            break
+        for member in members:
+            if type(member) is str:
+                weight += len(member) // _LETTERS
+            elif type(member) not in _SCALARS:
+                inside.append(member)
+    return weight
 
 
 def _too_deep(field: str) -> ValueError:
@@ -86,13 +187,13 @@ def _too_deep(field: str) -> ValueError:
     )
 
 
-def _is_too_deep(text: bytes) -> bool:
-    """Whether JSON `text` has more than `DEEPEST` levels: each pass takes the innermost away."""
-    if text.count(b"[") + text.count(b"{") <= DEEPEST:
+def _is_too_deep(text: bytes, levels: int) -> bool:
+    """Whether JSON `text` has more than `levels`: each pass takes the innermost away."""
+    if text.count(b"[") + text.count(b"{") <= levels:
         return False
     quoted = text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
     brackets = b"".join(quoted[::2]).translate(_ONE_KIND, _NO_BRACKETS)
-    for _ in range(DEEPEST):
+    for _ in range(levels):
         brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return False

@@ -19,10 +19,10 @@ from geventq.checks import (
     milliseconds,
     show,
 )
-from geventq.codec import encode
 from geventq.errors import GeventqError
 from geventq.foreign import times_in
 from geventq.job_hash import Fields, JobHash
+from geventq.large import encode_in_turns
 from geventq.options import MAX_PRIORITY
 
 __all__ = ["STATES", "Job", "JobOwner", "JobStore", "Life", "Move"]
@@ -152,7 +152,7 @@ class Job(JobHash):
 
         Raises `LockLostError` when this attempt no longer owns the job.
         """
-        text = encode("progress", value)
+        text = encode_in_turns("progress", value)
         self._store.update_progress(self.id, text, self._lock_token)
         self.changed({b"progress": text})
         if self._owner is not None:
@@ -160,7 +160,7 @@ class Job(JobHash):
 
     def update_data(self, data: typing.Any) -> None:
         """Replace the payload.  Raises `LockLostError` as `update_progress`."""
-        text = encode("data", data)
+        text = encode_in_turns("data", data)
         self._store.update_data(self.id, text, self._lock_token)
         self.changed({b"data": text})
 
@@ -193,7 +193,7 @@ class Job(JobHash):
 
     def move_to_completed(self, result: typing.Any = None) -> None:
         """Complete a job that was taken with `Worker.get_next_job`."""
-        text = encode("result", result)
+        text = encode_in_turns("result", result)
         self._owned("move_to_completed").settle_by_hand(self, "completed", text)
 
     def move_to_failed(self, error: BaseException | str) -> None:

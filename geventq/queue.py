@@ -28,10 +28,10 @@ from geventq.checks import (
     is_queue_key,
     show,
 )
-from geventq.codec import encode
 from geventq.errors import RedisUnavailableError
 from geventq.job import STATES, Job
 from geventq.job_options import DEFAULTS, JobOptions
+from geventq.large import encode_in_turns
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 from geventq.signatures import takes
 
@@ -151,7 +151,7 @@ class Queue:
     ) -> NewJob:
         check_name("name", name)
         options = job_options(given, self._defaults)
-        text = b"{}" if data is LEFT_OUT else encode("data", data)
+        text = b"{}" if data is LEFT_OUT else encode_in_turns("data", data)
         if options.size_limit is not None and len(text) > options.size_limit:
             raise ValueError(
                 f"data: at most size_limit={options.size_limit} bytes of JSON, got {len(text)}"

@@ -22,7 +22,7 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
-from geventq.worker.run.settle_call import OURS, Code, SettleCall, Settled, SettleReply
+from geventq.worker.run.settle_call import MORE, OURS, Code, SettleCall, Settled, SettleReply
 
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Tell
@@ -38,6 +38,7 @@ _LostTake = tuple[float, _Numbers]  # when it was sent, and for what
 
 _LANES: typing.Final = 4
 _BATCH: typing.Final = 500  # outcomes and jobs a call
+_BYTES: typing.Final = 1 << 20  # of results in a call, but for one that has more by itself
 _LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried out
 
 
@@ -198,8 +199,20 @@ class Lanes:
         share = -(-self._slots.concurrency // _LANES)
         return min(self._slots.free() - self.asked, share, _BATCH)
 
+    def _fitting(self) -> int:
+        """How many of the outcomes that wait go with one call.  Counted in bytes, too: a call of
+        a gigabyte would keep locks, hub and server waiting."""
+        count = size = 0
+        for _, outcome in self._pending[: self._most]:
+            size += len(outcome.value)
+            if size > _BYTES and count:
+                break
+            count += 1
+        return count
+
     def _make_call(self) -> None:
-        batch, self._pending = self._pending[: self._most], self._pending[self._most :]
+        count = self._fitting()
+        batch, self._pending = self._pending[:count], self._pending[count:]
         self._in_calls.append(batch)
         try:
             self._call_with(batch)
@@ -257,7 +270,7 @@ class Lanes:
         that were announced while it was under way: the idle wait has taken their marker."""
         if wanted == self._wanted:
             self._owes_a_look = False
-        if len(reply.jobs) + len(reply.broken) >= room:
+        if len(reply.jobs) + len(reply.broken) >= room or reply.next_ms == MORE:
             self.hungry = True
         elif wanted == self._wanted:
             self.hungry = False

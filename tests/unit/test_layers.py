@@ -18,7 +18,7 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 LAYERS: typing.Final = [
     {"errors", "clock", "checks", "codec", "foreign", "outage", "hubs", "guarded", "signatures"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
-    | {"job", "job_hash"},
+    | {"job", "job_hash", "large"},
     {"embedded"},
     {"store"},
     {"worker", "queue", "events"},

@@ -22,7 +22,7 @@
 --                    event (fields of an extra event); of an outcome that is sent again: atm0 and
 --                    stc0 (as at the take), lapsed (its lock can have expired since)
 -- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
---         ms of the next delayed job or 0}
+--         ms of the next delayed job or 0; -1: there is more to take now}
 --        A code is 0; 1: a first sending had done it; one of wire-format 10; -20: its hash is no
 --        hash; -21: `more` cannot be read; or a text: why it could not be carried out.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
@@ -425,7 +425,7 @@ local codes = count > 0 and settle(active_count) or {}
 
 -- Within the queue's global concurrency, and nothing while it is paused (8.10).
 local jobs, broken, next_ms = {}, {}, 0
-local blocked = false
+local blocked, there_are_more = false, false
 if room >= 0 then
   if most_active then
     room = math.min(room, math.max(0, most_active - redis.call('LLEN', keys.active)))
@@ -434,10 +434,12 @@ if room >= 0 then
   blocked = blocked or paused
   promote_due(keys, now_ms, blocked)
   if room > 0 and not blocked then
-    jobs, broken = take_jobs(keys, room, ARGV[2],
+    jobs, broken, there_are_more = take_jobs(keys, room, ARGV[2],
       { ARGV[4], ARGV[5] ~= '' and tonumber(ARGV[5]) or nil, ARGV[6] }, ARGV[7])
   end
-  if #jobs < room or room == 0 then
+  if there_are_more then
+    next_ms = -1
+  elseif #jobs < room or room == 0 then
     local head = redis.call('ZRANGE', keys.delayed, 0, 0, 'WITHSCORES')
     if head[2] then
       next_ms = math.floor(tonumber(head[2]) / DELAY_STEP)

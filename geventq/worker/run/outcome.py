@@ -14,8 +14,8 @@ import gevent
 
 from geventq import backoff
 from geventq.checks import Seconds
-from geventq.codec import encode
 from geventq.errors import UnrecoverableError
+from geventq.large import encode_in_turns
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -113,7 +113,7 @@ def encoded(result: object) -> str | bytes:
     time."""
     if result is None:
         return "null"
-    value = encode("result", result)
+    value = encode_in_turns("result", result)
     if len(value) > LARGEST:
         raise ValueError(f"result: {len(value)} bytes of JSON, at most {LARGEST} are possible")
     return value

@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "LOCK_GONE",
+    "MORE",
     "OURS",
     "PENDING_CHILDREN",
     "SAFETY",
@@ -42,6 +43,7 @@ SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.
 OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
 LOCK_GONE: typing.Final = (-2, -6)  # expired, or another's
 PENDING_CHILDREN: typing.Final = (-4, -9)
+MORE: typing.Final = -1
 UNREADABLE: typing.Final = -21  # nothing was written, and the lock is still there
 _REFUSALS: typing.Final = {
     -1: "its hash is gone",
@@ -66,7 +68,7 @@ class SettleReply(typing.NamedTuple):
 
     `codes` stand in the order of the outcomes, a text where one could not be carried out;
     `broken` are ids that were not taken and why; `next_ms` is when the next delayed job is due
-    (0: none).
+    (0: none), or `MORE`: the data of those that were taken fill a call.
     """
 
     codes: list[Code]

@@ -1,6 +1,8 @@
 --- include: promote
 --- include: utf8
 
+local MOST_DATA = 1048576 -- bytes of all jobs that one call takes, but for the last one
+
 -- Taking up to `room` jobs (wire-format 8.10, 9.4): wait from the right, then prioritized.
 -- An id without a readable hash is not taken: it leaves the lists and is named in the reply.
 
@@ -65,23 +67,30 @@ local function read_job(keys, job_id, now)
   return nil, fields
 end
 
--- How often a job has been started, this time included.
-local function starts(fields)
+-- How often a job has been started, this time included; and the bytes of its data.
+local function starts_and_size(fields)
+  local started, size = '1', 0
   for i = 1, #fields, 2 do
     if fields[i] == 'ats' then
-      return string.format('%.0f', (tonumber(fields[i + 1]) or 0) + 1)
+      started = string.format('%.0f', (tonumber(fields[i + 1]) or 0) + 1)
+    elseif fields[i] == 'data' then
+      size = #fields[i + 1]
     end
   end
-  return '1'
+  return started, size
 end
 
--- Takes `ids` from the place after what `state` has already (`at`) on.  Should that fail, `state.at`
--- is the id that it failed with.
+-- Takes `ids` until their data fill a call; the first one always.  `state.at` is the id from which
+-- on none was taken, also if this fails.
 local function take_each(keys, ids, state, now, lock, worker_name)
   local jobs, broken, taken = state.jobs, state.broken, state.taken
+  local filled = 0
   for n = 1, #ids do
     local job_id = ids[n]
     state.at = n
+    if filled >= MOST_DATA then
+      return
+    end
     local why, fields = read_job(keys, job_id, now)
     if why then
       broken[#broken + 1] = { job_id, why }
@@ -92,19 +101,23 @@ local function take_each(keys, ids, state, now, lock, worker_name)
       end
       redis.call('SET', job_key .. ':lock', token, 'PX', lock[3])
       redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id, 'prev', 'waiting')
+      local started, size = starts_and_size(fields)
+      filled = filled + size
       if worker_name == '' then
-        redis.call('HSET', job_key, 'processedOn', now, 'ats', starts(fields))
+        redis.call('HSET', job_key, 'processedOn', now, 'ats', started)
       else
-        redis.call('HSET', job_key, 'processedOn', now, 'ats', starts(fields), 'pb', worker_name)
+        redis.call('HSET', job_key, 'processedOn', now, 'ats', started, 'pb', worker_name)
       end
       taken[#taken + 1] = job_id
       jobs[#jobs + 1] = { job_id, token, fields }
     end
   end
+  state.at = #ids + 1
 end
 
 -- `lock` is {base, first number or nil, duration in ms}: each job gets a lock token of its own.
--- Answers jobs {id, lock token, fields as they were before the take...} and broken ids {id, why}.
+-- Answers jobs {id, lock token, fields as they were before the take...}, broken ids {id, why}, and
+-- whether there was more than one call takes.
 local function take_jobs(keys, room, now, lock, worker_name)
   local ids, scores = pop_ids(keys, room)
   local state = { jobs = {}, broken = {}, taken = {}, at = 1 }
@@ -113,11 +126,9 @@ local function take_jobs(keys, room, now, lock, worker_name)
     redis.call('LPUSH', keys.active, unpack(state.taken))
     wake(keys)
   end
-  if not done then
-    put_back(keys, ids, scores, state.at)
-    if #state.jobs + #state.broken == 0 then
-      error(why)
-    end -- else the next call meets the fault alone
-  end
-  return state.jobs, state.broken
+  put_back(keys, ids, scores, state.at)
+  if not done and #state.jobs + #state.broken == 0 then
+    error(why)
+  end -- else the next call meets the fault alone
+  return state.jobs, state.broken, state.at <= #ids
 end
