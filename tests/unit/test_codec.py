@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import json
 import typing
 
 import pytest
 
-from geventq.codec import DEEPEST, decode, encode
+from geventq.codec import DEEPEST, decode, encode, encode_in_parts, is_large
 
 NAN = float("nan")
 CIRCULAR: list[typing.Any] = []
@@ -101,3 +102,74 @@ def test_what_node_refuses_is_refused(text: bytes) -> None:
 def test_it_is_what_the_standard_library_says() -> None:
     value = {"n": [0, -1, 1.5, 1e-7, 2**53], "s": "\x00\x1f\\", "o": {"": {}}}
     assert json.loads(encode("data", value)) == value == decode(encode("data", value))
+
+
+def nested(levels: int, leaf: object) -> object:
+    """`leaf` inside `levels` lists and dicts in turn."""
+    value = leaf
+    for level in range(levels):
+        value = [value] if level % 2 else {"k": value}
+    return value
+
+
+MANY: typing.Final = 50_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        list(range(MANY)),
+        tuple(range(MANY)),
+        {str(number): number for number in range(MANY)},
+        {1: list(range(MANY)), None: [], False: {"k": list(range(MANY))}, 1.5: "x"},
+        [1, "é", {}, [], {"a": list(range(MANY)), "b": (1, 2)}, list(range(MANY)), [[]], None],
+        [[list(range(40)) for _ in range(40)] for _ in range(40)],
+        {"text": 'é"' * MANY * 100, "texts": ["x" * 1000] * 3000},
+        "x" * MANY * 100,
+        [{}] * MANY,
+        nested(DEEPEST - 1, list(range(MANY))),
+        collections.OrderedDict((str(number), [number]) for number in range(MANY)),
+    ],
+)
+def test_a_large_value_comes_in_parts_that_make_the_same_text(value: object) -> None:
+    assert is_large(value)
+    assert b"".join(encode_in_parts("data", value)) == encode("data", value)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1, "x" * 1000, {"a": [1] * 1000}, [[{}] * 100] * 10, [], {}]
+)
+def test_a_small_value_is_not_large(value: object) -> None:
+    assert not is_large(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ({"rows": [*range(MANY), {"price": NAN}]}, ValueError, "data['rows'][50000]['price']: NaN"),
+        ([{"at": datetime.date(2026, 1, 1)}] * MANY, TypeError, "data[0]['at']: "),
+        ({"rows": list(range(MANY)), (1, 2): 3}, TypeError, "data: the key (1, 2)"),
+        ({(1, 2): list(range(MANY))}, TypeError, "data: the key (1, 2)"),
+        (["x" * MANY * 100, "\ud800"], ValueError, "data[1]: '\\ud800'"),
+        (nested(DEEPEST, list(range(MANY))), ValueError, "nested too deeply"),
+        ([list(range(MANY)), nested(DEEPEST, 1)], ValueError, "nested too deeply"),
+        ([*CIRCULAR, *range(MANY)], ValueError, "nested too deeply"),
+    ],
+)
+def test_a_large_value_is_refused_as_a_small_one_is(
+    value: object, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error) as plain:
+        encode("data", value)
+    with pytest.raises(error) as parts:
+        list(encode_in_parts("data", value))
+    assert str(parts.value) == str(plain.value)
+    assert text in str(parts.value)
+
+
+def test_a_value_that_changes_while_it_is_written_is_written_as_it_is_by_then() -> None:
+    value = {"first": list(range(MANY)), "second": list(range(MANY)), "third": 3}
+    parts = encode_in_parts("data", value)
+    written = next(parts)
+    del value["second"]
+    assert decode(written + b"".join(parts)) == value

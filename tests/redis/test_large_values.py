@@ -1,0 +1,147 @@
+"""Large values: calls are counted in bytes, and the hub has its turns while they are written."""
+
+from __future__ import annotations
+
+import collections.abc
+import time
+import typing
+
+import gevent
+import pytest
+
+from geventq import Job, JobSpec, Queue
+from geventq.store.client import Client
+from geventq.store.scripts import load
+from tests.conftest import Make
+from tests.support.told import Told
+from tests.support.waiting import at_best, eventually
+
+MEGABYTE: typing.Final = 1 << 20
+
+ROWS: typing.Final = [
+    {"id": number, "name": f"customer {number}", "price": number * 1.5, "tags": ["a", "b"]}
+    for number in range(200_000)
+]
+#: Of some 15 to 20 MB as JSON.
+LARGE: typing.Final[dict[str, object]] = {
+    "rows": {"rows": ROWS},
+    "one text": "x" * 20_000_000,
+    "texts": {f"key {number}": "y" * 1000 for number in range(18_000)},
+    "numbers": [[list(range(100)) for _ in range(200)] for _ in range(250)],
+}
+
+
+def longest_gap(call: collections.abc.Callable[[], object]) -> float:
+    """The longest time for which the hub had no turn during `call()`."""
+    longest = 0.0
+
+    def pulse() -> None:
+        nonlocal longest
+        while True:
+            since = time.perf_counter()
+            gevent.sleep(0.001)
+            longest = max(longest, time.perf_counter() - since)
+
+    pulsing = gevent.spawn(pulse)
+    gevent.sleep(0.01)
+    longest = 0.0
+    try:
+        call()
+        gevent.sleep(0.002)
+    finally:
+        pulsing.kill()
+    return longest
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("how", ["add", "update_data", "update_progress", "result"])
+def test_writing_a_large_value_leaves_the_hub_its_turns(
+    queue: Queue, make: Make, how: str, kind: str
+) -> None:
+    """3.1: renewals and everybody's I/O go on while 20 MB are written and sent."""
+    value = LARGE[kind]
+    job = queue.add("kept", delay=3600)
+
+    def write() -> None:
+        if how == "add":
+            queue.add("n", value, delay=3600)
+        elif how == "result":
+            returned = queue.add("n", remove_on_complete=True)
+            eventually(lambda: queue.get_job(returned.id) is None)
+        else:
+            getattr(job, how)(value)
+
+    if how == "result":
+        make(lambda job: value)
+    at_best(lambda: longest_gap(write), lambda gap: gap < 0.3)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Bytes of each settling call's arguments and of the jobs in its answer."""
+    script_of = Client.script
+    seen: list[tuple[int, int]] = []
+
+    def script(
+        self: Client, which: typing.Any, keys: typing.Any, args: typing.Any, **more: typing.Any
+    ) -> typing.Any:
+        reply = script_of(self, which, keys, args, **more)
+        if which is load("settle"):
+            sent = sum(len(one) for one in args if isinstance(one, str | bytes))
+            seen.append((sent, sum(len(text) for job in reply[1] for text in job[2])))
+        return reply
+
+    monkeypatch.setattr(Client, "script", script)
+    return seen
+
+
+def test_outcomes_that_travel_together_are_counted_in_bytes(
+    queue: Queue, make: Make, sizes: list[tuple[int, int]]
+) -> None:
+    """3.6: a call with hundreds of large results would outlast the locks of all."""
+    results = {"small": "x", "middle": "x" * 300_000, "large": "x" * 3_000_000}
+    jobs = queue.add_bulk([JobSpec(name) for name in (*results, "middle") for _ in range(30)])
+    worker = make(lambda job: results[job.name], concurrency=len(jobs), remove_on_complete=True)
+    told = Told(worker)
+    eventually(lambda: len(told.args("completed")) == len(jobs))
+    assert max(sent for sent, _ in sizes) < 3_000_000 + MEGABYTE
+    assert len([sent for sent, _ in sizes if sent > 3_000_000]) == 30
+    assert told.args("error") == told.args("lock_lost") == []
+
+
+@pytest.mark.parametrize("priority", [0, 7])
+def test_jobs_that_are_taken_together_are_counted_in_bytes(
+    queue: Queue,
+    make: Make,
+    redis_client: typing.Any,
+    prefix: str,
+    sizes: list[tuple[int, int]],
+    priority: int,
+) -> None:
+    """wire-format 9.4: those that a call had popped too many go back to where they were, and all
+    are taken in their order."""
+    data = {"text": "x" * 400_000}
+    jobs = queue.add_bulk([JobSpec("n", data, {"priority": priority}) for _ in range(20)])
+    worker = make(lambda job: None, concurrency=100)
+    told = Told(worker)
+    eventually(lambda: len(told.args("completed")) == len(jobs))
+    entries = [fields for _, fields in redis_client.xrange(f"{prefix}:q:events")]
+    taken = [fields["jobId"] for fields in entries if fields["event"] == "active"]
+    assert taken == [job.id for job in jobs]
+    assert 400_000 < max(size for _, size in sizes) < 2 * MEGABYTE
+
+
+def test_a_job_that_is_larger_than_a_call_is_taken(
+    queue: Queue, make: Make, sizes: list[tuple[int, int]]
+) -> None:
+    read: list[int] = []
+
+    def process(job: Job) -> None:
+        read.append(len(job.data))
+
+    make(process, concurrency=10)
+    for _ in range(3):
+        queue.add("n", "x" * 3_000_000)
+    eventually(lambda: len(read) == 3)
+    assert read == [3_000_000] * 3
+    assert max(taken for _, taken in sizes) < 3_000_000 + MEGABYTE
