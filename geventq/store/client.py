@@ -1,16 +1,16 @@
-"""The client: calls to Redis from any greenlet, on pooled links.
+"""The client: calls to Redis from any greenlet, on pooled connections.
 
-Links are pooled per hub (an unpatched program has one hub a thread) and made anew after a fork.
-A call takes a link for itself, so a greenlet that is killed in mid-call costs one connection and
-never gives its neighbour a wrong answer.  Nothing is sent twice here unless the caller says
-``again=True``: what may be re-sent is decided by kind (cancellation.md 3.6).  No greenlets run
-in this module.
+Connections are pooled per hub (an unpatched program has one hub a thread) and made anew after a
+fork.  A call takes one for itself, so a greenlet that is killed in mid-call costs one connection
+and never gives its neighbour a wrong answer.  Each call has one deadline, whatever it waits for:
+its turn for a connection, the connecting, the answer, a pause before another try.  Nothing is sent
+twice here unless the caller says ``again=True``, or the server said that it did nothing: what may
+be re-sent is decided by kind (cancellation.md 3.6).  No greenlets run in this module.
 """
 
 from __future__ import annotations
 
 import typing
-from collections import deque
 
 import gevent
 import gevent.monkey
@@ -20,9 +20,11 @@ from gevent import get_hub
 from geventq import clock
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
-from geventq.store.connection import Answer, Connection, life_of_this_thread, lost_answer, outage
+from geventq.store.connection import Answer, Connection, unavailable
 from geventq.store.endpoint import Endpoint
+from geventq.store.pools import Pool, Server
 from geventq.store.scripts import Script, pack
+from geventq.store.threads import close_hubs_of_ended_threads
 
 if typing.TYPE_CHECKING:
     from geventq.embedded.membership import Membership
@@ -31,9 +33,8 @@ if typing.TYPE_CHECKING:
 __all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "checked", "pack"]
 
 CALL_TIMEOUT: typing.Final = 10.0
-"""Seconds that one call waits for its answer, unless it says otherwise."""
+"""Seconds that one call may take, unless its client says otherwise."""
 
-_IDLE_CHECK: typing.Final = 0.5  # seconds unused after which a link is looked at before use
 _TRIES: typing.Final = 3  # of a call that may be sent again
 _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
 
@@ -41,46 +42,29 @@ Argument = str | bytes | int | float
 _new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
 
 
-class _Pool(deque[Connection]):
-    """The idle links of one hub.  Other native threads may close it meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thread = life_of_this_thread()
-
-    def take(self) -> Connection | None:
-        """One that can be used, if there is one."""
-        while link := self._next():
-            if clock.monotonic() - link.idle_since < _IDLE_CHECK or not link.is_dead():
-                return link
-            link.close()
-        return None
-
-    def close(self) -> None:
-        """Close them all."""
-        while link := self._next():
-            link.close()
-
-    def _next(self) -> Connection | None:
-        try:
-            return self.pop()  # the warmest one
-        except IndexError:
-            return None
-
-
 class Client:
     """Calls to one Redis endpoint.
 
-    `name` is the connections' ``CLIENT SETNAME``.  May be used from any greenlet of any native
-    thread.  Every method that calls Redis yields to the hub and raises
-    `RedisUnavailableError` (outage) or `GeventqError` (refused).  Of an embedded server the
-    process is a member from the first call to `close`.
+    Each call ends within `timeout` seconds in which no byte moves, all its tries together.
+    `max_connections` bounds what all clients of this process have connected to that server
+    (`geventq.store.pools`); `None` is for what a worker needs for itself, which never waits for
+    callers.  May be used from any greenlet of any native thread.  Every method that calls Redis
+    yields to the hub and raises `RedisUnavailableError` (outage) or `GeventqError` (refused).  Of
+    an embedded server the process is a member from the first call to `close`.
     """
 
-    def __init__(self, endpoint: Endpoint, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout: float = CALL_TIMEOUT,
+        max_connections: int | None = None,
+    ) -> None:
         self.endpoint = endpoint
-        self._name = name
-        self._pools: dict[object, _Pool] = {}  # by hub
+        self.timeout = timeout
+        self._max_connections = max_connections
+        self._server = self._make_server()
+        self._pools: dict[object, Pool] = {}  # by hub
         self._membership: Membership | None = None
         # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.
         self._guard = _new_guard()
@@ -89,7 +73,7 @@ class Client:
         self._keeps = True  # connections stay open between calls
 
     def execute(
-        self, *command: Argument, again: bool = False, timeout: float | None = CALL_TIMEOUT
+        self, *command: Argument, again: bool = False, timeout: float | None = None
     ) -> Answer:
         """Run one command and return its reply (texts as bytes)."""
         return checked(self.call(pack(command), 1, again=again, timeout=timeout))[0]
@@ -99,7 +83,7 @@ class Client:
         commands: typing.Sequence[tuple[Argument, ...]],
         *,
         again: bool = False,
-        timeout: float | None = CALL_TIMEOUT,
+        timeout: float | None = None,
     ) -> list[Answer]:
         """Run several commands in one round trip; the first error reply is raised."""
         if not commands:
@@ -114,44 +98,61 @@ class Client:
         args: typing.Sequence[Argument],
         *,
         again: bool = False,
-        timeout: float | None = CALL_TIMEOUT,
+        timeout: float | None = None,
     ) -> Answer:
-        """Run a script by its hash, loading it first where the server does not know it."""
-        payload = script.pack(keys, args)
-        reply = self.call(payload, 1, again=again, timeout=timeout)[0]
-        if isinstance(reply, hiredis.HiredisError):
-            if str(reply).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
-                load = pack(("SCRIPT", "LOAD", script.source))
-                replies = self.call(load + payload, 2, again=again, timeout=timeout)
-                return checked(replies)[1]
-            checked([reply])
-        return reply
+        """Run a script by its hash; where the server does not know it, by its text."""
+        limit = self.timeout if timeout is None else timeout
+        began = clock.monotonic()
+        answer = self.call(script.pack(keys, args), 1, again=again, timeout=limit)[0]
+        if isinstance(answer, hiredis.HiredisError):
+            if str(answer).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
+                # Loaded to stay, and sent whole: another may flush the scripts in between.
+                payload = pack(("SCRIPT", "LOAD", script.source)) + script.pack_whole(keys, args)
+                left = limit - (clock.monotonic() - began)
+                answer = self.call(payload, 2, again=again, timeout=left)[1]
+            checked([answer])
+        return answer
 
     def call(
-        self, payload: bytes, count: int, *, again: bool = False, timeout: float | None
+        self, payload: bytes, count: int, *, again: bool = False, timeout: float | None = None
     ) -> list[Answer]:
-        """Send packed commands and return their replies, errors in their places; an outage
+        """Send packed commands and return their replies, refusals in their places; an outage
         among them is raised.  With `again` it is sent up to three times."""
+        limit = self.timeout if timeout is None else timeout
+        deadline = clock.monotonic() + limit
+        may_be_done = False
         pause = _FIRST_PAUSE
-        for left in range(_TRIES - 1 if again else 0, -1, -1):
+        for tries_left in range(_TRIES - 1 if again else 0, -1, -1):
             try:
-                return self._call_once(payload, count, timeout)
-            except RedisUnavailableError:
-                if not left or self._closed:
+                return self._call_once(payload, count, limit, deadline)
+            except RedisUnavailableError as error:
+                may_be_done = error.may_be_done = may_be_done or error.may_be_done
+                limit = deadline - clock.monotonic() - pause
+                if not tries_left or self._closed or limit <= 0:
                     raise
-                gevent.sleep(pause)
-                pause *= 2
+            gevent.sleep(pause)
+            pause *= 2
         raise AssertionError("unreachable")
 
-    def open_connection(self, *, name: str | None = None) -> Connection:
-        """A link outside the pool, for calls that block.  Whoever asks for it closes it."""
+    def open_connection(self, *, name: str | None = None, limit: float | None = None) -> Connection:
+        """A connection outside the pools, made within `limit` seconds.  Whoever asks for it closes
+        it."""
         self._check_process()
-        name = name or self._name
-        if self.endpoint.embedded is None:
-            return Connection.open(self.endpoint, name=name)
-        return Connection.open(self.endpoint, name=name, path=self._join(self.endpoint.embedded))
+        endpoint = self.endpoint
+        limit = self.timeout if limit is None else limit
+        timer = gevent.Timeout.start_new(max(limit, 0.001))
+        try:
+            path = None if endpoint.embedded is None else self._joined(endpoint.embedded)
+            return Connection.open(endpoint, limit=limit, name=name, path=path)
+        except gevent.Timeout as expired:
+            if expired is not timer:
+                raise
+            text = f"Redis at {endpoint.describe()} cannot be used: no connection within"
+            raise RedisUnavailableError(f"{text} {limit:.3g} s") from None
+        finally:
+            timer.close()
 
-    def _join(self, url: str) -> str:
+    def _joined(self, url: str) -> str:
         """The socket of the embedded server, which is started again if it has died."""
         from geventq.embedded import membership as embedded  # only where it is used
 
@@ -159,7 +160,7 @@ class Client:
         joined = embedded.join(url)
         if since != fork.generation:  # what was to be sent is for the parent to send
             joined.close()
-            raise lost_answer("the process was forked before it had a connection to Redis", False)
+            raise unavailable("the process was forked before it had a connection to Redis", False)
         with self._guard:
             if self._membership is None and not self._closed:
                 self._membership = joined
@@ -168,27 +169,60 @@ class Client:
         self._refuse_if_closed()
         return joined.socket_path
 
-    def _call_once(self, payload: bytes, count: int, timeout: float | None) -> list[Answer]:
+    def _call_once(self, payload: bytes, count: int, limit: float, deadline: float) -> list[Answer]:
         pool = self._pool()
-        link = pool.take() or self.open_connection()
-        replies = link.call(payload, count, timeout)
-        link.idle_since = clock.monotonic()
-        pool.append(link)
-        if self._closed or not self._keeps:  # closed meanwhile, or never to be
-            pool.close()
-        for reply in replies:
-            if outage(reply):
-                raise lost_answer(f"Redis at {link.address} refuses for now: {reply}", False)
-        return replies
+        connection = pool.take()
+        if connection is not None:
+            try:
+                return self._call_on(connection, pool, payload, count, limit)
+            except RedisUnavailableError:
+                if not connection.is_forsaken:
+                    raise
+                # Nothing was done, and behind the address there may be another server by now.
+                pool.close()
+                if self._server is not None:
+                    self._server.forsake_idle()
+        connection = self._connected(pool, deadline)
+        limit = max(0.001, deadline - clock.monotonic())
+        return self._call_on(connection, pool, payload, count, limit)
 
-    def _pool(self) -> _Pool:
+    def _call_on(
+        self, connection: Connection, pool: Pool, payload: bytes, count: int, limit: float
+    ) -> list[Answer]:
+        try:
+            return connection.call(payload, count, limit)
+        finally:
+            if connection.closed:
+                pool.lose(connection)
+            else:
+                pool.put(connection)
+                if self._closed or not self._keeps:  # closed meanwhile, or never to be
+                    pool.close()
+
+    def _connected(self, pool: Pool, deadline: float) -> Connection:
+        """A connection of this call's own, for which it may have to wait."""
+        server = self._server
+        if server is None:
+            return self.open_connection(limit=deadline - clock.monotonic())
+        idle = server.admit(pool, deadline)
+        if idle is not None:
+            return idle
+        try:
+            connection = self.open_connection(limit=deadline - clock.monotonic())
+        except BaseException:
+            server.not_opened()
+            raise
+        server.opened(connection)
+        return connection
+
+    def _pool(self) -> Pool:
         self._check_process()
         self._refuse_if_closed()
         hub = get_hub()
         pool = self._pools.get(hub)
         if pool is None:
             self._forget_ended_threads()
-            pool = self._pools[hub] = _Pool()
+            pool = self._pools[hub] = Pool(self._server)
         return pool
 
     def _refuse_if_closed(self) -> None:
@@ -196,15 +230,26 @@ class Client:
             raise GeventqError("this client is closed")
 
     def _forget_ended_threads(self) -> None:
-        """The links of a hub refer to it, so it would stay for ever after its thread's end."""
+        """The connections of a hub refer to it, so it would stay for ever after its thread's
+        end."""
         for hub, pool in self._pools.copy().items():  # a copy: other threads come meanwhile
             if pool.thread() is None:
                 self._pools.pop(hub, None)
                 pool.close()
+        if self._server is not None:
+            self._server.forget_ended_threads()
+        close_hubs_of_ended_threads()
+
+    def _make_server(self) -> Server | None:
+        if self._max_connections is None:
+            return None
+        server = Server.of(self.endpoint)
+        server.add_client(self, self._max_connections)
+        return server
 
     def _check_process(self) -> None:
-        """In a forked child, begin anew: the links have lost their connections there, and the
-        membership is closed."""
+        """In a forked child, begin anew: the connections are lost there, and the membership is
+        closed."""
         if self._generation == fork.generation:
             return
         self._generation = fork.generation
@@ -213,32 +258,35 @@ class Client:
         gevent.reinit()
         self._guard = _new_guard()  # a thread of the parent may have held it
         self._membership = None
+        self._server = self._make_server()
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            pool.close()
+            pool.disown()
 
     def afterwards(self) -> Client:
         """A client for calls that come after this one's close: nobody will close it, so each call
         has a connection of its own."""
-        client = Client(self.endpoint, name=self._name)
+        client = Client(self.endpoint, timeout=self.timeout, max_connections=self._max_connections)
         client._keeps = False
         return client
 
     def close(self) -> None:
-        """Close the idle links; those in use close when their call ends.  Idempotent."""
+        """Close the idle connections; those in use close when their call ends.  Idempotent."""
         self._check_process()
         with self._guard:
             self._closed = True
             membership, self._membership = self._membership, None
         for pool in self._pools.copy().values():
             pool.close()
+        if self._server is not None:
+            self._server.remove_client(self)
         if membership is not None:
             membership.close()
 
 
-def checked(replies: list[Answer]) -> list[Answer]:
-    """Raise the first error among `replies` as a `GeventqError`, else return them."""
-    for reply in replies:
-        if isinstance(reply, hiredis.HiredisError):
-            raise GeventqError(f"Redis refused: {reply}")
-    return replies
+def checked(answers: list[Answer]) -> list[Answer]:
+    """Raise the first error among `answers` as a `GeventqError`, else return them."""
+    for answer in answers:
+        if isinstance(answer, hiredis.HiredisError):
+            raise GeventqError(f"Redis refused: {answer}")
+    return answers

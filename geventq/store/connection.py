@@ -1,183 +1,38 @@
 """One connection to Redis, used by one greenlet at a time.
 
-redis-py connects, authenticates and selects the database, on gevent sockets of our own, so that
-it works in unpatched processes too.  From then on requests are packed and replies parsed by
-hiredis directly: one redis-py call costs 180-280 us of client CPU, this 3-10 us
-(architecture.md, What things cost).  A link whose call did not end normally is closed and never
-used again: the next answer on it would be somebody else's (cancellation.md 2.14).  In a forked
-child it has lost its connection (`geventq.fork.connections`).
+redis-py connects, authenticates and selects the database (`geventq.store.sockets`).  From then on
+requests are packed and replies parsed by hiredis directly: one redis-py call costs 180-280 us of
+client CPU, this 3-10 us (measured with redis-py 8.1).  A connection whose call did not end normally
+is closed and never used again: the next answer on it would be somebody else's (cancellation.md
+2.14).  So is one whose server says that it serves no more (`geventq.store.answers`).  No greenlets
+run here.
 """
 
 from __future__ import annotations
 
-import _socket
 import contextlib
-import ssl
 import typing
-import weakref
 
-import gevent.monkey
+import gevent
 import gevent.socket
 import gevent.ssl
 import hiredis
-import redis
 from gevent._hub_local import get_hub_if_exists
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from geventq.errors import RedisUnavailableError
-from geventq.fork import connections as fork
+from geventq.store import sockets
+from geventq.store.answers import Meaning, meaning_of
 from geventq.store.endpoint import Endpoint
+from geventq.store.threads import life_of_this_thread
 
-__all__ = ["Answer", "Connection", "Life", "life_of_this_thread", "lost_answer", "outage"]
+__all__ = ["Answer", "Connection", "unavailable"]
 
 Answer = typing.Any
 
-CONNECT_TIMEOUT: typing.Final = 5.0
-
-# Refusals that pass by themselves: outages like a lost connection (cancellation.md 3.7).
-_OUTAGES: typing.Final = (
-    "READONLY",
-    "LOADING",
-    "MASTERDOWN",
-    "BUSY ",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "NOREPLICAS",
-    "MISCONF",
-    "OOM ",
-)
 _NEVER: typing.Final = object()
-
-
-def outage(reply: object) -> bool:
-    """Whether an error reply says that the server cannot serve for now."""
-    return isinstance(reply, hiredis.HiredisError) and _is_outage(str(reply))
-
-
-def _is_outage(text: str) -> bool:
-    # A script's own error carries the cause behind its name: "... script: <hash>, on @...".
-    return text.startswith(_OUTAGES) or "-OOM " in text
-
-
-class _Sockets:
-    """Makes redis-py connect on gevent's sockets."""
-
-    def _connect(self) -> gevent.socket.socket:
-        connection = typing.cast(typing.Any, self)
-        path = getattr(connection, "path", None)
-        since = fork.generation
-        if path is not None:
-            sock = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
-            fork.watch(sock, since)
-            try:
-                sock.settimeout(CONNECT_TIMEOUT)
-                sock.connect(path)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-        sock = _connected(connection.host, connection.port)
-        fork.watch(sock, since)
-        try:
-            sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
-            sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_KEEPALIVE, 1)
-            if isinstance(self, redis.SSLConnection):
-                return _encrypted(self, sock)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-
-def _connected(host: str, port: int) -> gevent.socket.socket:
-    """A socket to `host`.  An address in digits is not looked up: gevent's resolver would start a
-    native thread for it, one for each hub, which stays."""
-    try:
-        family, kind, protocol, _, address = _socket.getaddrinfo(
-            host, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST
-        )[0]
-    except OSError:  # a name
-        return gevent.socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
-    sock = gevent.socket.socket(family, kind, protocol)
-    try:
-        sock.settimeout(CONNECT_TIMEOUT)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-class _TcpConnection(_Sockets, redis.Connection):
-    pass
-
-
-class _UnixConnection(_Sockets, redis.UnixDomainSocketConnection):
-    pass
-
-
-class _TlsConnection(_Sockets, redis.SSLConnection):
-    pass
-
-
-_CLASSES: typing.Final[dict[str, type[typing.Any]]] = {
-    "tcp": _TcpConnection,
-    "unix": _UnixConnection,
-    "tls": _TlsConnection,
-}
-
-
-def _encrypted(options: typing.Any, sock: gevent.socket.socket) -> gevent.socket.socket:
-    """Wrap `sock` in TLS by the options that redis-py parsed, on gevent's own context: that of
-    `create_default_context` would block the hub in a process that is not patched."""
-    context: typing.Any = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if not (options.ca_certs or options.ca_path or options.ca_data):
-        context.load_default_certs()
-    context.check_hostname = options.check_hostname
-    context.verify_mode = options.cert_reqs
-    for flag in options.ssl_include_verify_flags or ():
-        context.verify_flags |= flag
-    for flag in options.ssl_exclude_verify_flags or ():
-        context.verify_flags &= ~flag
-    if options.certfile or options.keyfile:
-        context.load_cert_chain(
-            options.certfile, options.keyfile, password=options.certificate_password
-        )
-    if options.ca_certs or options.ca_path or options.ca_data:
-        context.load_verify_locations(options.ca_certs, options.ca_path, options.ca_data)
-    if options.ssl_min_version is not None:
-        context.minimum_version = options.ssl_min_version
-    if options.ssl_ciphers:
-        context.set_ciphers(options.ssl_ciphers)
-    since = fork.generation
-    encrypted = context.wrap_socket(
-        sock, server_hostname=options.host, do_handshake_on_connect=False
-    )
-    fork.watch(encrypted, since)
-    try:
-        encrypted.do_handshake()
-    except BaseException:
-        encrypted.close()
-        raise
-    return typing.cast(gevent.socket.socket, encrypted)
-
-
-class Life:
-    """Something that a native thread holds to its end: thread ids are used again, this is not."""
-
-    __slots__ = ("__weakref__",)
-
-
-_of_thread: typing.Final = gevent.monkey.get_original("threading", "local")()
-
-
-def life_of_this_thread() -> weakref.ref[Life]:
-    """A reference that is dead when the native thread that calls has ended."""
-    life = getattr(_of_thread, "life", None)
-    if life is None:
-        life = _of_thread.life = Life()
-    return weakref.ref(life)
+_RECEIVE: typing.Final = 1 << 16  # bytes asked for at once
+_SEND: typing.Final = 1 << 18  # bytes given to the system at once
+_TURN: typing.Final = 1 << 20  # bytes received after which the hub gets a turn
 
 
 class Connection:
@@ -186,97 +41,155 @@ class Connection:
     Not shared: whoever holds it makes one `call` at a time, in the native thread that made it.
     """
 
-    __slots__ = ("_busy", "_reader", "_sock", "_thread", "_timeout", "address", "idle_since")
+    __slots__ = (
+        "__weakref__",
+        "_busy",
+        "_limit",
+        "_reader",
+        "_sock",
+        "_thread",
+        "address",
+        "idle_since",
+        "is_forsaken",
+    )
 
     def __init__(self, sock: gevent.socket.socket, address: str) -> None:
         self._sock: gevent.socket.socket | None = sock
         self._reader = hiredis.Reader(notEnoughData=_NEVER)
-        self._timeout: float | None = CONNECT_TIMEOUT
+        self._limit = -1.0  # seconds, as set on the socket
         self._thread = life_of_this_thread()
         self._busy = False  # a call is under way
         self.address = address
         self.idle_since = 0.0
+        #: Its server answered that it serves no more; behind its address another one may.
+        self.is_forsaken = False
 
     @classmethod
     def open(
-        cls, endpoint: Endpoint, *, name: str | None = None, path: str | None = None
+        cls,
+        endpoint: Endpoint,
+        *,
+        limit: float,
+        name: str | None = None,
+        path: str | None = None,
     ) -> Connection:
-        """Connect to `endpoint`; `name` is set with ``CLIENT SETNAME``, `path` is the socket of an
-        embedded server.  `Client.open_connection` knows it.  Yields to the hub.
+        """Connect to `endpoint` within `limit` seconds; `name` is set with ``CLIENT SETNAME``,
+        `path` is the socket of an embedded server.  `Client.open_connection` knows it.  Yields.
 
         Raises `RedisUnavailableError` when the server cannot be reached or refuses us.
         """
-        settings = dict(endpoint.settings)
-        kind = endpoint.kind
         address = endpoint.describe()
-        if path is not None:
-            settings["path"] = path
-        connection = _CLASSES[kind](
-            **settings,
-            client_name=name,
-            protocol=2,
-            driver_info=None,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=CONNECT_TIMEOUT,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-        )
         try:
-            connection.connect()
-        except (redis.RedisError, OSError, ssl.SSLError) as error:
-            raise RedisUnavailableError(
-                f"Redis at {address} cannot be used: {_plain(error)}"
-            ) from error
-        sock, connection._sock = connection._sock, None  # ours from here on
+            sock = sockets.connect(endpoint, name=name, path=path, limit=limit)
+        except Exception as error:  # of redis-py, the system, or who gives the credentials
+            text = f"Redis at {address} cannot be used: {_plain(error)}"
+            raise RedisUnavailableError(text) from error
         return cls(sock, address)
 
     @property
     def closed(self) -> bool:
         return self._sock is None
 
-    def call(self, payload: bytes, count: int, timeout: float | None) -> list[Answer]:
+    def call(self, payload: bytes, count: int, limit: float) -> list[Answer]:
         """Send `payload` (packed commands) and return its `count` replies.  Yields to the hub.
 
-        Error replies stay in the list as `hiredis.ReplyError`.  Raises `RedisUnavailableError`
-        with ``may_be_done = True`` when the connection broke or nothing came within `timeout`
-        seconds (each wait): the commands may have been carried out.
+        Replies that refuse stay in the list as `hiredis.ReplyError`.  Raises
+        `RedisUnavailableError`: for a reply that tells of an outage, and, with
+        ``may_be_done = True``, when the connection broke or no byte moved for `limit` seconds.
         """
         self._busy = True  # before the look at the socket: `close` does the two the other way
         sock = self._sock
         if sock is None:
-            raise lost_answer(f"the connection to Redis at {self.address} is closed", False)
-        reader = self._reader
+            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
         whole = False
         try:
-            if timeout != self._timeout:
-                sock.settimeout(timeout)
-                self._timeout = timeout
-            sock.sendall(payload)
-            replies: list[Answer] = []
-            gets, recv, feed = reader.gets, sock.recv, reader.feed
-            while True:
-                reply = gets()
-                if reply is not _NEVER:
-                    replies.append(reply)
-                    if len(replies) == count:
-                        whole = True
-                        return replies
-                    continue
-                data = recv(65536)
-                if not data:
-                    raise lost_answer(f"Redis at {self.address} closed the connection", True)
-                feed(data)
+            if limit != self._limit:
+                sock.settimeout(max(limit, 0.001))  # 0 would mean not to wait for the system
+                self._limit = limit
+            try:
+                if len(payload) <= _SEND:
+                    sock.sendall(payload)
+                else:
+                    _send_in_turns(sock, payload)
+            except OSError:
+                self._hear_last_words(sock)
+                raise
+            answers, outage = self._receive(sock, count)
+            whole = not self.is_forsaken
+            if outage is not None:
+                raise self._refusal(outage)
+            return answers
         except (OSError, hiredis.ProtocolError) as error:
             if isinstance(error, RedisUnavailableError):
                 raise
-            raise lost_answer(f"Redis at {self.address}: {_plain(error)}", True) from error
+            raise unavailable(f"Redis at {self.address}: {_plain(error)}", True) from error
         finally:
             self._busy = False
             if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
                 self._sock = None
                 sock.close()
 
+    def _receive(
+        self, sock: gevent.socket.socket, count: int
+    ) -> tuple[list[Answer], hiredis.HiredisError | None]:
+        """The answers, and the first that tells of an outage."""
+        reader = self._reader
+        answers: list[Answer] = []
+        outage: hiredis.HiredisError | None = None
+        gets, recv, feed = reader.gets, sock.recv, reader.feed
+        received = 0
+        while True:
+            answer = gets()
+            if answer is not _NEVER:
+                if isinstance(answer, hiredis.HiredisError):
+                    outage = self._judged(answer, outage)
+                answers.append(answer)
+                if len(answers) == count:
+                    break
+                continue
+            data = recv(_RECEIVE)
+            if not data:
+                if self.is_forsaken:
+                    break
+                raise unavailable(f"Redis at {self.address} closed the connection", True)
+            feed(data)
+            if len(data) == _RECEIVE:
+                received += _RECEIVE
+                if received >= _TURN:
+                    received = 0
+                    gevent.sleep(0)
+        return answers, outage
+
+    def _judged(
+        self, answer: hiredis.HiredisError, outage: hiredis.HiredisError | None
+    ) -> hiredis.HiredisError | None:
+        """The first outage among the answers; notes one that may pass only elsewhere."""
+        meaning = meaning_of(answer)
+        if meaning is Meaning.REFUSED:
+            return outage
+        if meaning is Meaning.ELSEWHERE:
+            self.is_forsaken = True
+        return answer if outage is None else outage
+
+    def _hear_last_words(self, sock: gevent.socket.socket) -> None:
+        """A server that is full says so, and hangs up before it reads: nothing was done.  Raises
+        `RedisUnavailableError` then."""
+        if isinstance(sock, gevent.ssl.SSLSocket):
+            return
+        raw: typing.Any = getattr(sock, "_sock", sock)
+        try:
+            self._reader.feed(raw.recv(_RECEIVE, gevent.socket.MSG_DONTWAIT))
+        except OSError:  # nothing was said
+            return
+        answer = self._reader.gets()
+        if isinstance(answer, hiredis.HiredisError) and self._judged(answer, None) is not None:
+            raise self._refusal(answer)
+
+    def _refusal(self, outage: hiredis.HiredisError) -> RedisUnavailableError:
+        return unavailable(f"Redis at {self.address} refuses for now: {outage}", False)
+
     def is_dead(self) -> bool:
-        """Whether the server has hung up on this idle link.  Never yields."""
+        """Whether the server has hung up on this idle connection.  Never yields."""
         sock = self._sock
         if sock is None:
             return True
@@ -307,10 +220,18 @@ class Connection:
             sock._sock.close()
 
 
-def lost_answer(text: str, sent: bool) -> RedisUnavailableError:
-    """An outage; ``may_be_done`` tells whether the request may have been carried out."""
+def _send_in_turns(sock: gevent.socket.socket, payload: bytes) -> None:
+    """Each part has its own time, and the hub gets turns in between."""
+    rest = memoryview(payload)
+    while rest:
+        rest = rest[sock.send(rest[:_SEND]) :]
+        gevent.sleep(0)
+
+
+def unavailable(text: str, may_be_done: bool) -> RedisUnavailableError:
+    """An outage; `may_be_done` tells whether the call may have been carried out."""
     error = RedisUnavailableError(text)
-    error.may_be_done = sent
+    error.may_be_done = may_be_done
     return error
 
 

@@ -1,16 +1,17 @@
 """Where Redis is: what the user wrote as ``connection=``, understood once.
 
 Owns the parsing of URLs and of ready redis-py clients, and the one way to say an address
-without its password.  Opens nothing; `embedded:` is only joined when the first link is made.
+without its password.  Opens nothing; `embedded:` is only joined when the first connection is made.
+Does not import redis, so that a `Queue` may be made before a program is monkey-patched.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 import typing
 import urllib.parse
-
-import redis
 
 __all__ = ["DEFAULT_URL", "Endpoint", "redact"]
 
@@ -24,7 +25,20 @@ _TAKEN: typing.Final = frozenset(
     ssl_ca_data ssl_check_hostname ssl_password ssl_min_version ssl_ciphers
     ssl_include_verify_flags ssl_exclude_verify_flags""".split()
 )
+# What else a client may ask of its connections, and would not get of ours.
+_NOT_KEPT: typing.Final = (
+    *("redis_connect_func", "ssl_validate_ocsp", "ssl_validate_ocsp_stapled"),
+    *("ssl_ocsp_context", "ssl_ocsp_expected_cert"),
+)
+# Of a URL's query: settings of redis-py that are ours to choose.
+_OURS: typing.Final = frozenset(
+    """socket_timeout socket_connect_timeout socket_read_size retry_on_timeout retry_on_error
+    max_connections health_check_interval timeout protocol client_name lib_name lib_version
+    decode_responses encoding encoding_errors legacy_responses""".split()
+)
 _LATER: typing.Final = ("redis+sentinel", "redis+cluster")
+_KINDS: typing.Final = {"redis": "tcp", "rediss": "tls", "unix": "unix"}
+_FALSE: typing.Final = frozenset(("0", "f", "false", "n", "no"))  # as redis-py reads them
 
 
 def redact(url: str) -> str:
@@ -73,11 +87,10 @@ class Endpoint:
             connection = os.environ.get("GEVENTQ_REDIS_URL") or DEFAULT_URL
         if isinstance(connection, str):
             return cls._of_url(connection)
-        pool = getattr(connection, "connection_pool", None)
-        kwargs = getattr(pool, "connection_kwargs", None)
-        if isinstance(connection, redis.Redis) and isinstance(kwargs, dict):
-            return cls._of_client(typing.cast("redis.ConnectionPool", pool), kwargs)
-        if isinstance(connection, redis.RedisCluster):
+        redis = sys.modules.get("redis")  # who has a client has imported it
+        if redis is not None and isinstance(connection, redis.Redis):
+            return cls._of_client(redis, connection.connection_pool)
+        if redis is not None and isinstance(connection, redis.RedisCluster):
             raise ValueError("connection: a RedisCluster client is not supported yet")
         raise TypeError(
             "connection: a URL, a redis.Redis client or None is needed, got "
@@ -94,34 +107,42 @@ class Endpoint:
             return cls("unix", {}, embedded=url)
         if scheme in _LATER:
             raise ValueError(f"connection: {scheme}:// is not supported yet: {redact(url)}")
-        try:
-            _check_shape(url)
-            settings = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
-        except _BadUrlError as error:
-            raise ValueError(f"connection: {error}: {redact(url)}") from None
-        except ValueError:  # its text may hold a piece of the password
+        if scheme not in _KINDS:
             raise ValueError(
                 "connection: the URL must be redis://, rediss://, unix:// or embedded: and "
                 f"well-formed: {redact(url)}"
-            ) from None
-        kind = {"unix": "unix", "rediss": "tls"}.get(scheme, "tcp")
-        settings.pop("connection_class", None)
-        if kind == "unix" and not settings.get("path"):
-            raise ValueError(f"connection: unix:// needs the path of a socket: {redact(url)}")
-        return cls(kind, _only_taken(settings))
+            )
+        try:
+            return cls(_KINDS[scheme], _settings(_KINDS[scheme], url))
+        except _BadUrlError as error:
+            raise ValueError(f"connection: {error}: {redact(url)}") from None
+        except ValueError:  # its text may hold a piece of the password
+            raise ValueError(f"connection: the URL is not well-formed: {redact(url)}") from None
 
     @classmethod
-    def _of_client(cls, pool: redis.ConnectionPool, kwargs: dict[str, typing.Any]) -> Endpoint:
+    def _of_client(cls, redis: typing.Any, pool: typing.Any) -> Endpoint:
         if isinstance(pool, redis.sentinel.SentinelConnectionPool):  # has no address of its own
             raise ValueError("connection: a client made by Sentinel is not supported yet")
-        connection_class = pool.connection_class
-        if issubclass(connection_class, redis.UnixDomainSocketConnection):
-            kind = "unix"
-        elif issubclass(connection_class, redis.SSLConnection):
-            kind = "tls"
-        else:
-            kind = "tcp"
-        return cls(kind, _only_taken(kwargs))
+        kinds = {
+            redis.Connection: "tcp",
+            redis.SSLConnection: "tls",
+            redis.UnixDomainSocketConnection: "unix",
+        }
+        kind = kinds.get(pool.connection_class)
+        if kind is None:
+            raise ValueError(
+                "connection: a client is needed whose connections are redis-py's own, got one of "
+                f"{pool.connection_class.__name__}: geventq makes its own connections, and would "
+                "reach another server than that client does"
+            )
+        settings = pool.connection_kwargs
+        for name in _NOT_KEPT:
+            if settings.get(name):
+                raise ValueError(
+                    f"connection: {name} of a client is not supported: geventq makes its own "
+                    "connections, and would not heed it"
+                )
+        return cls(kind, {name: value for name, value in settings.items() if name in _TAKEN})
 
     def describe(self) -> str:
         """The address for people: host and port, or the socket; never a credential."""
@@ -131,6 +152,14 @@ class Endpoint:
             return str(self.settings["path"])
         host = self.settings.get("host", "localhost")
         return f"{host}:{self.settings.get('port', 6379)}"
+
+    @property
+    def server(self) -> tuple[object, ...]:
+        """What tells one server from others, whoever connects, and to whatever database."""
+        if self.kind == "unix":
+            return ("unix", self._embedded or self.settings["path"])
+        host, port = self.settings.get("host", "localhost"), self.settings.get("port", 6379)
+        return ("tcp", host, port)
 
     @property
     def embedded(self) -> str | None:
@@ -154,17 +183,63 @@ class Endpoint:
         return f"<Endpoint {self.kind} {self.describe()}>"
 
 
-def _only_taken(settings: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    return {name: value for name, value in settings.items() if name in _TAKEN}
-
-
 class _BadUrlError(ValueError):
     """Our own words about a URL, which hold nothing of it."""
 
 
-def _check_shape(url: str) -> None:
-    """redis-py reads ``/abc`` as database 0 without a word; a typo must not change the queue."""
+def _settings(kind: str, url: str) -> dict[str, typing.Any]:
+    """The settings in a URL, in the forms that redis-py has for it.  Raises `ValueError`."""
     parts = urllib.parse.urlsplit(url)
-    database = parts.path.strip("/")
-    if parts.scheme in ("redis", "rediss") and database and not database.isdecimal():
-        raise _BadUrlError("the path must be a database number")
+    if not url[len(parts.scheme) :].startswith("://"):
+        raise _BadUrlError(f"{parts.scheme}:// is needed")
+    settings = _of_query(parts.query)
+    for name, given in (("username", parts.username), ("password", parts.password)):
+        if given:
+            settings[name] = urllib.parse.unquote(given)
+    if kind == "unix":
+        if parts.hostname or not parts.path.strip("/"):
+            raise _BadUrlError("unix:// needs the path of a socket, which begins with a slash")
+        settings["path"] = urllib.parse.unquote(parts.path)
+        return settings
+    if parts.hostname:
+        host = settings["host"] = urllib.parse.unquote(parts.hostname)
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise _BadUrlError("the host is no name and no address") from None
+    if parts.port is not None:
+        settings["port"] = parts.port
+    database = urllib.parse.unquote(parts.path).strip("/")
+    if database:  # redis-py reads ``/abc`` as 0 without a word
+        if not re.fullmatch("[0-9]+", database):
+            raise _BadUrlError("the path must be a database number")
+        settings.setdefault("db", int(database))
+    return settings
+
+
+def _of_query(query: str) -> dict[str, typing.Any]:
+    settings: dict[str, typing.Any] = {}
+    for name, values in urllib.parse.parse_qs(query).items():
+        if name in _OURS:
+            continue
+        if name not in _TAKEN or name in ("credential_provider", "socket_keepalive_options"):
+            raise _BadUrlError("its query has a name that is not known")
+        settings[name] = _of_text(name, values[0])
+    return settings
+
+
+def _of_text(name: str, text: str) -> typing.Any:
+    if name in ("db", "port", "ssl_min_version"):
+        if not re.fullmatch("[0-9]+", text):
+            raise _BadUrlError(f"{name} must be a whole number")
+        return int(text)
+    if name in ("socket_keepalive", "ssl_check_hostname"):
+        return text.lower() not in _FALSE
+    if name == "ssl_cert_reqs" and text not in ("none", "optional", "required"):
+        raise _BadUrlError("ssl_cert_reqs must be none, optional or required")
+    if name in ("ssl_include_verify_flags", "ssl_exclude_verify_flags"):
+        flags = [flag.strip() for flag in text.strip("[]").split(",")]
+        if not all(re.fullmatch("VERIFY_[A-Z0-9_]+", flag) for flag in flags):
+            raise _BadUrlError(f"{name} must be names of ssl.VerifyFlags")
+        return flags
+    return text

@@ -77,9 +77,17 @@ class Script:
     def pack(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
         """The packed ``EVALSHA`` call.  Raises `AttributeError` if `keys` has not all that the
         header names: a job's are had by `QueueKeys.of_job`."""
+        return self._packed("EVALSHA", self.sha, keys, args)
+
+    def pack_whole(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
+        """The same call with the script's text, for a server that does not know it."""
+        return self._packed("EVAL", self.source, keys, args)
+
+    def _packed(
+        self, how: str, what: str, keys: Keys, args: typing.Sequence[str | bytes | int | float]
+    ) -> bytes:
         names = self._key_names(keys)[:-1]
-        packed: bytes = pack(("EVALSHA", self.sha, self._key_count, *names, *args))
-        return packed
+        return pack((how, what, self._key_count, *names, *args))
 
 
 def _read(*path: str) -> str:

@@ -12,8 +12,7 @@ import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
-from geventq.store.client import checked, pack
-from geventq.store.connection import Connection
+from geventq.store.blocking import BlockingConnection
 from geventq.store.scripts import load
 from geventq.worker.background import Background
 
@@ -26,7 +25,6 @@ if typing.TYPE_CHECKING:
 __all__ = ["IdleWait"]
 
 _LONGEST: typing.Final = 10.0  # seconds of one blocking call (wire-format 17.13)
-_GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take (3.6)
 _SHORTEST: typing.Final = 0.002
 
 
@@ -65,14 +63,14 @@ class IdleWait(Background):
         self._may_be_more = may_be_more
         self._client = client
         self._keys = keys
-        self._name = keys.client_name(f":w:{worker_name}" if worker_name else "")
+        name = keys.client_name(f":w:{worker_name}" if worker_name else "")
+        self._connection = BlockingConnection(client, name=name)
         self._drain_delay = drain_delay
         self._news = gevent.event.Event()  # one of the next three, or the end
         self._is_dry = False  # there is nothing to take: wait
         self._owes = False  # a marker is to be put back
         self._missed = False  # a call was cut that may have popped a marker
         self._due_ms = 0  # when the next delayed job is due (0: there is none)
-        self._link: Connection | None = None
 
     def begin(self, due_ms: int) -> None:
         """There is nothing to take now; the next delayed job is due at `due_ms` (0: none)."""
@@ -90,9 +88,7 @@ class IdleWait(Background):
         yield."""
         self._stop.set()
         self._news.set()
-        link = self._link
-        if link is not None:
-            link.close()
+        self._connection.close()
 
     def stop(self) -> None:
         """`leave`, and join the greenlet.  Yields."""
@@ -104,13 +100,11 @@ class IdleWait(Background):
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            link = self._link
-            if link is None or link.closed:
-                link = self._link = self._client.open_connection(name=self._name)
+            self._connection.opened()  # `get_workers` shows it while jobs run, too
             self._news.wait(self._pause())
             self._news.clear()
             if not self._stop.is_set():
-                self._turn(link)
+                self._turn()
         self._end()
 
     def _pause(self) -> float | None:
@@ -119,25 +113,25 @@ class IdleWait(Background):
             return 0.0
         return self._slots.limited_for() if self._missed or self._is_dry else None
 
-    def _turn(self, link: Connection) -> None:
+    def _turn(self) -> None:
         if self._owes:
             self._put_back()
         elif self._slots.limited_for():
             return  # meanwhile the markers are for others
         elif self._missed:
-            self._pop(link, _SHORTEST)
+            self._pop(_SHORTEST)
             self._missed = False
             self._wake()
         elif self._is_dry:
             self._is_dry = False
-            if self._wait(link):
+            if self._wait():
                 self._wake()
 
     def _wake(self) -> None:
         self._owes = self._slots.free() <= 0
         self._may_be_more(woken=True)
 
-    def _wait(self, link: Connection) -> bool:
+    def _wait(self) -> bool:
         """Block until there may be a job, or the time is over; `False` if it was stopped.  A
         marker for a later time is waited for in turn."""
         due_ms = self._due_ms
@@ -147,20 +141,20 @@ class IdleWait(Background):
                 seconds = min((due_ms - clock.wall_ms()) / 1000, _LONGEST)
                 if seconds <= 0:
                     return True
-            popped_ms = self._pop(link, max(_SHORTEST, min(seconds, _LONGEST)))
+            popped_ms = self._pop(max(_SHORTEST, min(seconds, _LONGEST)))
             if popped_ms is None or popped_ms <= clock.wall_ms():
                 return True
             due_ms = min(due_ms or popped_ms, popped_ms)
         return False
 
-    def _pop(self, link: Connection, seconds: float) -> int | None:
+    def _pop(self, seconds: float) -> int | None:
         """The time of the first marker, waited for; `None` if there is none.  Only its answer
         says that an outage is over: a server may let everybody in and refuse every call."""
-        payload = pack(("BZPOPMIN", self._keys.marker, f"{seconds:.3f}"))
+        command = ("BZPOPMIN", self._keys.marker, f"{seconds:.3f}")
         try:
-            reply = checked(link.call(payload, 1, seconds + _GRACE))[0]
+            reply = self._connection.call(command, seconds)
         except GeventqError:
-            link.close()  # behind its address another server may be the primary by now (3.7)
+            self._connection.renew()  # nobody else uses it, so a new one costs little
             raise
         self._outage.over()
         return None if reply is None else int(float(reply[2]))
@@ -174,5 +168,4 @@ class IdleWait(Background):
             self._put_back()
         except GeventqError as error:
             self._tell("error", error)
-        if self._link is not None:
-            self._link.close()
+        self._connection.close()

@@ -16,7 +16,9 @@ from geventq import GeventqError, Job, Queue, QueueEvents, Worker
 from geventq.store.client import Client
 from geventq.store.connection import Connection
 from geventq.store.endpoint import Endpoint
+from geventq.store.threads import close_hubs_of_ended_threads
 from tests.conftest import Make
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 
@@ -82,27 +84,47 @@ def _run_in_thread(call: collections.abc.Callable[[], typing.Any]) -> typing.Any
     return answers[0]
 
 
-def test_threads_that_ended_leave_no_connection(redis_url: str) -> None:
-    """The system gives a new thread the id of the one that has just ended, which must not make
-    that one look alive."""
-    client = Client(Endpoint.of(redis_url))
-    links: list[Connection] = []
-    hubs: list[typing.Any] = []
+def test_threads_that_ended_leave_no_connection_and_no_descriptors(redis_url: str) -> None:
+    """A server that answers each request in a new thread.  The system gives a new thread the id
+    of the one that has just ended, which must not make that one look alive; what its hub had open
+    is closed by whoever comes next."""
+    client = Client(Endpoint.of(redis_url), max_connections=50)
+    connections: list[Connection] = []
 
-    def call() -> tuple[int, int]:
-        hubs.append(gevent.get_hub())
+    def call() -> tuple[int, int, int]:
         client.execute("PING")
-        links.extend(link for pool in client._pools.values() for link in pool if link not in links)
-        return len(client._pools), [link.closed for link in links].count(False)
+        for pool in client._pools.values():
+            connections.extend(one for one in pool if one not in connections)
+        open_now = [one.closed for one in connections].count(False)
+        return len(client._pools), open_now, len(os.listdir("/proc/self/fd"))
 
     try:
-        for number in range(5):
-            assert _run_in_thread(call) == (1, 1)
-            assert len(links) == number + 1
+        _, _, descriptors = _run_in_thread(call)
+        for number in range(2, 6):
+            assert _run_in_thread(call) == (1, 1, descriptors)
+            assert len(connections) == number
     finally:
         client.close()
-        for hub in hubs:  # gevent leaves the loops of ended threads open
-            hub.loop.destroy()
+        close_hubs_of_ended_threads()
+
+
+def test_a_thread_that_looked_up_a_name_leaves_no_thread_and_no_descriptors(
+    redis_url: str,
+) -> None:
+    """Each hub has a resolver with a pool of native threads of its own."""
+
+    def call() -> int:
+        with Proxy(redis_url) as proxy:
+            client = Client(Endpoint.of(proxy.url.replace("127.0.0.1", "localhost")))
+            client.execute("PING")
+            client.close()
+        return len(os.listdir("/proc/self/task"))
+
+    try:
+        threads = [_run_in_thread(call) for _ in range(4)]
+        assert max(threads) <= threads[0]
+    finally:
+        close_hubs_of_ended_threads()
 
 
 def test_a_client_is_closed_from_another_thread(
@@ -111,9 +133,9 @@ def test_a_client_is_closed_from_another_thread(
     client = Client(Endpoint.of(redis_url))
     client.execute("PING")
     (pool,) = client._pools.values()
-    (link,) = pool
+    (connection,) = pool
     threads.apply(client.close)
-    assert link.closed
+    assert connection.closed
     assert not pool
 
 
