@@ -139,8 +139,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(given: argparse.Namespace) -> int:
     from geventq.commands import settings, worker
+    from geventq.commands.logs import log_plainly
     from geventq.demo import run
 
+    log_plainly()
     url = os.environ["GEVENTQ_REDIS_URL"] = settings.url(given)
     worker.check_reachable(url)
     return run(url, settings.prefix(given), only_json=given.json)

@@ -94,8 +94,10 @@ def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bo
     monkey.patch_all()  # before the user's module is imported
     ending.take_over()
     from geventq import postgresql
+    from geventq.commands.logs import log_plainly
     from geventq.worker import Worker
 
+    log_plainly()
     postgresql.wait_in_hub()
     os.environ["GEVENTQ_REDIS_URL"] = plan.url  # what a Queue in a processor will find
     sys.path.insert(0, os.getcwd())
