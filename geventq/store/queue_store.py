@@ -307,14 +307,17 @@ class QueueStore:
         else:
             self._client.execute("HSET", self.keys.meta, field, length, again=True)
 
-    def close(self) -> None:
-        """Close the connections; those who wait for ends of jobs get a `GeventqError`.  A job that
-        somebody has kept stays usable."""
+    def let_go(self) -> None:
+        """Those who wait for ends of jobs get a `GeventqError`.  Does not yield."""
         waited_for = list(self._ends.values())
         self._ends.clear()
-        client, self._client = self._client, self._client.afterwards()
         for ends in waited_for:
             ends.close()
+
+    def close(self) -> None:
+        """`let_go`, and close the connections.  A job that somebody has kept stays usable."""
+        client, self._client = self._client, self._client.afterwards()
+        self.let_go()
         client.close()
 
 

@@ -51,7 +51,10 @@ class Closing:
         self._reason = ""
         self._is_told = False  # the worker, that its engine has ended
         self._give_up: typing.Callable[[], None] | None = None  # on listeners that still hear
-        self._steps = [self._end_jobs, self._deliver, engine.stop, self._hear_out]
+        self._steps = [
+            *(self._end_jobs, self._deliver, engine.stop),
+            *(self._hear_out, engine.disconnect),
+        ]
         self._tries = _TRIES  # of the first one of them
         self._outage = Outage("closing", queue_name, gevent.event.Event())
         self._task = Guarded(self._run, f"close-{queue_name}", self._outage, tell=self._tell_error)

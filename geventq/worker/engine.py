@@ -76,14 +76,14 @@ class Engine:
         self._keys = keys = QueueKeys(setup.prefix, setup.queue_name)
         self._client = client = Client(setup.endpoint)
         self._worker_name = setup.worker_name
-        self._store = store = QueueStore(client, keys)
+        self._store = QueueStore(client, keys)
         calls = SettleCall(
             client, keys, lock_duration=options.lock_duration, worker_name=setup.worker_name
         )
         self.lanes = Lanes(calls, slots, setup.listeners.emit, keys.name, setup.worker_id)
         self.giving_up = GivingUp(
             slots,
-            store,
+            self._store,
             setup.listeners.emit,
             worker_id=setup.worker_id,
             is_hard=options.cancel_mode == "hard",
@@ -91,11 +91,12 @@ class Engine:
         )
         self.life = JobLife(
             setup.process,
-            store,
+            self._store,
             options,
             slots,
             setup.listeners,
             self.giving_up,
+            worker_name=setup.worker_name,
             with_token=setup.with_token,
         )
         self.idle_wait = self._make_idle_wait()
@@ -176,9 +177,14 @@ class Engine:
             self.lanes.may_be_more()
 
     def stop(self) -> None:
-        """End the parts when the last outcome is delivered.  Yields."""
+        """End the parts when the last outcome is delivered, and let those go who wait for a job's
+        end: no listener, who is heard out next, shall wait for a job of this worker.  Yields."""
         for part in self.parts:
             part.stop()
+        self._store.let_go()
+
+    def disconnect(self) -> None:
+        """Close the connections, when the listeners have heard all: they may use their jobs."""
         self._store.close()
 
     def disown(self) -> list[typing.Any]:

@@ -45,8 +45,10 @@ _LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried
 class Jobs(typing.Protocol):
     """Whose jobs are taken and settled: `geventq.worker.run.life`.  None of these yields."""
 
-    def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
-        """Jobs that are ours now, or have been since an answer was lost."""
+    def taken(self, jobs: list[Taken], sent_at: float, taken_ms: int | None) -> None:
+        """Jobs that are ours by a call that was sent at `sent_at` (monotonic).  `taken_ms` is the
+        wall-clock time that it has given; `None` where its answer was lost, and another one tells
+        what the jobs are since then."""
 
     def skipped(self, job_id: str, why: str) -> None:
         """An id without a readable hash was dropped."""
@@ -279,7 +281,7 @@ class Lanes:
     def _handle(self, batch: list[Settled], reply: SettleReply, sent_at: float) -> None:
         life = self.jobs
         if reply.jobs:
-            life.taken(reply.jobs, sent_at)
+            life.taken(reply.jobs, sent_at, reply.taken_ms)
         for (execution, outcome), code in zip(batch, reply.codes, strict=True):
             try:
                 if code in OURS:
@@ -315,7 +317,7 @@ class Lanes:
         ]
         if jobs:
             try:
-                self.jobs.taken(jobs, sent_at, recovered=True)
+                self.jobs.taken(jobs, sent_at, None)
             except BaseException:
                 self._lost_takes += lost
                 raise

@@ -72,7 +72,9 @@ class ManualJobs:
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
         self._store = store = QueueStore(self._client, keys)
-        self._admission = Admission(store, options, with_token=False, overseer=self)
+        self._admission = Admission(
+            store, options, worker_name=worker_name, with_token=False, overseer=self
+        )
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
 
@@ -130,7 +132,7 @@ class ManualJobs:
             for job_id, why in reply.broken:
                 self._tell("error", GeventqError(f"job {job_id} was skipped: {why}"))
             if reply.jobs:
-                return self._admission.execution(reply.jobs[0], _Held, sent_at)
+                return self._admission.execution(reply.jobs[0], _Held, sent_at, reply.taken_ms)
             if not reply.broken:
                 return None
 
@@ -146,7 +148,7 @@ class ManualJobs:
             self._lost.discard(lock_token)
         if not missed:
             return None
-        return self._admission.execution(missed[0], _Held, sent_at, recovered=True)
+        return self._admission.execution(missed[0], _Held, sent_at, None)
 
     def _unrun(self, execution: Execution) -> outcomes.Outcome | None:
         """The outcome of a job that may not run; `None` for one that may."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import typing
 
 import gevent
 import gevent.event
 import pytest
+import redis
 
 from geventq import (
     CancellationToken,
@@ -17,7 +19,7 @@ from geventq import (
 )
 from tests.conftest import Make
 from tests.support.locks import Locks
-from tests.support.told import Told
+from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
 
@@ -164,3 +166,82 @@ def test_a_recorded_request_survives_a_stall(
     assert ran == ([1] if retry else [])
     expected = ["cancelled", "retrying", "completed"] if retry else ["cancelled", "failed"]
     eventually(lambda: told.of(job) == expected)
+
+
+def _flush(client: redis.Redis, base: str, job_id: str) -> None:
+    """As FLUSHALL does to this queue."""
+    client.delete(*client.keys(f"{base}*"))
+
+
+LOSSES: typing.Final[dict[str, typing.Callable[[redis.Redis, str, str], object]]] = {
+    "all keys are flushed": _flush,
+    "its hash is removed": lambda client, base, job_id: client.delete(base + job_id),
+    "the job is removed": lambda client, base, job_id: (
+        client.delete(base + job_id, f"{base}{job_id}:lock"),
+        client.lrem(f"{base}active", 0, job_id),
+    ),
+    "it is taken out of active": lambda client, base, job_id: client.lrem(
+        f"{base}active", 0, job_id
+    ),
+    "its key holds something else": lambda client, base, job_id: client.set(base + job_id, "mine"),
+}
+
+
+@pytest.mark.parametrize("notices", ["the renewer", "the outcome"])
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "fails"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_job_that_vanishes_during_its_run_is_told_once_as_a_lost_lock(
+    queue: Queue,
+    make: Make,
+    redis_client: redis.Redis,
+    prefix: str,
+    loss: str,
+    fails: bool,
+    notices: str,
+) -> None:
+    """3.4: whoever removed it, and whichever call notices: an attempt that had a listener's
+    `active` has an end, and only one."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job) -> str:
+        inside.set()
+        go.wait()
+        if fails:
+            raise ValueError("no")
+        return "done"
+
+    renew_time = 0.1 if notices == "the renewer" else 10.0
+    worker = make(process, skip_stalled_check=True, lock_duration=20.0, lock_renew_time=renew_time)
+    told = Told(worker)
+    job = queue.add("n", attempts=2)
+    inside.wait()
+    LOSSES[loss](redis_client, f"{prefix}:q:", job.id)
+    if notices == "the renewer":
+        gevent.sleep(0.25)  # rounds, in which it may notice; not every loss concerns the lock
+    go.set()
+    told.wait("lock_lost")
+    eventually(lambda: not engine_of(worker).slots.held)
+    gevent.sleep(0.02)
+    assert told.of(job) == ["lock_lost"]
+
+
+def test_a_job_that_vanishes_gives_its_slot_free(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """3.4: of one slot, the next job gets it."""
+    inside = gevent.event.Event()
+    ran: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        ran.append(job.id)
+        inside.set()
+        if len(ran) == 1:
+            token.wait()
+
+    told = Told(make(process, lock_renew_time=0.1))
+    queue.add("n")
+    inside.wait()
+    _flush(redis_client, f"{prefix}:q:", "")
+    told.wait("lock_lost")
+    job = queue.add("n", job_id="next")
+    eventually(lambda: told.of(job) == ["completed"])

@@ -402,7 +402,7 @@ class NodeWorker:
         )
         store = QueueStore(self.client, self.keys)
         self.admission = Admission(
-            store, ours, with_token=False, overseer=typing.cast(typing.Any, self)
+            store, ours, worker_name="", with_token=False, overseer=typing.cast(typing.Any, self)
         )
 
     def getBackend(self) -> NodeWorker:  # noqa: N802
@@ -427,7 +427,7 @@ class NodeWorker:
     def execution(self, job_id: str, token: str) -> Execution:
         """The run of a job that the setup has taken."""
         flat = self.client.execute("HGETALL", self.keys.base + job_id) or []
-        return self.admission.execution((job_id, token, flat), Execution, 0.0, recovered=True)
+        return self.admission.execution((job_id, token, flat), Execution, 0.0, None)
 
     def settle(self, execution: Execution, outcome: outcomes.Outcome, fetch: bool) -> typing.Any:
         # After an immediate retry Node's call takes nothing (wire-format 9.6).

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import typing
 
-from geventq import clock
 from geventq.cancellation import Attempt
 from geventq.job import Job
 from geventq.record import record_attempt
@@ -36,10 +35,12 @@ class Admission:
         store: JobStore,
         options: WorkerOptions,
         *,
+        worker_name: str,
         with_token: bool,
         overseer: Overseer,
     ) -> None:
         self._store = store
+        self._worker_name = worker_name.encode()
         self._with_token = with_token
         self._hard = options.cancel_mode == "hard"
         self._kill_after = options.kill_after
@@ -54,12 +55,10 @@ class Admission:
         taken: Taken,
         kind: type[Made],
         sent_at: float,
-        *,
-        now: bytes | None = None,
-        recovered: bool = False,
+        taken_ms: int | None,
     ) -> Made:
-        """The execution of a job that was taken by a call sent at `sent_at` (monotonic), or
-        `recovered` after the answer to that call was lost.  `now` is the wire's clock.
+        """The execution of a job that is ours by a call sent at `sent_at` (monotonic), which has
+        taken it at `taken_ms`; or, `None`, has found it after the answer to its take was lost.
 
         Its `unrunnable` says why it has to fail without running; a request that was recorded for
         this run is in its attempt, as if it had been made before the first turn (2.8).
@@ -69,13 +68,15 @@ class Admission:
         fields = dict(zip(pairs, pairs, strict=True))
         job = Job(self._store, job_id, fields)
         made, started, stalls = job.counters()
-        if recovered:  # what the hash was before the take can be told by what a run leaves
+        if taken_ms is None:  # what the hash was before the take can be told by what a run leaves
             first_run = b"failedReason" not in fields
         else:
             first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
             started += 1
-            fields[b"processedOn"] = now or _now()  # both as the take has written them
+            fields[b"processedOn"] = b"%d" % taken_ms  # all as the take has written it
             fields[b"ats"] = b"%d" % started
+            if self._worker_name:
+                fields[b"pb"] = self._worker_name
         defect = job.defect()
         try:
             policy = self._policies.of(fields.get(b"opts", b""))
@@ -104,26 +105,18 @@ class Admission:
         self,
         jobs: typing.Iterable[Taken],
         sent_at: float,
+        taken_ms: int | None,
         failed: typing.Callable[[str, Exception], None],
-        *,
-        recovered: bool = False,
     ) -> list[Execution]:
         """The executions of many.  A defect of ours in one job is told with its id and holds up
         nobody else; that job's lock lapses, and the stalled check brings it back."""
         executions = []
-        now = _now()
         for taken in jobs:
             try:
-                executions.append(
-                    self.execution(taken, Execution, sent_at, now=now, recovered=recovered)
-                )
+                executions.append(self.execution(taken, Execution, sent_at, taken_ms))
             except Exception as error:  # noqa: BLE001 (told)
                 failed(taken[0], error)
         return executions
-
-
-def _now() -> bytes:
-    return b"%d" % clock.wall_ms()
 
 
 def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bool) -> None:

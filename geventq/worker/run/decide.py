@@ -49,14 +49,19 @@ def decide(
     error: BaseException | None,
     ended_ms: int,
     strategies: Strategies,
+    *,
+    is_plain: bool = False,
 ) -> Outcome:
     """The outcome of an attempt that returned `result` or raised `error`.
 
     What was asked of it is ``execution.attempt.strongest``.  May call the user's back-off
     strategy, and the methods of what he returned or raised: what those raise becomes a final
-    failure whose trace shows both.  Never raises, and never yields by itself.
+    failure whose trace shows both.  `is_plain` for a failure that any script can read, because
+    another outcome could not be.  Never raises, and never yields by itself.
     """
-    ending = _Ending(execution, ended_ms, strategies)
+    if result is None and error is None and execution.attempt.strongest is None:
+        return completion(execution, "null", ended_ms)  # as `_Ending` would: most jobs, kept cheap
+    ending = _Ending(execution, ended_ms, strategies, is_plain=is_plain)
     try:
         return ending.returned(result) if error is None else ending.raised(error)
     except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
@@ -71,14 +76,17 @@ class _Ending:
     a request that forbids a retry is never forgotten on the way.
     """
 
-    __slots__ = ("_attempt", "_ended_ms", "_execution", "_request", "_strategies")
+    __slots__ = ("_attempt", "_ended_ms", "_execution", "_is_plain", "_request", "_strategies")
 
-    def __init__(self, execution: Execution, ended_ms: int, strategies: Strategies) -> None:
+    def __init__(
+        self, execution: Execution, ended_ms: int, strategies: Strategies, *, is_plain: bool
+    ) -> None:
         self._execution = execution
         self._attempt = execution.attempt
         self._request = execution.attempt.strongest
         self._ended_ms = ended_ms
         self._strategies = strategies
+        self._is_plain = is_plain
 
     def returned(self, result: object) -> Outcome:
         """The processor returned.  A result counts, whatever was asked: cancellation is
@@ -154,16 +162,22 @@ class _Ending:
     def _failed(self, error: BaseException, *, text: str | None = None) -> Outcome:
         """A failure, by the job's own retry rules; it answers the request, if there is one, which
         may forbid a retry."""
-        execution, request = self._execution, self._request
-        if request is None:
-            return failure(execution, error, self._ended_ms, self._strategies)
-        if request.kind == "shutdown" and text is None:
+        request = self._request
+        if request is not None and request.kind == "shutdown" and text is None:
             return self._given_back(request)
         outcome = failure(
-            execution, error, self._ended_ms, self._strategies, final=not request.retry, text=text
+            self._execution,
+            error,
+            self._ended_ms,
+            self._strategies,
+            final=self._is_plain or (request is not None and not request.retry),
+            text=text,
+            is_plain=self._is_plain,
         )
-        outcome.cancellation = request
-        self._add_event(outcome, "cancelled", request)
+        if request is not None:
+            outcome.cancellation = request
+            if not self._is_plain:  # a reason is somebody's text as well
+                self._add_event(outcome, "cancelled", request)
         return outcome
 
     def _given_back(self, request: Cancellation | None) -> Outcome:

@@ -13,6 +13,7 @@ cancellation.md.
 from __future__ import annotations
 
 import logging
+import sys
 import typing
 import weakref
 
@@ -26,7 +27,7 @@ from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Taken
 from geventq.worker.run.decide import NotEnded, decide
 from geventq.worker.run.runners import Runners, untouched
-from geventq.worker.run.settle_call import LOCK_GONE, PENDING_CHILDREN, UNREADABLE, Code, refusal
+from geventq.worker.run.settle_call import JOB_LOST, PENDING_CHILDREN, UNREADABLE, Code, refusal
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt
@@ -40,6 +41,8 @@ if typing.TYPE_CHECKING:
     from geventq.worker.settings import WorkerOptions
 
 __all__ = ["IdleWaiter", "JobLife", "LockKeeper", "Settler"]
+
+_UNSEEN: typing.Final = 2  # references to a job that nobody else has: a variable's, and a call's
 
 log = logging.getLogger("geventq")
 
@@ -94,6 +97,7 @@ class JobLife:
         listeners: Listeners,
         giving_up: GivingUp,
         *,
+        worker_name: str,
         with_token: bool,
     ) -> None:
         self._process = process
@@ -105,7 +109,9 @@ class JobLife:
         self._listeners = listeners
         self._tell = listeners.emit
         self._giving_up = giving_up
-        self._admission = Admission(store, options, with_token=with_token, overseer=self)
+        self._admission = Admission(
+            store, options, worker_name=worker_name, with_token=with_token, overseer=self
+        )
         self.runners = Runners(self.run, self.run_failed, store.queue_name, untouched=untouched())
         self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
         self._is_dry = False  # it was told that there is nothing to take, and no job came since
@@ -126,16 +132,16 @@ class JobLife:
 
     # -- taken -----------------------------------------------------------------------------
 
-    def taken(self, jobs: list[Taken], sent_at: float, *, recovered: bool = False) -> None:
-        """Jobs are ours, by a take that was sent at `sent_at` (monotonic), or one whose answer
-        was lost and that was `recovered`."""
+    def taken(self, jobs: list[Taken], sent_at: float, taken_ms: int | None) -> None:
+        """Jobs are ours, by a call that was sent at `sent_at` (monotonic) and `taken_ms`; that is
+        `None` where the answer to their take was lost, and another call has found them."""
         slots = self._slots
         self._is_dry = False
-        if recovered:  # what was thrown at a lane may have left the handling of an answer half-way
+        if (
+            taken_ms is None
+        ):  # what was thrown at a lane may have left the handling of an answer half-way
             jobs = [one for one in jobs if one[1] not in slots.held and one[1] not in slots.running]
-        executions = self._admission.executions(
-            jobs, sent_at, self._not_admitted, recovered=recovered
-        )
+        executions = self._admission.executions(jobs, sent_at, taken_ms, self._not_admitted)
         try:
             for execution in executions:
                 slots.held[execution.lock_token] = execution
@@ -293,36 +299,42 @@ class JobLife:
     def settled(self, execution: Execution, outcome: Outcome) -> None:
         """The outcome is in Redis: tell it once."""
         self._slots.held.pop(execution.lock_token, None)
-        tell, job = self._tell, execution.job
+        job, event = execution.job, outcome.event
         execution.over()
+        is_heard = event is not None and self._listeners.wants(event)
+        if is_heard or outcome.cancellation is not None or sys.getrefcount(job) > _UNSEEN:
+            job.owned_by(None)
+            job.changed(outcome.fields(execution))  # from now on it is as one read anew
         if outcome.cancellation is not None:
-            tell("cancelled", job, outcome.cancellation)
-        if outcome.kind == outcomes.COMPLETE:
-            tell("completed", job, outcome.result)
-            return
-        if outcome.kind == outcomes.FAIL:
-            tell("failed", job, outcome.error)
-        elif outcome.is_retry and outcome.attempts_made > execution.attempts_made:
-            tell("retrying", job, outcome.error)
-        self.settler.may_be_more()
+            self._tell("cancelled", job, outcome.cancellation)
+        if event is not None and is_heard:
+            told = outcome.result if event == "completed" else outcome.error
+            self._tell(event, job, told)
+        if event != "completed":  # else its lane looks for more by itself
+            self.settler.may_be_more()
 
     def refused(self, execution: Execution, outcome: Outcome, code: Code) -> None:
-        """The outcome was refused: the job has unfinished children, is gone, or is another's."""
+        """The outcome was refused: it cannot be stored, or the job is gone, or another's."""
         if code in PENDING_CHILDREN and outcome.kind == outcomes.COMPLETE:
             error = GeventqError(f"job {execution.job_id} returned while its children are pending")
-            failure = decide(execution, None, error, outcome.ended_ms, self._strategies)
-            self.settler.settle(execution, failure)
-            return
-        if code == UNREADABLE:
+            self._settle_instead(execution, outcome, error)
+        elif code == UNREADABLE and not outcome.is_plain:
             error = GeventqError(refusal(execution.job_id, code))
-            self.settler.settle(execution, outcomes.plain_failure(execution, error, outcome))
-            return
-        if code in LOCK_GONE:
-            self._giving_up.refused(execution)
+            self._settle_instead(execution, outcome, error, is_plain=True)
         else:
-            self._slots.held.pop(execution.lock_token, None)
-            self._tell("error", GeventqError(refusal(execution.job_id, code)))
-        execution.over()
+            if code not in JOB_LOST:
+                self._tell("error", GeventqError(refusal(execution.job_id, code)))
+            self._giving_up.refused(execution)
+            execution.over()
+
+    def _settle_instead(
+        self, execution: Execution, outcome: Outcome, error: Exception, *, is_plain: bool = False
+    ) -> None:
+        """The attempt fails, because its outcome cannot be stored."""
+        failure = decide(
+            execution, None, error, outcome.ended_ms, self._strategies, is_plain=is_plain
+        )
+        self._settle(execution, failure)
 
     # -- belonging to nobody ---------------------------------------------------------------
 

@@ -30,7 +30,6 @@ __all__ = [
     "give_back",
     "lost",
     "move",
-    "plain_failure",
     "printable",
     "printable_text",
 ]
@@ -42,12 +41,20 @@ DELAY: typing.Final = "d"
 WAIT: typing.Final = "w"
 GIVE_BACK: typing.Final = "b"
 NOTHING: typing.Final = ""  # the lock was lost: nothing may be written (3.4)
+_EVENTS: typing.Final = {
+    COMPLETE: "completed",
+    FAIL: "failed",
+    RETRY: "retrying",
+    DELAY: "retrying",
+}
 
 #: Seconds that a back-off strategy may take: nothing can cancel it, and `close` waits for it.
 STRATEGY_LIMIT = 10.0
 #: Bytes of JSON that a result may have.
 LARGEST: typing.Final = 128 * 2**20
 _LONGEST: typing.Final = 2**20  # characters of an error's text that are kept, and of its trace
+_TRACES: typing.Final = 100  # that are kept of a job that does not say how many
+_TRACE_BYTES: typing.Final = 256 * 1024  # of them together
 
 Strategies = typing.Mapping[str, typing.Callable[..., Seconds]]
 
@@ -57,7 +64,8 @@ class Outcome:
 
     `kind` is the letter of settle.lua; `value` the result as JSON or the failed reason;
     `attempts_made` counts this one where it counts; `more` is the rare rest of settle.lua's
-    ``more``.  `cancellation` is the request that this end answers.
+    ``more``.  `cancellation` is the request that this end answers.  What `is_plain` holds nothing
+    that came from elsewhere.
     """
 
     __slots__ = (
@@ -65,6 +73,7 @@ class Outcome:
         "cancellation",
         "ended_ms",
         "error",
+        "is_plain",
         "kind",
         "more",
         "result",
@@ -91,11 +100,35 @@ class Outcome:
         self.result = result
         self.error = error
         self.cancellation = cancellation
+        self.is_plain = False
 
     @property
-    def is_retry(self) -> bool:
-        """Whether the job runs again."""
-        return self.kind in (RETRY, DELAY)
+    def event(self) -> str | None:
+        """The worker's event that tells of this end; `None` where the attempt does not count."""
+        return _EVENTS.get(self.kind) if self.value else None
+
+    def fields(self, execution: Execution) -> dict[bytes, bytes | None]:
+        """What this end has written into the job's hash, as the script has done it."""
+        more, fields = self.more or {}, dict[bytes, bytes | None]()
+        value = self.value if isinstance(self.value, bytes) else self.value.encode()
+        if self.kind == COMPLETE:
+            fields[b"returnvalue"] = value
+        elif value:
+            fields[b"failedReason"], fields[b"stacktrace"] = value, more["stack"].encode()
+        if value:
+            fields[b"atm"] = b"%d" % self.attempts_made
+        if self.kind in (COMPLETE, FAIL):
+            fields[b"finishedOn"] = b"%d" % self.ended_ms
+        if self.kind == DELAY:
+            fields[b"delay"] = str(more["delay"]).encode()
+        if self.kind == GIVE_BACK:
+            started = execution.attempts_started - 1
+            fields[b"ats"] = b"%d" % started if started > 0 else None
+        if self.kind == FAIL or more.get("clear"):
+            fields[b"defa"] = None
+        if more.get("clear"):
+            fields[b"gqc"] = None
+        return fields
 
     def send_again(self, execution: Execution) -> None:
         """The answer to this outcome was lost: with the counters of its take beside it the script
@@ -136,8 +169,10 @@ def failure(
     *,
     final: bool = False,
     text: str | None = None,
+    is_plain: bool = False,
 ) -> Outcome:
-    """A failed attempt, by the job's own retry rules unless it is `final`."""
+    """A failed attempt, by the job's own retry rules unless it is `final`; `is_plain` without the
+    traces of earlier attempts, for any script to read."""
     policy = execution.policy
     attempts_made = execution.attempts_made + 1
     if text is None:
@@ -153,7 +188,8 @@ def failure(
         except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken
-    more: dict[str, typing.Any] = {"stack": _stack(execution, error)}
+    stack = json.dumps([text]) if is_plain else _stack(execution, error)
+    more: dict[str, typing.Any] = {"stack": stack}
     if delay is None:
         if policy.keep_failed is not None:
             more["keep"] = policy.keep_failed
@@ -167,15 +203,9 @@ def failure(
         kind = RETRY
         if policy.lifo:
             more["lifo"] = True
-    return Outcome(kind, ended_ms, text, attempts_made, more, error=error)
-
-
-def plain_failure(execution: Execution, error: Exception, refused: Outcome) -> Outcome:
-    """A final failure that any script can read, instead of an outcome that was `refused`: it
-    holds nothing that came from elsewhere."""
-    more = {"stack": json.dumps([str(error)])}
-    made, ended_ms = execution.attempts_made + 1, refused.ended_ms
-    return Outcome(FAIL, ended_ms, str(error), made, more, error=error)
+    outcome = Outcome(kind, ended_ms, text, attempts_made, more, error=error)
+    outcome.is_plain = is_plain
+    return outcome
 
 
 def move(
@@ -203,7 +233,8 @@ def lost(ended_ms: int, request: Cancellation) -> Outcome:
 
 
 def _stack(execution: Execution, error: BaseException) -> str:
-    """All traces so far as JSON, the newest last, cut to the job's limit (wire-format 3)."""
+    """All traces so far as JSON, the newest last, cut to the job's limit (wire-format 3), or where
+    it has none, to what a hash should carry from attempt to attempt."""
     limit = execution.policy.stack_limit
     if limit == 0:
         return "[]"
@@ -211,10 +242,22 @@ def _stack(execution: Execution, error: BaseException) -> str:
         trace = "".join(traceback.format_exception(error)).rstrip("\n")
     except BaseException as broken:  # noqa: BLE001 (a user's attributes; groups nested too deeply)
         trace = f"{type(error).__name__} (its trace failed: {type(broken).__name__})"
-    traces = [*execution.job.stacktrace, printable_text(trace)]
-    if limit is not None:
-        traces = traces[-limit:]
-    return json.dumps(traces, ensure_ascii=False, separators=(",", ":"))
+    traces = [*execution.job.stacktrace, trace][-(limit or _TRACES) :]
+    texts = [json.dumps(printable_text(one), ensure_ascii=False) for one in traces]
+    if limit is None:
+        texts = _newest(texts, trace)
+    return f"[{','.join(texts)}]"
+
+
+def _newest(texts: list[str], trace: str) -> list[str]:
+    """As many of the traces (as JSON) as fit, the newest ones; of `trace`, the last of them, its
+    end at least, which tells most."""
+    room, kept = _TRACE_BYTES, len(texts)
+    while kept and (room := room - len(texts[kept - 1].encode()) - 1) >= 0:
+        kept -= 1
+    if kept < len(texts):
+        return texts[kept:]
+    return [json.dumps(printable_text("... " + trace[-_TRACE_BYTES // 6 :]))]
 
 
 def printable(error: BaseException) -> str:

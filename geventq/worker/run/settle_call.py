@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
     from geventq.worker.run.outcome import Outcome
 
 __all__ = [
+    "JOB_LOST",
     "LOCK_GONE",
     "MORE",
     "OURS",
@@ -42,6 +43,7 @@ SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.
 # What the script answers for one outcome (wire-format 10).
 OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
 LOCK_GONE: typing.Final = (-2, -6)  # expired, or another's
+JOB_LOST: typing.Final = (*LOCK_GONE, -1)  # or it is no more, and its lock with it
 PENDING_CHILDREN: typing.Final = (-4, -9)
 MORE: typing.Final = -1
 UNREADABLE: typing.Final = -21  # nothing was written, and the lock is still there
@@ -68,13 +70,15 @@ class SettleReply(typing.NamedTuple):
 
     `codes` stand in the order of the outcomes, a text where one could not be carried out;
     `broken` are ids that were not taken and why; `next_ms` is when the next delayed job is due
-    (0: none), or `MORE`: the data of those that were taken fill a call.
+    (0: none), or `MORE`: the data of those that were taken fill a call.  `taken_ms` is what the
+    call has said that the time is.
     """
 
     codes: list[Code]
     jobs: list[Taken]
     broken: list[tuple[str, str]]
     next_ms: int
+    taken_ms: int
 
 
 class SettleCall:
@@ -103,8 +107,9 @@ class SettleCall:
         The jobs' lock tokens are `lock_token` with the numbers from `first` on behind it, or,
         without `first`, `lock_token` itself.
         """
+        now_ms = clock.wall_ms()
         args: list[str | bytes | int | float] = [
-            *(self._keys.base, str(clock.wall_ms()), str(room), lock_token),
+            *(self._keys.base, str(now_ms), str(room), lock_token),
             *("" if first is None else str(first), str(self._lock_ms), self._worker_name),
         ]
         for execution, outcome in batch:
@@ -123,6 +128,7 @@ class SettleCall:
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,
+            now_ms,
         )
 
     def _more(self, execution: Execution, outcome: Outcome) -> str:

@@ -112,7 +112,8 @@ class Running:
             self.stuck -= 1
         if not self._by_lock:
             self._overtaken = False
-        self.changed()
+        if self.notice is not None:
+            self.notice()
 
     def changed(self) -> None:
         """A run has left, or has become stuck."""
