@@ -19,7 +19,7 @@ from geventq.checks import (
     milliseconds,
     show,
 )
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, LockLostError
 from geventq.foreign import times_in
 from geventq.job_hash import Fields, JobHash
 from geventq.large import encode_in_turns
@@ -83,8 +83,11 @@ class JobOwner(typing.Protocol):
     def progressed(self, job: Job, value: typing.Any) -> None:
         """`update_progress` was carried out."""
 
-    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
-        """`extend_lock` was carried out; it was sent at `sent_at` (monotonic)."""
+    def lock_extended(
+        self, job: Job, sent_at: float, seconds: float, *, surely: bool = True
+    ) -> None:
+        """`extend_lock` was sent at `sent_at` (monotonic) and carried out, or, unless `surely`,
+        may have been."""
 
     def settle_by_hand(self, job: Job, move: Move, value: typing.Any) -> None:
         """Carry out a ``move_to_...``: `value` is the result (encoded JSON), the error, or the
@@ -186,7 +189,13 @@ class Job(JobHash):
         duration = check_duration("seconds", seconds)
         owner = self._owned("extend_lock")
         sent_at = clock.monotonic()
-        self._store.extend_lock(self.id, owner.lock_token, max(1, int(duration * 1000)))
+        try:
+            self._store.extend_lock(self.id, owner.lock_token, max(1, int(duration * 1000)))
+        except LockLostError:
+            raise
+        except BaseException:  # the answer was lost, or this greenlet was killed in mid-call
+            owner.lock_extended(self, sent_at, duration, surely=False)
+            raise
         owner.lock_extended(self, sent_at, duration)
 
     # -- for jobs that were taken by hand ------------------------------------------------

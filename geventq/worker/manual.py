@@ -45,7 +45,9 @@ class _Held(Execution):
 
     overseer: ManualJobs
 
-    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+    def lock_extended(
+        self, job: Job, sent_at: float, seconds: float, *, surely: bool = True
+    ) -> None:
         """Its taker keeps the time."""
 
     def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:
@@ -177,7 +179,9 @@ class ManualJobs:
         """A job in hand updated its progress."""
         self._tell("progress", job, value)
 
-    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+    def lock_extended(
+        self, execution: Execution, sent_at: float, seconds: float, *, surely: bool
+    ) -> None:
         """Its taker keeps the time."""
 
     def stuck(self, attempt: Attempt, stack: str) -> None:

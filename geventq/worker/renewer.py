@@ -76,11 +76,21 @@ class Renewer(Background):
         self._look.set()
         super().stop()
 
-    def extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
-        """A lock lives `seconds` from `sent_at`, for once.  Its stamp becomes that of a lock of
-        the usual length which is lost at the same moment (3.3).  Does not yield."""
-        execution.renewed_at = sent_at + seconds * SAFETY - self._life
+    def extended(
+        self, execution: Execution, sent_at: float, seconds: float, *, surely: bool
+    ) -> None:
+        """A lock lives `seconds` from `sent_at`, for once, or, unless `surely`, may: then what is
+        shorter holds.  Does not yield."""
+        stamp = self._stamp_of(sent_at, seconds)
+        if not surely:
+            stamp = min(stamp, execution.renewed_at)
+        execution.stamp(stamp, sent_at)
         self._look.set()  # it may be lost before the next look
+
+    def _stamp_of(self, sent_at: float, seconds: float) -> float:
+        """The stamp for a lock that lives `seconds` from `sent_at`.  All locks are lost one
+        `_life` after their stamps (3.3), so a longer one has a stamp that lies ahead."""
+        return sent_at + seconds * SAFETY - self._life
 
     def _begin_anew(self) -> None:
         self._look.set()
@@ -126,7 +136,7 @@ class Renewer(Background):
         held = self._held
         for execution, life_ms in zip(due, answers, strict=True):
             if life_ms:  # more than the usual where it was extended meanwhile
-                execution.renewed_at = sent + life_ms / 1000 * SAFETY - self._life
+                execution.stamp(self._stamp_of(sent, life_ms / 1000), sent)
             elif held.get(execution.lock_token) is execution and not execution.settling:
                 self._loser.lock_lost(execution)
 

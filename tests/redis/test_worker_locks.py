@@ -294,3 +294,93 @@ def test_a_lock_extended_to_less_is_lost_in_time_too(
 
     seconds, _ = at_best(lost, lambda measured: measured[1] > 0)
     assert seconds >= 0.4
+
+
+EXTEND: typing.Final = load("extend_lock").sha.encode()
+LOCK: typing.Final = 4.0
+
+
+class Believed:
+    """A running job whose worker is asked how long it takes the lock for its own."""
+
+    def __init__(self, queue: Queue, worker: Worker, locks: Locks) -> None:
+        self._engine = engine_of(worker)
+        self._locks = locks
+        queue.add("n")
+        self.job = eventually(lambda: worker.active_jobs)[0]
+        (self.execution,) = self._engine.slots.held.values()
+
+    def seconds(self) -> float:
+        return self.execution.renewed_at + 0.9 * LOCK - clock.monotonic()
+
+    def holds(self) -> bool:
+        """Whether the server has the lock at least as long; looked at once and for ever."""
+        believed = self.seconds()
+        return 0 < believed <= self._locks.left(self.job.id)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 1.5])
+@pytest.mark.parametrize("first", ["extend", "renew"])
+def test_the_call_that_was_carried_out_last_holds_not_the_answer_that_came_last(
+    queue: Queue, proxy: Proxy, through: Make, locks: Locks, first: str, seconds: float
+) -> None:
+    """3.1: `extend_lock` and a renewal cross.  The server carries out one, then the other; the
+    answers arrive the other way round."""
+    worker = through(lambda job, token: token.wait(), lock_duration=LOCK, lock_renew_time=0.3)
+    worker.start()
+    believed = Believed(queue, worker, locks)
+    held_back = proxy.hold_answer(EXTEND if first == "extend" else RENEW)
+    if first == "extend":
+        extending = gevent.spawn(believed.job.extend_lock, seconds)
+        held_back.wait()
+        proxy.hold_answer(RENEW).release()
+        stamp = believed.execution.stamped_at
+        eventually(lambda: believed.execution.stamped_at != stamp, what="a renewal was answered")
+    else:
+        held_back.wait()
+        extending = gevent.spawn(believed.job.extend_lock, seconds)
+        extending.get(timeout=20)
+    assert believed.holds()
+    held_back.release()
+    extending.get(timeout=20)
+    gevent.sleep(0.05)
+    assert believed.holds()
+    if seconds < LOCK:
+        stamp = believed.execution.stamped_at
+        eventually(lambda: believed.execution.stamped_at > stamp + 0.1, what="it is renewed again")
+        assert believed.holds()
+    assert (locks.left(believed.job.id) > 50) == (seconds == 60.0)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 1.5])
+def test_an_extension_whose_answer_nobody_waited_for_may_have_been_carried_out(
+    queue: Queue, proxy: Proxy, through: Make, locks: Locks, seconds: float
+) -> None:
+    """3.1: whoever extends gives up after the server has carried it out."""
+    worker = through(
+        *(lambda job, token: token.wait(),), lock_duration=LOCK, skip_lock_renewal=True
+    )
+    worker.start()
+    believed = Believed(queue, worker, locks)
+    held_back = proxy.hold_answer(EXTEND)
+    with gevent.Timeout(0.3, False):
+        believed.job.extend_lock(seconds)
+    assert held_back.was_reached
+    assert believed.holds()
+    held_back.release()
+
+
+def test_looking_for_lost_takes_shortens_no_lock(queue: Queue, make: Make, locks: Locks) -> None:
+    """3.6: a job that is looked for runs here, and has extended its lock."""
+    worker = make(lambda job, token: token.wait())
+    queue.add("n")
+    job = eventually(lambda: worker.active_jobs)[0]
+    job.extend_lock(300)
+    lanes = engine_of(worker).lanes
+    lanes._lost_takes.append((clock.monotonic(), (1, lanes._next_lock)))
+    lanes.may_be_more()
+    eventually(lambda: not lanes._lost_takes)
+    other = queue.add("n")
+    worker.concurrency = 2
+    eventually(lambda: other.id in [job.id for job in worker.active_jobs])
+    assert locks.left(job.id) > 200

@@ -43,7 +43,9 @@ for n, holder in ipairs(#active > 0 and redis.call('MGET', unpack(lock_keys)) or
   if holder and was_sent(holder) then
     local job_id = active[n]
     local fields = is_job(base .. job_id) and redis.call('HGETALL', base .. job_id) or {}
-    redis.call('PEXPIRE', lock_keys[n], duration)
+    if redis.call('PTTL', lock_keys[n]) < tonumber(duration) then -- else it was extended
+      redis.call('PEXPIRE', lock_keys[n], duration)
+    end
     found[#found + 1] = { job_id, holder, fields }
   end
 end

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 
+from geventq import clock
 from geventq.cancellation import Attempt, AttemptObserver
 from geventq.errors import GeventqError
 
@@ -24,8 +25,11 @@ class Overseer(AttemptObserver, typing.Protocol):
     def progressed(self, job: Job, value: typing.Any) -> None:
         """The job has updated its progress."""
 
-    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
-        """The job has made its lock live `seconds` from `sent_at` (monotonic)."""
+    def lock_extended(
+        self, execution: Execution, sent_at: float, seconds: float, *, surely: bool
+    ) -> None:
+        """The job has made its lock live `seconds` from `sent_at` (monotonic), or, unless
+        `surely`, may have."""
 
 
 class Execution:
@@ -45,6 +49,7 @@ class Execution:
         "policy",
         "renewed_at",
         "stalls",
+        "stamped_at",
         "told",
         "unrunnable",
     )
@@ -70,6 +75,8 @@ class Execution:
         #: When the lock was last asked for with success, on the monotonic clock: it cannot have
         #: expired before ``renewed_at + lock_duration`` (3.3).
         self.renewed_at = renewed_at
+        #: When `renewed_at` was last set.
+        self.stamped_at = renewed_at
         #: The job's counters as this attempt found them; `attempts_started` counts this one.
         #: An outcome that is sent again is recognised by them (3.6), so they never change.
         self.attempts_made, self.attempts_started, self.stalls = counters
@@ -91,9 +98,22 @@ class Execution:
         """`update_progress` was carried out."""
         self.overseer.progressed(job, value)
 
-    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
-        """The lock lives `seconds` from `sent_at`."""
-        self.overseer.lock_extended(self, sent_at, seconds)
+    def lock_extended(
+        self, job: Job, sent_at: float, seconds: float, *, surely: bool = True
+    ) -> None:
+        """The lock lives `seconds` from `sent_at`, or may."""
+        self.overseer.lock_extended(self, sent_at, seconds, surely=surely)
+
+    def stamp(self, stamp: float, sent_at: float) -> None:
+        """The lock lives as one that was renewed at `stamp`, as the answer says to a call that
+        was sent at `sent_at` (both monotonic).
+
+        Where another answer has come since then, nobody knows which of the two calls the server
+        carried out last: the earlier stamp holds, which it has surely been told.
+        """
+        crossed = sent_at <= self.stamped_at
+        self.renewed_at = min(stamp, self.renewed_at) if crossed else stamp
+        self.stamped_at = clock.monotonic()
 
     def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:
         """Refused: the worker settles what it runs."""
@@ -139,7 +159,9 @@ class _Parent:
     def progressed(self, job: Job, value: typing.Any) -> None:
         """Never: it needs the lock token."""
 
-    def lock_extended(self, job: Job, sent_at: float, seconds: float) -> None:
+    def lock_extended(
+        self, job: Job, sent_at: float, seconds: float, *, surely: bool = True
+    ) -> None:
         """Never, as well."""
 
     def settle_by_hand(self, job: Job, move: str, value: typing.Any) -> None:

@@ -73,8 +73,10 @@ class IdleWaiter(typing.Protocol):
 class LockKeeper(typing.Protocol):
     """What renews the locks."""
 
-    def extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
-        """A lock lives `seconds` from `sent_at` (monotonic), for once."""
+    def extended(
+        self, execution: Execution, sent_at: float, seconds: float, *, surely: bool
+    ) -> None:
+        """A lock lives `seconds` from `sent_at` (monotonic), for once, or may."""
 
 
 class JobLife:
@@ -226,9 +228,11 @@ class JobLife:
         self._tell("progress", job, value)
         self._listeners.keep_up()
 
-    def lock_extended(self, execution: Execution, sent_at: float, seconds: float) -> None:
+    def lock_extended(
+        self, execution: Execution, sent_at: float, seconds: float, *, surely: bool
+    ) -> None:
         """A running job extended its lock."""
-        self.lock_keeper.extended(execution, sent_at, seconds)
+        self.lock_keeper.extended(execution, sent_at, seconds, surely=surely)
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """A running job is alive although it was killed."""
