@@ -1,8 +1,9 @@
 """The event stream of a queue: what happened to its jobs, whoever ran them.
 
-`QueueEvents` reads ``<prefix>:<name>:events`` (wire-format 6, 12) on a connection of its own, in
-the greenlet that iterates it, or in one named ``geventq-events-<queue>`` once listeners were
-registered.  An outage is lived through: it reconnects and goes on after the last entry it saw.
+`QueueEvents` reads ``<prefix>:<name>:events`` (wire-format 6, 12) in the greenlet that iterates it,
+or in one named ``geventq-events-<queue>`` once listeners were registered; all who read one queue's
+events in a hub share a connection (`geventq.store.event_watch`).  An outage is lived through: it
+reconnects and goes on after the last entry it saw.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ from geventq.outage import Outage
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
     from geventq.store.event_reader import Batch, EventReader
-    from geventq.store.stream import Stream
+    from geventq.store.event_watch import Follower
 
 __all__ = ["QueueEvent", "QueueEvents", "QueueEventsProducer"]
 
 log = logging.getLogger("geventq")
 
-_BLOCK: typing.Final = 10.0  # seconds that one read waits at most (wire-format 12)
 _ENTRY_ID: typing.Final = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 GAP: typing.Final = "gap"
 # The events that tell of jobs and queues (wire-format 6, cancellation.md 5.5), and our own.
@@ -103,7 +103,7 @@ class QueueEvents:
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
         self._stop = gevent.event.Event()
         self._client: Client | None = None
-        self._stream: Stream | None = None
+        self._follower: Follower | None = None
         self._reader: EventReader | None = None
         self._unread: collections.deque[QueueEvent] = collections.deque()  # read, not given out
         self._is_read = False
@@ -165,13 +165,12 @@ class QueueEvents:
     def _open(self) -> EventReader:
         from geventq.store.client import Client, Endpoint
         from geventq.store.event_reader import EventReader
+        from geventq.store.event_watch import Follower
         from geventq.store.keys import QueueKeys
-        from geventq.store.stream import Stream
 
-        keys = QueueKeys(self.prefix, self.name)
         self._client = Client(Endpoint.of(self._connection))
-        self._stream = Stream(self._client, keys, block=_BLOCK, name=keys.client_name(":qe"))
-        return EventReader(self._stream, None if self._after == "$" else self._after.encode())
+        self._follower = Follower(self._client, QueueKeys(self.prefix, self.name))
+        return EventReader(self._follower, None if self._after == "$" else self._after.encode())
 
     def _events(self, reader: EventReader) -> typing.Iterator[QueueEvent]:
         self._refuse_second_reader()
@@ -201,8 +200,8 @@ class QueueEvents:
         """End the iteration and the connection, from whatever native thread.  Waits for a listener
         that is being called.  Idempotent.  Yields to the hub."""
         self._stop.set()
-        if self._stream is not None:
-            self._stream.close()
+        if self._follower is not None:
+            self._follower.close()
         if self._client is not None:
             self._client.close()
         listening = self._listening

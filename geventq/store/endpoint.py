@@ -144,6 +144,11 @@ class Endpoint:
                 )
         return cls(kind, {name: value for name, value in settings.items() if name in _TAKEN})
 
+    def is_same_as(self, other: Endpoint) -> bool:
+        """Whether both reach the same database as the same user."""
+        mine, others = (self.kind, self._embedded), (other.kind, other._embedded)
+        return mine == others and self.settings == other.settings
+
     def describe(self) -> str:
         """The address for people: host and port, or the socket; never a credential."""
         if self._embedded is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing
 
 if typing.TYPE_CHECKING:
-    from geventq.store.stream import Entry, Seen, Stream
+    from geventq.store.stream import Entry, Seen
 
 __all__ = ["Batch", "EventReader", "Gap", "position"]
 
@@ -33,11 +33,21 @@ class Batch(typing.NamedTuple):
     entries: list[Entry]
 
 
-class EventReader:
-    """Reads `stream` on from the entry `after`; ``None`` is from now on."""
+class Source(typing.Protocol):
+    """Where the entries come from (`geventq.store.event_watch.Follower`).  Both yield."""
 
-    def __init__(self, stream: Stream, after: bytes | None) -> None:
-        self._stream = stream
+    def next(self, last_id: bytes) -> Seen:
+        """What there is behind `last_id`, after waiting for it for some seconds."""
+
+    def look(self, last_id: str | bytes) -> Seen:
+        """What there is behind `last_id` (``"$"``: nothing) now."""
+
+
+class EventReader:
+    """Reads `source` on from the entry `after`; ``None`` is from now on."""
+
+    def __init__(self, source: Source, after: bytes | None) -> None:
+        self._source = source
         self._last = None if after is None else b"%d-%d" % position(after)
         # How many entries there ever were up to `_last`; `None` where that is not known.
         self._count: int | None = None
@@ -46,7 +56,7 @@ class EventReader:
     def begin(self) -> None:
         """Fix where it begins, if that is "now": all later entries are seen.  Yields then."""
         if self._last is None:
-            seen = self._stream.look("$")
+            seen = self._source.look("$")
             self._last, self._count = seen.newest, seen.added
 
     def read(self) -> Batch:
@@ -54,9 +64,7 @@ class EventReader:
         self.begin()
         last = self._last
         assert last is not None
-        if not self._has_more:
-            self._stream.wait(last)
-        seen = self._stream.look(last)
+        seen = self._source.look(last) if self._has_more else self._source.next(last)
         if position(seen.newest) < position(last):  # a stream that does not know what was read
             self._last, self._count, self._has_more = _START, None, True
             return Batch(Gap(last, None), [])

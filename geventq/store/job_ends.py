@@ -1,7 +1,7 @@
 """Waiting for the ends of jobs, by their queue's event stream (wire-format 12).
 
-All who wait in one hub share one connection and one greenlet (``geventq-ends-<queue>``), which
-reads the stream; both are there only while somebody waits, and the last one to leave ends it.
+All who wait in one hub share one greenlet (``geventq-ends-<queue>``), which reads the stream
+(`geventq.store.event_watch`) while somebody waits; the last one to leave ends it.
 
 No end falls between two looks, and no end of another job with the same id is taken for this
 one's: who waits is registered first; then one script looks at the job and tells the stream's
@@ -27,18 +27,19 @@ from geventq.fork import connections as fork
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 from geventq.store.event_reader import EventReader, position
+from geventq.store.event_watch import Follower
 from geventq.store.past_ends import REMOVED, End, Past, end_in, fields_of, past_end, search
 from geventq.store.scripts import load
-from geventq.store.stream import Entry, Stream
 
 if typing.TYPE_CHECKING:
     from geventq.job import Life
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
+    from geventq.store.stream import Entry
 
 __all__ = ["JobEnds"]
 
-_LOOK_EVERY: typing.Final = 5.0  # seconds, also those that a read of the stream waits at most
+_LOOK_EVERY: typing.Final = 5.0  # seconds
 _GLANCE: typing.Final = 2.0  # seconds that somebody waits for an answer who has no time
 _PAGE: typing.Final = 1000  # jobs that one call looks at
 
@@ -204,8 +205,8 @@ class _Reader:
 
     def __init__(self, ends: JobEnds, client: Client, keys: QueueKeys, after: bytes | None) -> None:
         self._ends = ends
-        self._stream = Stream(client, keys, block=_LOOK_EVERY)
-        self._events = EventReader(self._stream, after)
+        self._follower = Follower(client, keys)
+        self._events = EventReader(self._follower, after)
         self._left = gevent.event.Event()  # nobody waits any more
         self._look_at = 0.0 if after is None else clock.monotonic() + _LOOK_EVERY
         self._outage = Outage("waiting for ends of jobs", keys.name, self._left)
@@ -215,7 +216,7 @@ class _Reader:
     def stop(self) -> None:
         """End the greenlet in whatever it does, and join it.  Yields."""
         self._left.set()
-        self._stream.close()
+        self._follower.close()
         kill_all([self._task])
 
     def _read_all(self) -> None:

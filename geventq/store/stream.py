@@ -13,9 +13,10 @@ from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
+    from geventq.store.connection import Answer
     from geventq.store.keys import QueueKeys
 
-__all__ = ["Entry", "Seen", "Stream"]
+__all__ = ["Entry", "Seen", "Stream", "look_by"]
 
 Entry = tuple[bytes, list[bytes]]  # id, and field, value, field, value...
 
@@ -64,9 +65,7 @@ class Stream:
         """The entries behind `last_id` (``"$"``: none), and what there is of the stream."""
         # Its whole text, for there is no other call on this connection that could load it.
         command = ("EVAL", load("read_events").source, 1, self._key, last_id, _PAGE)
-        entries, newest, oldest, kept, added = self._connection.call(command)
-        told = [(entry_id, flat) for entry_id, flat in entries]
-        return Seen(told, newest, oldest, kept, None if added < 0 else added, len(told) == _PAGE)
+        return _seen(self._connection.call(command))
 
     def _leave_replica(self) -> None:
         """A server that was the primary once goes on to answer reads, with whatever it has heard:
@@ -78,3 +77,14 @@ class Stream:
     def close(self) -> None:
         """Close the connection, which ends a call that is under way.  Idempotent."""
         self._connection.close()
+
+
+def look_by(client: Client, keys: QueueKeys, last_id: str | bytes) -> Seen:
+    """As `Stream.look`, by a short call of the client.  Yields."""
+    return _seen(client.script(load("read_events"), keys, [last_id, _PAGE], again=True))
+
+
+def _seen(answer: Answer) -> Seen:
+    entries, newest, oldest, kept, added = answer
+    told = [(entry_id, flat) for entry_id, flat in entries]
+    return Seen(told, newest, oldest, kept, None if added < 0 else added, len(told) == _PAGE)

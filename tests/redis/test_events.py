@@ -219,7 +219,7 @@ def test_a_stream_that_began_anew_is_read_from_its_beginning(
     own_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2.3: all data are lost; the entries of the new stream may even have older ids."""
-    monkeypatch.setattr("geventq.events._BLOCK", 0.2)
+    monkeypatch.setattr("geventq.store.event_watch.LONGEST_WAIT", 0.2)
     key = f"{prefix}:q:events"
     with QueueEvents("q", own_server.url, prefix) as events, own_server.client() as raw:
         seen, _ = listening(events)

@@ -22,8 +22,9 @@ class Looks:
         self.asked: list[str | bytes] = []
         self.waits = 0
 
-    def wait(self, last_id: bytes) -> None:
+    def next(self, last_id: bytes) -> Seen:
         self.waits += 1
+        return self.look(last_id)
 
     def look(self, last_id: str | bytes) -> Seen:
         self.asked.append(last_id)

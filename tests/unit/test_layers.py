@@ -42,7 +42,7 @@ ROOMS: typing.Final = {
         {"client"},
         {"stream"},
         {"event_reader"},
-        {"past_ends"},
+        {"event_watch", "past_ends"},
         {"job_ends"},
         {"queue_store"},
         {"add_batches"},
