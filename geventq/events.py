@@ -19,6 +19,8 @@ import gevent
 import gevent.event
 
 from geventq.checks import (
+    Seconds,
+    check_duration,
     check_integer,
     check_name,
     check_prefix,
@@ -86,7 +88,9 @@ class QueueEvents:
     of the last one read before, ``data["missed"]`` is how many, `None` if that is not known.
 
     `last_event_id` is where to begin: ``"$"`` is now, ``"0"`` the oldest entry kept, and the `id`
-    of an event the one after it.  Raises `ValueError` or `TypeError` for a bad argument.
+    of an event the one after it.  `timeout` is the seconds that one call to Redis may take (10.0),
+    `max_connections` how many connections the calls of this process may hold (50); waiting for
+    events ends by `close` alone.  Raises `ValueError` or `TypeError` for a bad argument.
     """
 
     def __init__(
@@ -95,9 +99,14 @@ class QueueEvents:
         connection: object = None,
         prefix: str = "bull",
         last_event_id: str = "$",
+        *,
+        timeout: Seconds = 10.0,
+        max_connections: int = 50,
     ) -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
+        self.timeout = check_duration("timeout", timeout)
+        self.max_connections = check_integer("max_connections", max_connections, 1)
         self._connection = connection
         self._after = _check_event_id("last_event_id", last_event_id)
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
@@ -234,9 +243,19 @@ def _check_event_id(field: str, value: object) -> str:
 class QueueEventsProducer:
     """Publishes events of your own into a queue's stream."""
 
-    def __init__(self, name: str, connection: object = None, prefix: str = "bull") -> None:
+    def __init__(
+        self,
+        name: str,
+        connection: object = None,
+        prefix: str = "bull",
+        *,
+        timeout: Seconds = 10.0,
+        max_connections: int = 50,
+    ) -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
+        self.timeout = check_duration("timeout", timeout)
+        self.max_connections = check_integer("max_connections", max_connections, 1)
         self._key = f"{self.prefix}:{self.name}:events"
         self._connection = connection
         self._client: Client | None = None

@@ -21,7 +21,7 @@ from geventq.checks import (
 )
 from geventq.errors import GeventqError, LockLostError
 from geventq.foreign import times_in
-from geventq.job_hash import Fields, JobHash
+from geventq.job_hash import UNREAD, Fields, JobHash
 from geventq.large import encode_in_turns
 from geventq.options import MAX_PRIORITY
 
@@ -120,7 +120,9 @@ class Job(JobHash):
         added: tuple[bytes, bytes] | None = None,
         was_added: bool = True,
     ) -> None:
-        super().__init__(job_id, fields)
+        self.id = job_id
+        self._fields = fields
+        self._data = UNREAD
         self.was_added = was_added
         """`False` if `Queue.add` answered it because its id was known: it shows what is stored,
         and nothing was added."""

@@ -17,7 +17,7 @@ from geventq.options import from_wire
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
 
-__all__ = ["Fields", "JobHash"]
+__all__ = ["UNREAD", "Fields", "JobHash"]
 
 Fields = dict[bytes, bytes]
 
@@ -32,18 +32,18 @@ def _parsed_options(text: bytes) -> dict[str, typing.Any]:
 
 
 _NO_OPTIONS: typing.Final[dict[str, typing.Any]] = {}
-_UNREAD: typing.Final = object()
+UNREAD: typing.Final = object()
 
 
 class JobHash:
-    """The fields of one job, as they were when they were read."""
+    """The fields of one job, as they were when they were read.  Whoever derives from it sets its
+    three attributes: a call of a constructor here is a hundredth of what a job costs."""
 
     __slots__ = ("_data", "_fields", "id")
 
-    def __init__(self, job_id: str, fields: Fields) -> None:
-        self.id = job_id
-        self._fields = fields
-        self._data: typing.Any = _UNREAD
+    id: str
+    _fields: Fields
+    _data: typing.Any  # parsed once, `UNREAD` before that
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class JobHash:
     @property
     def data(self) -> typing.Any:
         """The payload.  Raises `GeventqError` if another program stored what is not JSON."""
-        if self._data is _UNREAD:
+        if self._data is UNREAD:
             self._data = self._json(b"data", b"{}")
         return self._data
 
@@ -214,4 +214,4 @@ class JobHash:
             else:
                 self._fields[field] = value
         if b"data" in fields:
-            self._data = _UNREAD
+            self._data = UNREAD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import logging
 import typing
@@ -405,6 +406,20 @@ def test_events_of_ones_own_are_checked_before_a_call(
     producer = QueueEventsProducer("q", "redis://127.0.0.1:1")
     with pytest.raises((ValueError, TypeError), match=f"^{field}"):
         producer.publish(*arguments)
+
+
+@pytest.mark.parametrize("kind", [QueueEvents, QueueEventsProducer])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("timeout", value) for value in (0, -1, float("nan"), float("inf"), True, "1", None)),
+        *(("max_connections", value) for value in (0, -1, 1.5, True, "1", None)),
+    ],
+)
+def test_options_of_connections_are_checked(kind: typing.Any, option: str, value: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{option}: "):
+        kind("q", **{option: value})
+    assert kind("q", timeout=datetime.timedelta(seconds=2)).timeout == 2.0
 
 
 @pytest.mark.parametrize(
