@@ -105,7 +105,10 @@ class Job(JobHash):
     """A job as it was when it was read; ask again with `Queue.get_job` for how it is now.
 
     Times are seconds; `timestamp`, `processed_on` and `finished_on` are seconds since the
-    epoch.  Reading attributes never yields; every method yields to the hub and raises
+    epoch.  `was_added` is `False` where `Queue.add` answered a job whose id was known: it shows
+    what is stored, and nothing was added.
+
+    Reading attributes never yields; every method yields to the hub and raises
     `GeventqError` (and writes nothing) when the job is gone or in another state.
     """
 
@@ -124,8 +127,6 @@ class Job(JobHash):
         self._fields = fields
         self._data = UNREAD
         self.was_added = was_added
-        """`False` if `Queue.add` answered it because its id was known: it shows what is stored,
-        and nothing was added."""
         self._store = store
         self._added = added  # see `Life.added`
         self._owner: JobOwner | None = None  # the run that may write, while one has it

@@ -103,6 +103,9 @@ _WIRE_NAMES: typing.Final = {
     "timeout": "timeout",
     "timestamp": "timestamp",
 }
+_NUMBERS: typing.Final = frozenset(
+    ("attempts", "keep_logs", "priority", "size_limit", "stack_trace_limit")
+)
 _TELEMETRY: typing.Final = {"metadata": "tm", "omit_context": "omc"}
 _NAMES: typing.Final = {wire: name for name, wire in _WIRE_NAMES.items()}
 
@@ -237,8 +240,9 @@ NO_OPTIONS: typing.Final = StoredOptions({"attempts": 0})
 
 
 def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-    """Stored options as `Queue.add` names them, in seconds.  Names that are not ours, and
-    values of foreign types, are handed back as they are."""
+    """Stored options as `Queue.add` names them, in seconds; numeric text is a number (see
+    `geventq.foreign`).  Names that are not ours, and values of foreign types,
+    are handed back as they are."""
     options: dict[str, typing.Any] = {}
     traced = {name: wire[short] for name, short in _TELEMETRY.items() if short in wire}
     if traced:
@@ -249,8 +253,11 @@ def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
         name = _NAMES.get(wire_name, wire_name)
         if name in ("delay", "timeout", "timestamp"):
             value = _seconds(value)
-        elif name == "backoff" and isinstance(value, dict):
-            value = _members_in_seconds(value, "delay")
+        elif name in _NUMBERS and isinstance(value, str):
+            number = number_in(value)
+            value = value if number is None else number
+        elif name == "backoff":
+            value = _backoff_in_seconds(value)
         elif name == "deduplication" and isinstance(value, dict):
             value = _members_in_seconds(value, "ttl")
             if "keepLastIfActive" in value:
@@ -259,6 +266,12 @@ def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
         options[name] = copy.deepcopy(value) if isinstance(value, dict | list) else value
     options.setdefault("attempts", 0)
     return options
+
+
+def _backoff_in_seconds(value: typing.Any) -> typing.Any:
+    if isinstance(value, dict):
+        return _members_in_seconds(value, "delay")
+    return _seconds(value)  # of a producer that did not normalise
 
 
 def _members_in_seconds(value: dict[str, typing.Any], name: str) -> dict[str, typing.Any]:

@@ -6,6 +6,7 @@ import time
 import typing
 
 import gevent
+import gevent.threadpool
 import pytest
 import redis
 
@@ -413,6 +414,22 @@ def test_a_job_of_a_closed_queue_or_worker_can_be_used(
     assert taken.get_state() == "active"
     with pytest.raises(gevent.Timeout):
         taken.wait_until_finished(0.05)
+
+
+def test_closing_a_queue_lets_those_go_who_wait_in_other_threads(
+    redis_url: str, prefix: str
+) -> None:
+    """2.5: each in the hub of his own thread."""
+    with Queue("q", redis_url, prefix) as queue:
+        job = queue.add("n")
+        pool = gevent.threadpool.ThreadPool(2)
+        waits = [pool.spawn(job.wait_until_finished, 20) for _ in range(2)]
+        eventually(lambda: sum(bool(ends._waiting) for ends in queue._store._ends.values()) == 2)
+        queue.close()
+        for wait in waits:
+            with pytest.raises(GeventqError, match="closed"):
+                wait.get(timeout=20)
+        pool.kill()
 
 
 def test_closing_a_worker_lets_those_go_who_wait_on_its_jobs(

@@ -195,6 +195,21 @@ def test_stored_options_are_read_back_by_our_names() -> None:
     }
 
 
+def test_numeric_text_of_others_is_read_as_numbers() -> None:
+    """3.2: what a processor computes with."""
+    wire = {"attempts": "3", "kl": " 5 ", "delay": "1500", "timeout": "soon", "priority": "high"}
+    assert from_wire({**wire, "backoff": {"type": "fixed", "delay": "250"}}) == {
+        "attempts": 3,
+        "keep_logs": 5,
+        "delay": 1.5,
+        "timeout": "soon",
+        "priority": "high",
+        "backoff": {"type": "fixed", "delay": 0.25},
+    }
+    assert from_wire({"backoff": "250"}) == {"attempts": 0, "backoff": 0.25}
+    assert from_wire({"backoff": 250, "attempts": "x"}) == {"attempts": "x", "backoff": 0.25}
+
+
 def test_data_left_out_differs_from_none() -> None:
     assert repr(JobSpec("n").data) == "LEFT_OUT"
     assert JobSpec("n", None).data is None
