@@ -177,7 +177,11 @@ class QueueEvents:
         from geventq.store.event_watch import Follower
         from geventq.store.keys import QueueKeys
 
-        self._client = Client(Endpoint.of(self._connection))
+        self._client = Client(
+            Endpoint.of(self._connection),
+            timeout=self.timeout,
+            max_connections=self.max_connections,
+        )
         self._follower = Follower(self._client, QueueKeys(self.prefix, self.name))
         return EventReader(self._follower, None if self._after == "$" else self._after.encode())
 
@@ -280,7 +284,11 @@ class QueueEventsProducer:
         from geventq.store.client import Client, Endpoint
 
         if self._client is None:
-            self._client = Client(Endpoint.of(self._connection))
+            self._client = Client(
+                Endpoint.of(self._connection),
+                timeout=self.timeout,
+                max_connections=self.max_connections,
+            )
         return self._client
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class _Watch:
         self._generation = fork.generation
         self._endpoint = client.endpoint
         self._keys = keys
-        self.followers: set[Follower] = set()
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()  # some are just dropped
         self._waiting: dict[Follower, tuple[bytes, AsyncResult[Seen | None]]] = {}
         self._leader: Follower | None = None  # whoever makes a call on the stream
         self._stream: Stream | None = None
