@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import traceback
 import typing
-import weakref
 
 import gevent
 
 from geventq import clock
-from geventq.cancellation import calls, scope, tree
+from geventq.cancellation import calls, frames, scope, tree
+from geventq.cancellation.belongings import Belongings, install
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.ladder import Ladder
 from geventq.cancellation.request import Cancellation
@@ -41,7 +41,7 @@ class Attempt:
 
     __slots__ = (
         "__weakref__",
-        "_family",
+        "_belongings",
         "_hard",
         "_hub",
         "_kill_after",
@@ -86,7 +86,7 @@ class Attempt:
         #: Made by the first hard request; from then on the one thing that throws.
         self._ladder: Ladder | None = None
         self._limit: typing.Any = None  # the timer of the job's time limit, while it runs
-        self._family: weakref.WeakSet[typing.Any] | None = None
+        self._belongings: Belongings | None = None  # made with the first of them
         self.token = CancellationToken(self) if with_token else None
 
     @staticmethod
@@ -99,7 +99,7 @@ class Attempt:
 
     def enter(self, greenlet: typing.Any) -> None:
         """Users' code is about to run in `greenlet` for this attempt: a kill reaches it."""
-        tree.install()
+        install()
         self.greenlet = greenlet
         greenlet.spawn_tree_locals = {tree.MARK: self}
 
@@ -123,31 +123,50 @@ class Attempt:
         if self.token is not None:
             scope.seal(self.token)
 
-    def reap(self) -> typing.Collection[Callback]:
-        """Kill and join the helpers of `token.spawn` (2.13).  Returns the `on_cancel` callbacks
-        that are still at work.  May yield.
+    def release(self, error: BaseException) -> None:
+        """Let go what the frames of `error` hold, which is what the processor raised; before
+        `end`, so that requests, kills and the time limit reach what happens meanwhile (2.13).
+        May yield."""
+        self._insist(lambda: frames.release(error))
 
-        What hits this greenlet meanwhile (a `gevent.Timeout` that the processor left running, a
-        user's own late kill) comes for an attempt that is over, and is dropped (2.7).
-        """
+    def reap(self) -> typing.Collection[Callback]:
+        """Kill and join the helpers of `token.spawn` (2.13), and join the child processes that a
+        kill has told to end.  Returns the `on_cancel` callbacks that are still at work.  May
+        yield."""
+        belongings = self._belongings
+        if self.was_thrown and belongings is not None:
+            self._insist(belongings.join)
         token = self.token
         if token is None or not scope.is_grown(token):
             return ()
         helpers = scope.take_helpers(token)
-        while helpers:
+        if helpers:
+            owner = scope.scope_of(token)
+            self._insist(lambda: calls.put_down(helpers, owner, self.became_stuck))
+        return scope.callbacks_at_work(token)
+
+    @staticmethod
+    def _insist(step: typing.Callable[[], None]) -> None:
+        """Carry out a step of the attempt's end.  What hits this greenlet meanwhile (a kill, a
+        `gevent.Timeout` that the processor left running) comes for what has ended, and is
+        dropped (2.7)."""
+        while True:
             try:
-                calls.put_down(helpers, scope.scope_of(token), self.became_stuck)
-                break
+                step()
             except KeyboardInterrupt as error:
                 interrupt_main(error)
             except BaseException:  # noqa: BLE001, S112 (see above)
                 continue
-        return scope.callbacks_at_work(token)
+            else:
+                return
 
     def disown(self) -> list[typing.Any]:
         """In a forked child, where the run is the parent's: nothing can be asked of it any more
         (7.5).  Returns its greenlets, which are not ended.  Does not yield."""
-        greenlets = self.family()
+        greenlets: list[typing.Any] = []
+        if self._belongings is not None:
+            self._belongings.disown()
+            greenlets += self._belongings.greenlets()
         if self.greenlet is not None:
             greenlets.append(self.greenlet)
         if self.token is not None:
@@ -275,15 +294,31 @@ class Attempt:
         if self._ladder is not None:
             self._ladder.poke()
 
-    def adopt(self, greenlet: typing.Any) -> None:
-        """A greenlet was spawned in this attempt's tree."""
-        if self._family is None:
-            self._family = weakref.WeakSet()
-        self._family.add(greenlet)
+    def belongings(self) -> Belongings:
+        """What dies with the job beside its own greenlet."""
+        if self._belongings is None:
+            self._belongings = Belongings()
+        return self._belongings
 
-    def family(self) -> list[typing.Any]:
-        """The living greenlets of the tree, without the job's own."""
-        return [] if self._family is None else list(self._family)
+    def adopt(self, greenlet: gevent.Greenlet[..., typing.Any]) -> None:
+        """A greenlet was spawned in this attempt's tree."""
+        self.belongings().adopt(greenlet)
+
+    def adopt_pool(self, pool: object) -> None:
+        """The job makes a thread pool."""
+        self.belongings().adopt_pool(pool)
+
+    def has_made(self, pool: object) -> bool:
+        """Whether the job made that pool."""
+        return self._belongings is not None and self._belongings.has_made(pool)
+
+    def adopt_process(self, process: object) -> None:
+        """The job starts a child process."""
+        self.belongings().adopt_process(process)
+
+    def killer(self) -> typing.Callable[[], None]:
+        """What kills all that belongs to the job now, but its own greenlet."""
+        return self.belongings().killer(self.greenlet)
 
     def threw(self) -> None:
         """The ladder throws."""

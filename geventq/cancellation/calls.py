@@ -30,8 +30,6 @@ __all__ = ["INTERVAL", "RETHROWS", "Guarded", "Owner", "Signal", "put_down", "ru
 INTERVAL: typing.Final = 1.0
 #: How often a throw is repeated before what swallows it counts as stuck.
 RETHROWS: typing.Final = 3
-#: Seconds between two looks at a shield that holds a throw back.
-LOOK: typing.Final = 0.05
 
 
 class Signal(typing.Protocol):
@@ -173,7 +171,7 @@ def put_down(
         for greenlet in alive:
             if _is_held(greenlet, owner.guard):
                 due[greenlet] = now
-                wait = min(wait, LOOK)
+                wait = min(wait, tree.LOOK)
                 continue
             if now >= due[greenlet]:
                 if throws[greenlet] <= RETHROWS:
@@ -195,7 +193,7 @@ def _is_held(greenlet: typing.Any, guard: Guard | None) -> bool:
     if guard is not None and guard.covers(greenlet) is not None:
         guard.doomed.setdefault(greenlet, GreenletExit())
         return True
-    return tree.imports(greenlet)
+    return tree.is_held(greenlet)
 
 
 def _throw_unless_held(greenlet: typing.Any, owner: Guarded) -> None:

@@ -1,12 +1,14 @@
 """`token.cancels(connection)`: a cancellation also stops the query in the database.
 
 Killing a greenlet inside a driver leaves the server working (cancellation.md 2.11).  For
-psycopg2 the cancel is libpq's own `PQcancel`, called by ctypes in the hub's thread pool, because
+psycopg2 the cancel is libpq's own `PQcancel`, called by ctypes in a native thread, because
 `connection.cancel()` keeps the interpreter's lock while the server is silent; for PyMySQL it is
 ``KILL QUERY`` over a second connection with the first one's settings.
 
 No driver is imported here: whoever holds a connection has imported it.  The cancel itself runs
-in the greenlet of an `on_cancel` callback.
+in the greenlet of an `on_cancel` callback.  It shares nothing with users' calls that may hang:
+native threads come from a small pool of its own, as the hub's may be full of name look-ups that
+nobody can cancel; and no name is looked up, the second connection goes where the first one went.
 """
 
 from __future__ import annotations
@@ -14,15 +16,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import socket
 import sys
 import typing
 
 import gevent
 from gevent import monkey
+from gevent.threadpool import ThreadPool
 
 __all__ = ["cancels"]
 
 _ERROR_SIZE: typing.Final = 256
+
+#: Native threads that cancel, in each hub; they end when they were idle for a second.
+_THREADS: typing.Final = 8
+_IDLE: typing.Final = 1
+#: Seconds in which MySQL's server has to take the second connection.
+_PATIENCE: typing.Final = 1.0
 
 
 class Handle(typing.Protocol):
@@ -71,11 +81,21 @@ def _canceller_of(connection: typing.Any) -> typing.Callable[[], None]:
     )
 
 
+def _own_pool() -> ThreadPool:
+    """The current hub's threads for cancels; they live and die with it."""
+    hub: typing.Any = gevent.get_hub()
+    pool: ThreadPool | None = hub.__dict__.get("_geventq_cancels")
+    if pool is None:
+        pool = ThreadPool(_THREADS, hub, idle_task_timeout=_IDLE)
+        hub.__dict__["_geventq_cancels"] = pool
+    return pool
+
+
 def _cancel_postgresql(connection: typing.Any) -> None:
     if connection.closed:
         return
     libpq = _libpq()
-    pool = gevent.get_hub().threadpool
+    pool = _own_pool()
     if libpq is None:
         pool.apply(connection.cancel)
         return
@@ -137,21 +157,39 @@ def _cancel_mysql(connection: typing.Any) -> None:
         "bind_address": connection.bind_address,
         "server_public_key": connection.server_public_key,
         "auth_plugin_map": connection._auth_plugin_map,
-        "connect_timeout": 1,
+        "connect_timeout": _PATIENCE,
+        "defer_connect": True,
     }
     # Newer versions ask for TLS by themselves where the server has it: then the second does too.
     if connection.ssl and getattr(connection, "_ssl_required", True):
         settings["ssl"] = connection.ctx
+    peer = None if connection.unix_socket else connection._sock.getpeername()
     if monkey.is_module_patched("socket"):
-        _kill_query(settings, thread_id)
+        _kill_query(settings, peer, thread_id)
     else:  # PyMySQL's own sockets would stop the hub
-        gevent.get_hub().threadpool.apply(_kill_query, (settings, thread_id))
+        _own_pool().apply(_kill_query, (settings, peer, thread_id))
 
 
-def _kill_query(settings: dict[str, typing.Any], thread_id: int) -> None:
+def _kill_query(settings: dict[str, typing.Any], peer: typing.Any, thread_id: int) -> None:
     second = sys.modules["pymysql.connections"].Connection(**settings)
+    second.connect(None if peer is None else _connected(peer, settings["bind_address"]))
     try:
         with second.cursor() as cursor:
             cursor.execute(f"KILL QUERY {thread_id}")
     finally:
         second.close()
+
+
+def _connected(peer: tuple[typing.Any, ...], bind_address: str | None) -> socket.socket:
+    """A socket to where the first connection went, without a look-up of its name."""
+    sock = socket.socket(socket.AF_INET6 if len(peer) == 4 else socket.AF_INET)
+    try:
+        sock.settimeout(_PATIENCE)
+        if bind_address is not None:
+            sock.bind((bind_address, 0))
+        sock.connect(peer)
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

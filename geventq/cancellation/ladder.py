@@ -48,8 +48,9 @@ class Victim(typing.Protocol):
     def callbacks_running(self) -> bool:
         """Whether `on_cancel` callbacks hold the throw back."""
 
-    def family(self) -> list[typing.Any]:
-        """The living greenlets that die with the job, without its own."""
+    def killer(self) -> typing.Callable[[], None]:
+        """What kills, when it is called in the hub, all that belongs to the job now, but its own
+        greenlet."""
 
     def threw(self) -> None:
         """A kill is about to be thrown."""
@@ -121,7 +122,7 @@ class Ladder:
 
     def _do(self, now: float, *, outlasted: bool) -> None:
         """Throw, or give up; not while the job is inside an import, which counts as a shield."""
-        cap = tree.importing_until(self._victim.greenlet)
+        cap = tree.held_until(self._victim.greenlet)
         if cap is not None and now < cap:
             if self.throws > RETHROWS:  # what it does after the import is still to be seen
                 self._next = now + INTERVAL
@@ -155,9 +156,9 @@ class Ladder:
             self._next, self._left = now + self._left, None
         due = not self.throws and now >= self.deadline and self._callbacks_are_over(now)
         greenlet = self._victim.greenlet
-        if due and getcurrent() is greenlet and not tree.imports(greenlet):
+        if due and getcurrent() is greenlet and not tree.is_held(greenlet):
             self._count(now)
-            self._loop.run_callback(tree.kill_all, self._victim.family(), greenlet)
+            self._loop.run_callback(self._victim.killer())
             raise JobKilled(self._victim.request_in_force())
         self.poke()
 
@@ -175,11 +176,10 @@ class Ladder:
     def _throw(self, now: float) -> None:
         greenlet = self._victim.greenlet
         self._count(now)
-        # What the job spawns while it cleans up is not in this list, and not killed now.
-        family = self._victim.family()
+        kill_the_others = self._victim.killer()
         if not greenlet.dead:
             greenlet.throw(JobKilled(self._victim.request_in_force()))
-        tree.kill_all(family, greenlet)
+        kill_the_others()
 
     def _give_up(self) -> None:
         self.stop()

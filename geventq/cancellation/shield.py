@@ -79,7 +79,7 @@ class Guard:
         if self.shielded is not None:
             self.shielded.shield_left()
         current = getcurrent()
-        if current in self.doomed and self.covers(current) is None and not tree.imports(current):
+        if current in self.doomed and self.covers(current) is None and not tree.is_held(current):
             raise self.doomed.pop(current)
 
 

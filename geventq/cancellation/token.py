@@ -19,7 +19,7 @@ import gevent
 from gevent import Greenlet
 from gevent.event import AsyncResult
 
-from geventq.cancellation import calls, databases, scope, tree
+from geventq.cancellation import calls, scope, tree
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.shield import Shield
@@ -142,6 +142,8 @@ class CancellationToken(scope.TokenState):
         ends with the driver's own error.  Leaving the block waits for a cancel that is under
         way, so that it never hits the connection's next query.
         """
+        from geventq.cancellation import databases  # not before a program is monkey-patched
+
         return databases.cancels(self.on_cancel, connection)
 
     def link(self, timeout: Seconds | None = None) -> CancellationToken:

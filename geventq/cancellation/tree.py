@@ -1,21 +1,17 @@
-"""Which greenlets belong to an attempt, and how they are killed with it (cancellation.md 2.12).
+"""Which greenlets belong to an attempt, and how one of them is killed (cancellation.md 2.12).
 
 A mark in `spawn_tree_locals`, new for each attempt, is inherited by every greenlet that the
-attempt's greenlets spawn; a spawn callback collects them.  Greenlets that geventq itself spawns
-carry no mark (`apart`), so that no job's kill takes them along.
+attempt's greenlets spawn.  Greenlets that geventq itself spawns carry no mark (`apart`), so that
+no job's kill takes them along.
 
-`adopt` runs in the greenlet that spawns, `kill_all` in the hub; neither blocks.
+No greenlets of its own.  `throw` runs in the hub; nothing here blocks.
 """
 
 from __future__ import annotations
 
 import contextvars
-import functools
 import importlib.util
-import os
-import site
 import sys
-import sysconfig
 import threading
 import time
 import types
@@ -32,15 +28,17 @@ __all__ = [
     "LOOK",
     "MARK",
     "Limit",
+    "Owner",
     "apart",
     "detach",
-    "importing_until",
-    "imports",
-    "install",
-    "kill_all",
+    "held_until",
+    "is_held",
     "mark",
     "marked",
+    "spare",
+    "thread_of",
     "throw",
+    "throw_only_inside",
     "was_thrown",
 ]
 
@@ -55,15 +53,12 @@ GAP: typing.Final = 0.5
 
 _THROWN: typing.Final = "_geventq_thrown"
 
-_installed = False
 
+class Owner(typing.Protocol):
+    """Whose mark it is: the attempt."""
 
-def install() -> None:
-    """Collect spawned greenlets from now on; once per process, at the first attempt."""
-    global _installed
-    if not _installed:
-        _installed = True
-        Greenlet.add_spawn_callback(_adopt)
+    greenlet: typing.Any
+    """The job's own greenlet, while it runs."""
 
 
 def marked(greenlet: typing.Any) -> typing.Any:
@@ -75,18 +70,6 @@ def marked(greenlet: typing.Any) -> typing.Any:
 def mark(greenlet: typing.Any, attempt: object) -> None:
     """Make a greenlet that is not started yet the attempt's, whoever spawned it."""
     greenlet.spawn_tree_locals = {**(greenlet.spawn_tree_locals or {}), MARK: attempt}
-
-
-def _adopt(greenlet: typing.Any) -> None:
-    attempt = marked(greenlet)
-    if attempt is None:
-        return
-    thread = _thread_of(greenlet)
-    if thread is not None and _serves_the_process(thread):
-        # Its later children are not ours either.
-        greenlet.spawn_tree_locals = _unmarked(greenlet.spawn_tree_locals)
-        return
-    attempt.adopt(greenlet)
 
 
 def _unmarked(marks: typing.Mapping[str, typing.Any] | None) -> dict[str, typing.Any]:
@@ -124,13 +107,6 @@ def detach(fn: typing.Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> G
     return greenlet
 
 
-def kill_all(family: typing.Iterable[typing.Any], spared: typing.Any) -> None:
-    """Throw into every living greenlet of `family` but `spared`.  Only in the hub."""
-    for greenlet in list(family):
-        if greenlet is not spared:
-            throw(greenlet)
-
-
 def throw(greenlet: typing.Any) -> None:
     """Throw what ends `greenlet` without a printed traceback.  Only in the hub.
 
@@ -140,21 +116,15 @@ def throw(greenlet: typing.Any) -> None:
     """
     if greenlet.ready():
         return
-    if imports(greenlet):
+    if is_held(greenlet):
         _look_again(greenlet)
         return
     now = time.monotonic()
     if now - greenlet.__dict__.get(_THROWN, -GAP) < GAP:
         return
-    started = greenlet.gr_frame is not None
-    if started and _thread_of(greenlet) is not None:
-        # `Thread` swallows a SystemExit out of `run`; anywhere else in its bootstrap it would
-        # end the process: such a thread is about to begin or has ended, the next throw asks.
-        if not _inside_run(greenlet.gr_frame):
-            return
-        error: BaseException = SystemExit()
-    else:
-        error = GreenletExit()
+    error = _what_ends(greenlet)
+    if error is None:
+        return
     greenlet.__dict__[_THROWN] = now
     try:
         greenlet.throw(error)
@@ -162,51 +132,105 @@ def throw(greenlet: typing.Any) -> None:
         gevent.get_hub().handle_error(greenlet, *sys.exc_info())
 
 
+def _what_ends(greenlet: typing.Any) -> BaseException | None:
+    """What ends `greenlet` without a printed traceback; `None` if nothing should, now."""
+    thread = thread_of(greenlet)
+    if thread is None:
+        return GreenletExit()
+    if greenlet.gr_frame is None:  # it never gets a turn, in which it would leave the limbo
+        _limbo().pop(thread, None)
+        return GreenletExit()
+    only = _only_inside.get(greenlet)
+    if only is not None and not _is_inside(greenlet, lambda code: code is only):
+        return None
+    if _runs_its_target(greenlet.gr_frame):
+        return SystemExit()
+    # `Thread` swallows a SystemExit out of `run`; anywhere else in its bootstrap it would end the
+    # process: such a thread is about to begin or has ended.
+    _look_again(greenlet)
+    return None
+
+
 def was_thrown(greenlet: typing.Any) -> bool:
     """Whether `throw` ever reached this greenlet."""
     return _THROWN in greenlet.__dict__
 
 
-# -- imports (2.9) ------------------------------------------------------------------------------
+# -- what holds a throw back beside shields (2.9, 2.12) -------------------------------------------
 
 #: Seconds between two looks at what holds a throw back.
 LOOK: typing.Final = 0.05
 #: Seconds that an import holds a throw back.
-IMPORT_CAP: typing.Final = 30.0
+CAP: typing.Final = 30.0
 
 _BOOTSTRAP: typing.Final = importlib.util.module_from_spec.__code__.co_filename
 
-#: Since when a greenlet was seen inside an import that holds a throw back.
-_importing_since: typing.Final[weakref.WeakKeyDictionary[typing.Any, float]] = (
+#: Since when a greenlet was seen to be held back.
+_held_since: typing.Final[weakref.WeakKeyDictionary[typing.Any, float]] = (
     weakref.WeakKeyDictionary()
 )
-#: Greenlets that are looked at again until their import is over.
+#: Greenlets that are looked at again until nothing holds the throw back.
 _looked_at: typing.Final[weakref.WeakSet[typing.Any]] = weakref.WeakSet()
+#: Greenlets that have ever started a thread that is none of the job's.
+_starts: typing.Final[weakref.WeakSet[typing.Any]] = weakref.WeakSet()
 
 
-def importing_until(greenlet: typing.Any) -> float | None:
-    """When the cap of the import runs out that `greenlet` is inside of; `None` outside imports.
+def spare(greenlet: typing.Any) -> None:
+    """`greenlet`, which the current one is about to start as a thread, is none of the job's."""
+    greenlet.spawn_tree_locals = _unmarked(greenlet.spawn_tree_locals)
+    _starts.add(getcurrent())
+
+
+def held_until(greenlet: typing.Any) -> float | None:
+    """Until when a throw into `greenlet` is held back at most; `None` if it is not.
 
     An exception thrown into an import leaves the module half-made for all later jobs, and for
-    those that wait for the same module.  The cap counts from the first look.
+    those that wait for the same module; thrown into the start of a library's thread, it leaves a
+    thread that the library does not know.  The cap counts from the first look.
     """
-    frame = sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
-    while frame is not None:
-        if frame.f_code.co_filename == _BOOTSTRAP:
-            return _importing_since.setdefault(greenlet, clock.monotonic()) + IMPORT_CAP
-        frame = frame.f_back
-    _importing_since.pop(greenlet, None)
+    if _imports(greenlet) or _starts_for_others(greenlet):
+        return _held_since.setdefault(greenlet, clock.monotonic()) + CAP
+    _held_since.pop(greenlet, None)
     return None
 
 
-def imports(greenlet: typing.Any) -> bool:
-    """Whether an import holds a throw into `greenlet` back."""
-    until = importing_until(greenlet)
-    return until is not None and clock.monotonic() < until
+def is_held(greenlet: typing.Any) -> bool:
+    """Whether a throw into `greenlet` is held back: by what it does itself, or because whoever
+    spawned it, and may wait for it, is inside an import."""
+    owner: Owner | None = marked(greenlet)
+    while True:
+        until = held_until(greenlet)
+        if until is not None and clock.monotonic() < until:
+            return True
+        spawned_by = getattr(greenlet, "spawning_greenlet", None)
+        greenlet = spawned_by() if spawned_by else None
+        if greenlet is None or owner is None or greenlet is owner.greenlet:
+            return False
+
+
+def _imports(greenlet: typing.Any) -> bool:
+    return _is_inside(greenlet, lambda code: code.co_filename == _BOOTSTRAP)
+
+
+def _starts_for_others(greenlet: typing.Any) -> bool:
+    return greenlet in _starts and _is_inside(
+        greenlet,
+        lambda code: code.co_name == "start" and code.co_filename == threading.__file__,
+    )
+
+
+def _is_inside(greenlet: typing.Any, matches: typing.Callable[[types.CodeType], bool]) -> bool:
+    """Whether a frame of `greenlet` runs code that `matches`."""
+    frame = sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
+    while frame is not None:
+        if matches(frame.f_code):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _look_again(greenlet: typing.Any) -> None:
-    """Throw when the import is over.  In the hub."""
+    """Throw as soon as nothing holds it back.  In the hub."""
     if greenlet in _looked_at:
         return
     _looked_at.add(greenlet)
@@ -241,7 +265,7 @@ class Limit:
     def _pass(self) -> None:
         """In the hub."""
         self._disarm()
-        if imports(self._greenlet):
+        if is_held(self._greenlet):
             self._arm(LOOK)
             return
         self.passed = True
@@ -260,53 +284,36 @@ class Limit:
 
 # -- threads ------------------------------------------------------------------------------------
 
+#: Threads of a job's pool: thrown at only inside this code, a call; the rest is the pool's.
+_only_inside: typing.Final[weakref.WeakKeyDictionary[typing.Any, types.CodeType]] = (
+    weakref.WeakKeyDictionary()
+)
 
-def _thread_of(greenlet: typing.Any) -> threading.Thread | None:
+
+def throw_only_inside(greenlet: typing.Any, code: types.CodeType) -> None:
+    """Let `throw` pass `greenlet` by, except while it is inside of `code`."""
+    _only_inside[greenlet] = code
+
+
+def thread_of(greenlet: typing.Any) -> threading.Thread | None:
+    """The patched thread that `greenlet` runs, if it does."""
     owner = getattr(getattr(greenlet, "_run", None), "__self__", None)
     return owner if isinstance(owner, threading.Thread) else None
 
 
-def _inside_run(frame: types.FrameType | None) -> bool:
+def _limbo() -> typing.MutableMapping[threading.Thread, object]:
+    """Threads that were started and have had no turn."""
+    limbo: typing.MutableMapping[threading.Thread, object] = vars(threading)["_limbo"]
+    return limbo
+
+
+def _runs_its_target(frame: types.FrameType | None) -> bool:
+    """Whether a thread's greenlet is inside of `Thread.run`, or what stands in for it."""
     inner = None
     while frame is not None:
         if frame.f_code.co_name == "_bootstrap_inner":
-            return inner is not None and inner.f_code.co_name == "run"
+            return inner is not None and (
+                inner.f_code.co_name == "run" or inner.f_code.co_filename != threading.__file__
+            )
         inner, frame = frame, frame.f_back
     return False
-
-
-def _serves_the_process(thread: threading.Thread) -> bool:
-    target: typing.Any = getattr(thread, "_target", None)
-    if type(thread).run is not threading.Thread.run:
-        target = type(thread).run
-    return _is_library_file(_file_of(target))
-
-
-def _file_of(target: typing.Any) -> str | None:
-    while isinstance(target, functools.partial):
-        target = target.func
-    target = getattr(target, "__func__", target)
-    code = getattr(target, "__code__", None)
-    if code is None and not isinstance(target, type):
-        code = getattr(getattr(type(target), "__call__", None), "__code__", None)  # noqa: B004
-    return None if code is None else code.co_filename
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_library_file(path: str | None) -> bool:
-    if path is None:  # a builtin, an extension: nobody's job code
-        return True
-    if path.startswith("<frozen"):
-        return True
-    path = os.path.realpath(path)
-    if f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path:
-        return True
-    return path.startswith(_library_roots())
-
-
-@functools.cache
-def _library_roots() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    roots = {paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"]}
-    roots.update(site.getsitepackages())
-    return tuple(os.path.realpath(root) + os.sep for root in roots if root)

@@ -8,6 +8,7 @@ import inspect
 import typing
 
 from geventq.cancellation import CancellationToken
+from geventq.cancellation.whose import own
 from geventq.job import Job
 
 __all__ = ["GivenProcessor", "Processor", "load_processor", "takes_token"]
@@ -30,6 +31,7 @@ def load_processor(process: Processor | str) -> Processor:
     if not isinstance(process, str):
         if not callable(process):
             raise TypeError(f"process: a callable is needed, got {type(process).__name__}")
+        own(process)
         return process
     module_name, colon, path = process.partition(":")
     if not colon or not module_name or not path:

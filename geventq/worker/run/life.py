@@ -210,6 +210,7 @@ class JobLife:
                 else:
                     result = self._process(execution.job)
             except BaseException as raised:  # noqa: BLE001 (`decide` tells them apart)
+                attempt.release(raised)
                 attempt.end()
                 error = raised
             else:

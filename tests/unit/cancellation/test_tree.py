@@ -132,7 +132,7 @@ def test_a_request_made_by_a_job_does_not_mark_what_it_starts() -> None:
     run = Run(process, hard=True).start()
     run.ask()
     run.join()
-    assert not run.attempt.family()
+    assert not run.attempt.belongings().greenlets()
     other.join()
     eventually(lambda: not callbacks_at_work(other.token))
 

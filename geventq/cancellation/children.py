@@ -1,0 +1,150 @@
+"""Child processes that a job started end with it (cancellation.md 2.12).
+
+`install` lets `subprocess.Popen`, and gevent's, tell which job's greenlet makes one.  A killed
+job's are asked to end (SIGTERM), with their own children, and killed 2 s later.  A process in a
+session of its own (``start_new_session=True``) is left alone, and so is one that a detached
+greenlet started.
+
+No greenlets of its own: who throws also asks, in the hub; a timer kills there; and the job's
+greenlet waits in `Ending.join`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import typing
+
+import gevent
+from gevent import monkey
+from greenlet import getcurrent
+
+from geventq.cancellation import tree
+
+__all__ = ["Ending", "Owner", "install"]
+
+#: Seconds from SIGTERM to SIGKILL.
+PATIENCE: typing.Final = 2.0
+
+
+class Owner(typing.Protocol):
+    """Whose child it is: the attempt."""
+
+    def adopt_process(self, process: typing.Any) -> None:
+        """One of the job's greenlets is about to start a process."""
+
+
+def install() -> None:
+    """Notice child processes from now on.  Once per process."""
+    import gevent.subprocess  # not before a program is monkey-patched
+
+    for kind in {monkey.get_original("subprocess", "Popen"), gevent.subprocess.Popen}:
+        _watch(kind)
+
+
+def _watch(kind: typing.Any) -> None:
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
+        owner: Owner | None = tree.marked(getcurrent())
+        if owner is not None and not kwargs.get("start_new_session"):
+            owner.adopt_process(self)  # before it is there: a kill may land between
+        make(self, *args, **kwargs)
+
+    kind.__init__ = __init__
+
+
+class Ending:
+    """Processes that are told to end with their job."""
+
+    __slots__ = ("_asked", "_pids", "_processes", "_timer")
+
+    def __init__(self, processes: list[typing.Any]) -> None:
+        self._processes = processes
+        self._asked = False
+        #: With all that they have started, each with the time of its start: ids are used again.
+        self._pids: list[tuple[int, str]] = []
+        self._timer: typing.Any = None  # from SIGTERM to SIGKILL
+
+    def ask(self) -> None:
+        """In the hub, after the job itself got its kill."""
+        self._asked = True
+        self._processes = [one for one in self._processes if _is_to_end(one)]
+        for process in self._processes:
+            self._pids += _with_descendants(process.pid)
+        if self._processes:
+            self._send(signal.SIGTERM)
+            self._timer = gevent.get_hub().loop.timer(PATIENCE)
+            self._timer.start(self._kill)
+
+    def join(self) -> None:
+        """Wait until they have ended; a moment longer than the timer takes at most.  Yields."""
+        while not self._asked:  # the job has ended in the very throw
+            gevent.sleep(0)
+        while any(map(_runs, self._processes)):
+            if self._timer is None:  # killed: only the system can keep it now
+                gevent.sleep(0.05)
+                break
+            gevent.sleep(0.005)
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill nobody any more."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _kill(self) -> None:
+        """In the hub."""
+        self.stop()
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid, started in self._pids:
+            if _start_time(pid) == started:
+                try:
+                    os.kill(pid, number)
+                except OSError:  # it has ended, or runs as somebody else by now
+                    continue
+
+
+def _runs(process: typing.Any) -> bool:
+    # A Popen that failed, or that is just being made, lacks most attributes.
+    return getattr(process, "pid", None) is not None and process.poll() is None
+
+
+def _is_to_end(process: typing.Any) -> bool:
+    try:
+        return _runs(process) and os.getsid(process.pid) == os.getsid(0)
+    except OSError:
+        return False
+
+
+def _with_descendants(pid: int) -> list[tuple[int, str]]:
+    """`pid` and what it has started, as far as the system tells, without new sessions."""
+    found, pending = [], [pid]
+    session = os.getsid(0)
+    while pending:
+        one = pending.pop()
+        try:
+            if os.getsid(one) != session:
+                continue
+            found.append((one, _start_time(one)))
+            for task in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{task}/children") as children:
+                    pending += map(int, children.read().split())
+        except OSError:  # it has ended, or there is no such file system
+            continue
+    return found
+
+
+def _start_time(pid: int) -> str:
+    """Tells a process from a later one with its id; empty where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -1,0 +1,124 @@
+"""Thread pools that a job made stop with it; calls that it queued elsewhere are not begun any more
+(cancellation.md 2.12).
+
+`install` lets `ThreadPoolExecutor` and `multiprocessing.pool.ThreadPool`, and gevent's own, tell
+which job makes one and which queues a call.  Whether it is the job's doing, or that of a library
+which the job calls, `whose` tells.
+
+Stopping a pool calls users' code (what waits for its futures), so it runs in a greenlet of its
+own, ``geventq-pools``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import logging
+import typing
+
+from greenlet import GreenletExit, getcurrent
+
+from geventq.cancellation import tree, whose
+
+__all__ = ["Owner", "QueuedCall", "install", "stop"]
+
+_log = logging.getLogger("geventq")
+
+
+class Owner(typing.Protocol):
+    """Whose pool or call it is: the attempt."""
+
+    was_thrown: bool
+    """A kill was thrown: nothing of its is begun any more."""
+
+    def adopt_pool(self, pool: object) -> None:
+        """The job is about to make a pool."""
+
+
+class _EndedWithJobError(concurrent.futures.CancelledError, GreenletExit):
+    """The outcome of a call that ended with its job.  A `GreenletExit` as well, of which gevent's
+    own pool prints no traceback."""
+
+
+class QueuedCall:
+    """A call that a job has queued in a pool."""
+
+    __slots__ = ("_fn", "_owner")
+
+    def __init__(self, owner: Owner, fn: typing.Callable[..., typing.Any]) -> None:
+        self._owner = owner
+        self._fn = fn
+
+    def __call__(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        if self._owner.was_thrown:
+            raise _EndedWithJobError("the job that queued this call was killed")
+        try:
+            return self._fn(*args, **kwargs)
+        except SystemExit as error:
+            if tree.was_thrown(getcurrent()):  # the pool ends by itself
+                raise _EndedWithJobError("killed with its job") from error
+            raise
+
+
+def install() -> None:
+    """Notice pools and their calls from now on.  Once per process."""
+    import concurrent.futures.thread  # not before a program is monkey-patched
+    import multiprocessing.pool
+
+    import gevent.threadpool
+
+    for kind in (concurrent.futures.thread.ThreadPoolExecutor, multiprocessing.pool.ThreadPool):
+        _watch_making(kind)
+    for kind, names in (
+        (concurrent.futures.thread.ThreadPoolExecutor, ["submit"]),
+        (gevent.threadpool.ThreadPoolExecutor, ["submit"]),
+        (multiprocessing.pool.ThreadPool, ["apply_async", "_map_async", "imap", "imap_unordered"]),
+    ):
+        for name in names:
+            _watch_calls(kind, name)
+
+
+def _watch_making(kind: typing.Any) -> None:
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
+        owner: Owner | None = tree.marked(getcurrent())
+        if owner is not None and whose.is_jobs_doing(self):
+            owner.adopt_pool(self)  # before: a pool may start its threads as it is made
+        make(self, *args, **kwargs)
+
+    kind.__init__ = __init__
+
+
+def _watch_calls(kind: typing.Any, name: str) -> None:
+    queue = getattr(kind, name)
+
+    @functools.wraps(queue)
+    def queue_call(
+        self: typing.Any, fn: typing.Any = None, /, *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Any:
+        owner: Owner | None = tree.marked(getcurrent())
+        by_name = fn is None and "func" in kwargs
+        given = kwargs.pop("func") if by_name else fn
+        if owner is not None and callable(given) and whose.is_jobs_doing(self):
+            given = QueuedCall(owner, given)
+        return queue(self, given, *args, **kwargs)
+
+    setattr(kind, name, queue_call)
+
+
+def stop(pools: typing.Iterable[typing.Any]) -> None:
+    """Stop pools that a killed job made.  Does not yield; may be called in the hub."""
+    for pool in pools:
+        tree.apart(_stop, pool, name="geventq-pools")
+
+
+def _stop(pool: typing.Any) -> None:
+    try:
+        if isinstance(pool, concurrent.futures.Executor):
+            pool.shutdown(wait=False, cancel_futures=True)
+        else:
+            pool.terminate()
+    except Exception:  # of a pool that was never made whole, say  # noqa: BLE001
+        _log.exception("a pool of a killed job was not stopped")
