@@ -1,6 +1,6 @@
 """The cancellation core: stdlib and gevent only, it does not know Redis."""
 
-from geventq.cancellation.attempt import Attempt, AttemptObserver
+from geventq.cancellation.attempt import Attempt, AttemptObserver, request_all
 from geventq.cancellation.request import Cancellation, LockLost
 from geventq.cancellation.token import CancellationToken
 from geventq.cancellation.tree import detach
@@ -12,4 +12,5 @@ __all__ = [
     "CancellationToken",
     "LockLost",
     "detach",
+    "request_all",
 ]

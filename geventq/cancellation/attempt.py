@@ -11,6 +11,7 @@ Invariant: between `end()` and ever after nothing is thrown and `request()` is `
 from __future__ import annotations
 
 import dataclasses
+import logging
 import traceback
 import typing
 
@@ -25,7 +26,10 @@ from geventq.cancellation.request import Cancellation
 from geventq.cancellation.token import CancellationToken
 from geventq.hubs import get_ident, in_thread_of, interrupt_main
 
-__all__ = ["Attempt", "AttemptObserver"]
+__all__ = ["Attempt", "AttemptObserver", "request_all"]
+
+
+_log: typing.Final = logging.getLogger("geventq")
 
 
 class AttemptObserver(typing.Protocol):
@@ -338,6 +342,31 @@ class Attempt:
         if shown and not self.is_stuck:  # else it has ended in this very turn
             self.is_stuck = True
             self.observer.stuck(self, shown)
+
+
+def request_all(
+    attempts: typing.Iterable[Attempt],
+    request: Cancellation,
+    *,
+    hard: bool | None,
+    kill_after: float | None,
+) -> int:
+    """Ask many jobs to stop; how many requests took effect.  The failure of one spares no other:
+    it is logged, by a greenlet named ``geventq-not-asked``.  Does not yield."""
+    took = 0
+    for attempt in list(attempts):
+        try:
+            took += attempt.request(request, hard=hard, kill_after=kill_after)
+        except Exception as error:  # noqa: BLE001 (told)
+            tree.apart(
+                _log.error,
+                "job %s could not be asked to stop",
+                attempt.job_id,
+                exc_info=error,
+                extra={"job": attempt.job_id},
+                name="geventq-not-asked",
+            )
+    return took
 
 
 def _stack_of(greenlet: typing.Any) -> str:

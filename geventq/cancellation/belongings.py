@@ -98,15 +98,16 @@ class Belongings:
         greenlet `spared`.  What the job makes later, while it cleans up, is not among it."""
         greenlets = [one for one in self._greenlets if one is not spared]
         made, self._pools = list(self._pools), weakref.WeakSet()
-        ending = children.Ending(self._processes)
-        self._processes = []
-        self._endings.append(ending)
+        started, self._processes = self._processes, []
+        endings = [children.Ending(started)] if started else []
+        self._endings += endings
 
         def kill() -> None:
             for greenlet in greenlets:
                 tree.throw(greenlet)
             pools.stop(made)
-            ending.ask()
+            for ending in endings:
+                ending.ask()
 
         return kill
 

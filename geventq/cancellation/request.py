@@ -47,28 +47,43 @@ class LockLost:
         return {"lockLost": self.job_id}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class Cancellation:
     """One request to stop a job.  Always truthy, whatever the reason is.
 
     `reason` is what the caller gave: `None`, text or any JSON value, of which a copy is kept;
-    `requested_at` is in seconds since the epoch; `requested_by` names whoever asked, if known.
-    Raises `ValueError` or `TypeError` for an unknown kind and for a reason that is not JSON.
+    `requested_at` is in seconds since the epoch (`None`: now); `requested_by` names whoever asked,
+    if known.  Raises `ValueError` or `TypeError` for an unknown kind and for a reason that is not
+    JSON.
     """
 
     reason: typing.Any = None
     kind: str = "user"
     hard: bool = False
     retry: bool = True
-    requested_at: float = dataclasses.field(default_factory=clock.wall)
+    requested_at: float = 0.0
     requested_by: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
-        reason = self.reason
+    def __init__(
+        self,
+        reason: typing.Any = None,
+        kind: str = "user",
+        hard: bool = False,
+        retry: bool = True,
+        requested_at: float | None = None,
+        requested_by: str | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         if reason is not None and not (type(reason) is str and _can_be_sent(reason)):
-            object.__setattr__(self, "reason", _kept(reason))
+            reason = _kept(reason)
+        # Every cancel makes one: a third of its cost would be the usual way to set frozen fields.
+        _set_reason(self, reason)
+        _set_kind(self, kind)
+        _set_hard(self, hard)
+        _set_retry(self, retry)
+        _set_requested_at(self, clock.wall() if requested_at is None else requested_at)
+        _set_requested_by(self, requested_by)
 
     def __hash__(self) -> int:
         # The reason may be a dict; equality still compares it.
@@ -141,6 +156,11 @@ class Cancellation:
         if kind == "lock_lost" and isinstance(reason, dict) and set(reason) == {"lockLost"}:
             reason = LockLost(str(reason["lockLost"]))
         return cls(reason, kind, hard, retry, float(at), by)
+
+
+_set_reason, _set_kind, _set_hard, _set_retry, _set_requested_at, _set_requested_by = (
+    vars(Cancellation)[field.name].__set__ for field in dataclasses.fields(Cancellation)
+)
 
 
 def _plain(reason: typing.Any) -> typing.Any:

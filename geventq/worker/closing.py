@@ -15,7 +15,7 @@ import gevent
 import gevent.event
 
 from geventq import clock
-from geventq.cancellation import Cancellation
+from geventq.cancellation import Cancellation, request_all
 from geventq.guarded import Guarded
 from geventq.outage import Outage
 
@@ -163,8 +163,8 @@ class Closing:
         engine = self.engine
         grace = max(engine.options.kill_after, _SHUTDOWN_GRACE)
         request = Cancellation(reason, "shutdown", hard=True, requested_by=engine.worker_id)
-        for execution in engine.slots.running:
-            execution.attempt.request(request, hard=True, kill_after=grace)
+        attempts = [execution.attempt for execution in engine.slots.running]
+        request_all(attempts, request, hard=True, kill_after=grace)
         # No deadline of our own: each attempt ends, or its ladder says that it is stuck; only a
         # shield makes that later.
         self._drained(lambda: None)

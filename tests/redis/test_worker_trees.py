@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections.abc
+import os
 import typing
 
 import gevent
 import gevent.event
+import gevent.subprocess
 import pytest
 from gevent import monkey
 
@@ -161,6 +164,68 @@ def test_a_killed_job_does_not_wait_for_its_call_in_the_thread_pool(
     assert done == []
     answer.release()
     eventually(lambda: done)
+
+
+@pytest.mark.parametrize("end", ["fails", "is killed"])
+def test_what_the_frames_of_a_failed_job_hold_holds_nobody_else_up(
+    queue: Queue, make: Make, end: str
+) -> None:
+    """2.13: a half-used generator whose `finally` waits, in more jobs than there are calls to
+    Redis at once: others are taken and end meanwhile; the outcome is sent when it is released."""
+    go, waiting = gevent.event.Event(), []
+
+    def rows(job: Job) -> collections.abc.Iterator[int]:
+        try:
+            yield 1
+        finally:
+            waiting.append(job.id)
+            go.wait()
+            states.append(queue.get_job_state(job.id))
+
+    def process(job: Job) -> str:
+        if job.name == "other":
+            return "done"
+        generator = rows(job)
+        next(generator)
+        if end == "is killed":
+            gevent.sleep(60)
+        raise ValueError("bad")
+
+    states: list[str] = []
+    worker = make(process, concurrency=12)
+    told = Told(worker)
+    jobs = [queue.add("holds") for _ in range(10)]
+    if end == "is killed":
+        eventually(lambda: len(worker.active_jobs) == 10)
+        gevent.sleep(0.01)
+        assert worker.cancel_all_jobs(hard=True) == 10
+    eventually(lambda: len(waiting) == 10)
+    others = [queue.add("other") for _ in range(20)]
+    eventually(lambda: all(told.of(job) == ["completed"] for job in others))
+    assert not any(told.of(job) for job in jobs)
+    go.set()
+    eventually(lambda: all(told.of(job) for job in jobs))
+    assert states == ["active"] * 10
+    assert {told.of(job)[-1] for job in jobs} == {"failed"}
+
+
+def test_a_child_process_ends_before_its_jobs_outcome_is_told(queue: Queue, make: Make) -> None:
+    """2.12: nothing of a killed job works on when it is tried again."""
+    pids: list[int] = []
+
+    def process(job: Job) -> None:
+        child = gevent.subprocess.Popen(["sleep", "60"])
+        pids.append(child.pid)
+        child.wait()
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    eventually(lambda: pids)
+    assert worker.cancel_job(job.id, hard=True)
+    told.wait("failed")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 def test_a_jobs_own_limit_wins_over_the_workers(queue: Queue, make: Make) -> None:

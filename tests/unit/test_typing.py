@@ -187,6 +187,28 @@ def with_token(job: Job, token: CancellationToken) -> None:
     raise DelayedError(minute)
 
 
+def raises(job: Job, token: CancellationToken) -> None:
+    raise JobCancelled(token.get())
+
+
+def waits(job: Job, token: CancellationToken) -> str | None:
+    token.sleep(minute)
+    number: int = token.run(divmod, 7, 2, timeout=minute)[0]
+    text: str = token.spawn(str, number).get() or ""
+    with token.shield(minute), token.shield(max=0.5):
+        child: CancellationToken = token.link(timeout=minute)
+    asked: Cancellation | None = child.wait(timeout=minute)
+    asked = token.get(timeout=minute)
+    token.on_cancel(print, text).undo()
+    if asked is None:
+        return token.wait().kind
+    return token.get_nowait().kind
+
+
+detached: gevent.Greenlet[[int, int], tuple[int, int]] = detach(divmod, 7, 2)
+remainder: int = detach(len, "abc").get() or 0
+
+
 def untyped(job, token=None):
     raise RateLimitError(0.5)
 
@@ -300,11 +322,17 @@ WRONG = {
     'worker.cancel_job("1", wait=5)': "wait",
     'worker.cancel_job("1", None, True)': '"cancel_job"',
     'worker.close("5")': '"close"',
+    'detach(takes_three, job, "1", 2)': '"detach"',
+    "detach(takes_nothing).get() + 1": "+",
+    "CancellationToken().get().reasn": "reasn",
+    "CancellationToken().wait(5).kind": '"kind"',
+    'CancellationToken().sleep("5")': '"sleep"',
+    "CancellationToken().run(takes_nothing, timeout=None) + 1": "+",
 }
 
 BEFORE_WRONG = """
 import datetime
-from geventq import Job, JobSpec, Queue, Worker
+from geventq import CancellationToken, Job, JobSpec, Queue, Worker, detach
 
 minute = datetime.timedelta(minutes=1)
 queue = Queue("q")

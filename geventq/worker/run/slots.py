@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing
 
 from geventq import clock
+from geventq.cancellation import request_all
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt, Cancellation
@@ -137,11 +138,8 @@ class Running:
             if found is None:
                 return 0
             return int(found.attempt.request(request, hard=hard, kill_after=kill_after))
-        return sum(
-            run.attempt.request(request, hard=hard, kill_after=kill_after)
-            for run in self
-            if job_id is None or run.job_id == job_id
-        )
+        asked = [run.attempt for run in self if job_id is None or run.job_id == job_id]
+        return request_all(asked, request, hard=hard, kill_after=kill_after)
 
     def clear(self) -> None:
         """Forget them all, in a forked child."""

@@ -11,6 +11,7 @@ import pytest
 from gevent.event import Event
 
 from geventq import Cancellation, JobCancelled, JobKilled, LockLost
+from geventq.cancellation import Attempt, request_all
 from tests.support.attempts import Run
 from tests.support.native import in_native_thread
 from tests.support.waiting import at_best, eventually, never
@@ -448,6 +449,29 @@ def test_a_lost_lock_ends_the_attempt_whatever_was_asked() -> None:
     run.join()
     assert run.attempt.was_lock_lost and run.attempt.strongest
     assert run.attempt.strongest.reason == LockLost("17")
+
+
+def test_the_failure_of_one_spares_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """7.1, 2.2: who asks many asks all, whatever happens with one; and is told of it."""
+    runs = [Run(_forever, hard=True).start() for _ in range(3)]
+    attempts = [run.attempt for run in runs]
+    request = Attempt.request
+
+    def one_is_broken(attempt: Attempt, *arguments: typing.Any, **options: typing.Any) -> bool:
+        if attempt is attempts[1]:
+            raise RecursionError("too deep")
+        return request(attempt, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "request", one_is_broken)
+        assert request_all(attempts, Cancellation("all"), hard=True, kill_after=None) == 2
+    for run in (runs[0], runs[2]):
+        assert isinstance(run.join().error, JobKilled)
+    eventually(lambda: "could not be asked to stop" in caplog.text)
+    assert runs[1].ask()
+    runs[1].join()
 
 
 def test_a_request_from_another_thread() -> None:

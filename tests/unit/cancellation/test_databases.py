@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import functools
+import socket
 import time
 import typing
 
 import gevent
+import gevent.server
+import gevent.socket
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
@@ -152,6 +157,87 @@ def test_a_cancelled_query_ends_in_mariadb(mariadb_socket: str) -> None:  # noqa
             assert cursor.fetchone() == (1,)
     finally:
         connection.close()
+
+
+@pytest.fixture
+def full_pool() -> collections.abc.Iterator[None]:
+    """The hub's own thread pool is full of calls that nobody can cancel."""
+    pool = gevent.get_hub().threadpool
+    held = monkey.get_original("_thread", "allocate_lock")()
+    held.acquire()
+
+    def look_up() -> None:
+        with held:
+            pass
+
+    calls = [pool.spawn(look_up) for _ in range(pool.maxsize)]
+    try:
+        yield
+    finally:
+        held.release()
+        gevent.wait(calls)
+
+
+def test_hanging_look_ups_do_not_hold_up_a_cancel_in_postgresql(
+    green: None,
+    full_pool: None,
+    postgresql: typing.Any,
+    postgresql_dsn: str,  # noqa: F811
+) -> None:
+    """2.11: the cancel has threads of its own."""
+    token, cursor = CancellationToken(), postgresql.cursor()
+    canceller = _when_running(lambda: postgresql_runs(postgresql_dsn, "pg_sleep(30)"), token)
+    begun = time.monotonic()
+    with pytest.raises(psycopg2.extensions.QueryCanceledError), token.cancels(postgresql):
+        cursor.execute("select pg_sleep(30)")
+    assert time.monotonic() - begun < 29
+    canceller.join()
+
+
+def test_a_cancel_in_mariadb_looks_no_name_up(
+    mariadb_socket: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """2.11: the second connection goes where the first one went: a name server that is silent
+    by now, or the hub's pool full of look-ups, does not hold it up."""
+
+    def relay(client: gevent.socket.socket, _: object) -> None:
+        with gevent.socket.socket(socket.AF_UNIX) as server:
+            server.connect(mariadb_socket)
+            other = gevent.spawn(pump, server, client)
+            pump(client, server)
+            other.kill()
+
+    def pump(source: gevent.socket.socket, target: gevent.socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def no_names(*arguments: object, **options: object) -> typing.NoReturn:
+        raise OSError(f"a name was looked up: {arguments}")
+
+    front = gevent.server.StreamServer(("127.0.0.1", 0), relay)
+    front.start()
+    connect = functools.partial(
+        pymysql.connect, host="localhost", port=front.server_port, user="root"
+    )
+    if monkey.is_module_patched("socket"):
+        connection = connect()
+    else:
+        connection = gevent.get_hub().threadpool.apply(connect)
+    for module in (socket, gevent.socket):
+        monkeypatch.setattr(module, "getaddrinfo", no_names)
+    token = CancellationToken()
+    canceller = _when_running(lambda: mariadb_runs(mariadb_socket, "sleep(30)"), token)
+    begun = time.monotonic()
+    cursor = connection.cursor()
+    with contextlib.suppress(pymysql.err.OperationalError), token.cancels(connection):
+        query(cursor.execute, "select sleep(30)")
+    assert time.monotonic() - begun < 29
+    canceller.join()
+    query(connection.close)
+    front.stop()
 
 
 def test_another_kind_of_connection_is_refused() -> None:
