@@ -180,10 +180,13 @@ class QueueStore:
         return found
 
     def trim_events(self, length: int) -> int:
-        """Cut the event stream to about `length` entries; how many went."""
-        return typing.cast(
-            int, self._client.execute("XTRIM", self.keys.events, "MAXLEN", "~", length, again=True)
-        )
+        """Cut the event stream to about `length` entries, in calls that the server bounds; how
+        many went."""
+        command = ("XTRIM", self.keys.events, "MAXLEN", "~", length)
+        went = 0
+        while count := self._client.execute(*command, again=True):
+            went += count
+        return went
 
     # -- one job -----------------------------------------------------------------------------
 

@@ -22,7 +22,15 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
-from geventq.worker.run.settle_call import MORE, OURS, Code, SettleCall, Settled, SettleReply
+from geventq.worker.run.settle_call import (
+    LATER,
+    MORE,
+    OURS,
+    Code,
+    SettleCall,
+    Settled,
+    SettleReply,
+)
 
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Tell
@@ -286,12 +294,15 @@ class Lanes:
             try:
                 if code in OURS:
                     life.settled(execution, outcome)
-                else:
+                elif code != LATER:
                     life.refused(execution, outcome, code)
             except Exception as error:  # noqa: BLE001 (a defect met by one spares the others)
                 self._tell_error(error)
         for job_id, why in reply.broken:
             life.skipped(job_id, why)
+        if LATER in reply.codes:
+            codes = zip(batch, reply.codes, strict=True)
+            self._pending += [settled for settled, code in codes if code == LATER]
 
     # -- takes whose answer was lost -------------------------------------------------------
 

@@ -18,7 +18,7 @@ import typing
 
 import redis
 
-__all__ = ["Server", "server_binary"]
+__all__ = ["Server", "server_binaries", "server_binary"]
 
 START_TIMEOUT: typing.Final = 60.0
 
@@ -40,9 +40,16 @@ def server_binary() -> str:
     return found
 
 
+def server_binaries() -> list[str]:
+    """The usual one and, where it is another, the redis-server on PATH."""
+    usual, on_path = server_binary(), shutil.which("redis-server")
+    return [usual] if on_path in (None, usual) else [usual, typing.cast(str, on_path)]
+
+
 class Server:
     """One private server.  `persistent` keeps data over `stop`, `kill` and `start`;
-    `configuration` is a file that it reads first, `options` are ``("--name", "value", ...)``."""
+    `configuration` is a file that it reads first, `options` are ``("--name", "value", ...)``,
+    `binary` is the program, if not the usual one."""
 
     def __init__(
         self,
@@ -50,6 +57,7 @@ class Server:
         persistent: bool = False,
         configuration: pathlib.Path | None = None,
         options: tuple[str, ...] = (),
+        binary: str | None = None,
     ) -> None:
         # Not under pytest's tmp_path: the path of a unix socket must be shorter than 104 bytes.
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="geventq-test-"))
@@ -58,6 +66,7 @@ class Server:
         self._persistent = persistent
         self._configuration = configuration
         self._options = options
+        self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,7 +85,7 @@ class Server:
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    server_binary(),
+                    self._binary or server_binary(),
                     *([str(self._configuration)] if self._configuration else []),
                     *("--port", "0", "--unixsocket", self.socket_path),
                     *("--dir", str(self.directory), "--save", ""),

@@ -23,8 +23,9 @@
 --                    stc0 (as at the take), lapsed (its lock can have expired since)
 -- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms of the next delayed job or 0; -1: there is more to take now}
---        A code is 0; 1: a first sending had done it; one of wire-format 10; -20: its hash is no
---        hash; -21: `more` cannot be read; or a text: why it could not be carried out.
+--        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
+--        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; or a text: why it
+--        could not be carried out.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: job
 --- include: promote
@@ -38,7 +39,7 @@ local room = tonumber(ARGV[3])
 local FIRST, STRIDE = 8, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
 local NOTHING = {}
-local UNREADABLE = -21
+local LATER, UNREADABLE = 2, -21
 
 -- What this call has done so far: it decides about markers, events and the rest of the reply.
 local finished, delayed_some, woken, promoted = false, false, false, false
@@ -135,8 +136,10 @@ local function judge_children(job_key)
 end
 
 -- Gives each outcome its code, 0 for what is to be carried out, and answers what those are about.
--- Only reads, with one command for all where the common case allows it.
-local function judge()
+-- Only reads, with one command for all where the common case allows it.  Where very many jobs are
+-- active, so that it takes long to find one, some outcomes have to come again.
+local function judge(active_count)
+  local most = math.max(1, math.floor(MOST_SEARCHED / math.max(1, active_count)))
   local lock_keys, job_keys, child_keys = {}, {}, {}
   for n = 1, count do
     local at = FIRST + (n - 1) * STRIDE
@@ -164,7 +167,9 @@ local function judge()
     elseif children and ARGV[at] == 'c' then
       code = judge_children(job_keys[n])
     end
-    if code == 0 then
+    if code == 0 and #accepted == most then
+      code = LATER
+    elseif code == 0 then
       accepted[#accepted + 1] = { n, at, more }
       ids[#ids + 1], locks[#locks + 1] = ARGV[at + 1], lock_keys[n]
     end
@@ -370,7 +375,7 @@ local function give_all_back()
 end
 
 local function settle(active_count)
-  local codes, accepted, ids, locks = judge()
+  local codes, accepted, ids, locks = judge(active_count)
   if #accepted == 0 then
     return codes
   end

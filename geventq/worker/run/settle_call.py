@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "JOB_LOST",
+    "LATER",
     "LOCK_GONE",
     "MORE",
     "OURS",
@@ -44,6 +45,7 @@ SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.
 OURS: typing.Final = (0, 1)  # settled now, or by the call whose answer was lost
 LOCK_GONE: typing.Final = (-2, -6)  # expired, or another's
 JOB_LOST: typing.Final = (*LOCK_GONE, -1)  # or it is no more, and its lock with it
+LATER: typing.Final = 2  # nothing was done: send it again
 PENDING_CHILDREN: typing.Final = (-4, -9)
 MORE: typing.Final = -1
 UNREADABLE: typing.Final = -21  # nothing was written, and the lock is still there
