@@ -60,6 +60,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.errors import (
         WaitingError as WaitingError,
     )
+    from geventq.events import QueueEvent as QueueEvent
     from geventq.events import QueueEvents as QueueEvents
     from geventq.events import QueueEventsProducer as QueueEventsProducer
     from geventq.job import Job as Job
@@ -82,6 +83,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "LockLost": "geventq.cancellation",
     "LockLostError": "geventq.errors",
     "Queue": "geventq.queue",
+    "QueueEvent": "geventq.events",
     "QueueEvents": "geventq.events",
     "QueueEventsProducer": "geventq.events",
     "RateLimitError": "geventq.errors",

@@ -22,6 +22,7 @@ from geventq.checks import (
     check_keep,
     check_name,
     check_seconds,
+    seconds_text,
     show,
 )
 from geventq.job_options import Keep
@@ -234,8 +235,8 @@ class WorkerOptions:
             object.__setattr__(self, "lock_renew_time", self.lock_duration / 2)
         elif self.lock_renew_time > longest:
             raise ValueError(
-                f"lock_renew_time: at most 0.8 * lock_duration is needed ({longest:g} s), "
-                f"got {self.lock_renew_time!r}"
+                "lock_renew_time: at most 0.8 * lock_duration is needed "
+                f"({seconds_text(longest)} s), got {self.lock_renew_time!r}"
             )
 
 

@@ -24,6 +24,7 @@ EXPECTED = {
     "LockLost",
     "LockLostError",
     "Queue",
+    "QueueEvent",
     "QueueEvents",
     "QueueEventsProducer",
     "RateLimitError",

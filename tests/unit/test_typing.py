@@ -142,7 +142,7 @@ import datetime
 import gevent
 from geventq import (
     Cancellation, CancellationToken, DelayedError, Job, JobCancelled, JobOptions, JobSpec, Queue,
-    RateLimitError, Worker, WorkerArguments, detach,
+    QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments, detach,
 )
 
 minute = datetime.timedelta(minutes=1)
@@ -273,6 +273,16 @@ worker.on("drained", lambda: None)
 worker.on("no_slot", lambda: None)
 worker.on("closed", print)
 worker.off("failed", failed)
+
+
+def heard(event: QueueEvent) -> None:
+    print(event.name, event.job_id, event.data["prev"], event.id)
+
+
+with QueueEvents("q") as events:
+    events.on("completed", heard)
+    for event in events:
+        heard(event)
 """
 
 #: A line that is wrong, and what has to be said of it.
