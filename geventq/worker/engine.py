@@ -47,6 +47,7 @@ class Setup:
     process: Processor
     with_token: bool
     listeners: Listeners
+    no_slot: typing.Callable[[], None]  # called when stuck jobs hold every slot
 
 
 class Part(typing.Protocol):
@@ -88,6 +89,7 @@ class Engine:
             worker_id=setup.worker_id,
             is_hard=options.cancel_mode == "hard",
             may_be_more=self.lanes.may_be_more,
+            no_slot=setup.no_slot,
         )
         self.life = JobLife(
             setup.process,
@@ -182,6 +184,12 @@ class Engine:
         for part in self.parts:
             part.stop()
         self._store.let_go()
+
+    def resize(self, concurrency: int) -> None:
+        """Run so many jobs at once.  In the hub's thread; does not yield."""
+        self.slots.concurrency = concurrency
+        self.giving_up.look_at_slots()
+        self.lanes.may_be_more()
 
     def disconnect(self) -> None:
         """Close the connections, when the listeners have heard all: they may use their jobs."""

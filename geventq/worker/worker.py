@@ -118,9 +118,9 @@ class Worker:
     @concurrency.setter
     def concurrency(self, value: int) -> None:
         self._concurrency = check_integer("concurrency", value, 1)
-        if self._engine is not None:
-            self._engine.slots.concurrency = value
-        self._may_be_more()
+        engine = self._engine
+        if engine is not None:
+            in_thread_of(engine.hub, lambda: engine.resize(value), gone=None)
 
     @typing.overload
     def on(
@@ -211,11 +211,17 @@ class Worker:
             process=self._process,
             with_token=self._with_token,
             listeners=self._listeners,
+            no_slot=self._out_of_slots,
         )
         engine = Engine(setup, Slots(self._concurrency, is_paused=self._paused))
         self._closing = Closing(engine, self.queue_name, self._ended)
         self._engine, self._started = engine, True
         engine.start(mortal=self)
+
+    def _out_of_slots(self) -> None:
+        """Stuck jobs hold every slot (cancellation.md 2.10)."""
+        if self.options.exit_when_stuck and self._closing is not None:
+            self._closing.begin(self.options.close_timeout, "stuck jobs hold every slot")
 
     def _ended(self, closing: Closing) -> None:
         """Nothing of the engine is left."""

@@ -102,6 +102,65 @@ def test_the_result_of_a_stuck_job_is_refused(queue: Queue, make: Make, short_la
     assert engine_of(worker).slots.free() == 1
 
 
+def test_stuck_jobs_that_hold_every_slot_are_told_of_once(
+    queue: Queue, make: Make, short_ladder: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """2.10: not before the replacements are gone, too; again only after a slot was free."""
+    process = Immortal()
+    worker = make(process, skip_stalled_check=True)
+    told = Told(worker)
+    first = kill(queue, worker, process)
+    eventually(lambda: len(told.args("stuck")) == 1)
+    assert told.args("no_slot") == []
+    second = kill(queue, worker, process)
+    told.wait("no_slot")
+    lines = [one for one in caplog.records if "every slot" in one.getMessage()]
+    assert [one.levelname for one in lines] == ["ERROR"]
+    assert f"jobs {first.id}, {second.id}" in lines[0].getMessage()
+    assert worker.is_running
+    worker.concurrency = 1  # it is looked at again, and nothing is new
+    worker.concurrency = 2
+    kill(queue, worker, process)
+    eventually(lambda: len(told.args("stuck")) == 3)
+    kill(queue, worker, process)
+    eventually(lambda: len(told.args("no_slot")) == 2)
+    process.go.set()
+
+
+def test_fewer_slots_than_stuck_jobs_are_told_of(
+    queue: Queue, make: Make, short_ladder: None
+) -> None:
+    """2.10: the last free slot goes because `concurrency` is lowered."""
+    process = Immortal()
+    worker = make(process, concurrency=2, skip_stalled_check=True)
+    told = Told(worker)
+    for number in (1, 2):
+        kill(queue, worker, process)
+        eventually(lambda number=number: len(told.args("stuck")) == number)  # type: ignore[misc]
+    assert told.args("no_slot") == []
+    worker.concurrency = 1
+    told.wait("no_slot")
+    process.go.set()
+
+
+def test_a_worker_that_stuck_jobs_fill_closes_if_it_was_told_to(
+    queue: Queue, make: Make, short_ladder: None
+) -> None:
+    """2.10: with `exit_when_stuck`, so that somebody replaces the process; it waits for none of
+    them."""
+    process = Immortal()
+    worker = make(process, skip_stalled_check=True, exit_when_stuck=True)
+    told = Told(worker)
+    running = gevent.spawn(worker.run)
+    for _ in range(2):
+        kill(queue, worker, process)
+    running.get(timeout=20)
+    assert not worker.is_running
+    names = [event for event, _ in told.events]
+    assert names.index("no_slot") < names.index("closing") < names.index("closed")
+    process.go.set()
+
+
 def test_replacement_slots_are_as_many_as_concurrency(
     queue: Queue, make: Make, short_ladder: None
 ) -> None:

@@ -43,7 +43,11 @@ class RequestRecorder(typing.Protocol):
 
 
 class GivingUp:
-    """Gives up the runs of one worker.  `may_be_more` is told where a slot has become free."""
+    """Gives up the runs of one worker.
+
+    `may_be_more` is called where a slot has become free, `no_slot` when stuck jobs hold the last
+    one.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class GivingUp:
         worker_id: str,
         is_hard: bool,
         may_be_more: typing.Callable[[], None],
+        no_slot: typing.Callable[[], None],
     ) -> None:
         self._slots = slots
         self._recorder = recorder
@@ -61,6 +66,8 @@ class GivingUp:
         self._worker_id = worker_id
         self._is_hard = is_hard
         self._may_be_more = may_be_more
+        self._no_slot = no_slot
+        self._has_told_no_slot = False  # since the last job became stuck
         self._reports: set[typing.Any] = set()  # greenlets that are in `stuck`
 
     def start(self) -> None:
@@ -134,6 +141,24 @@ class GivingUp:
         self._tell("stuck", job, stack)
         slots.running.changed()
         self._may_be_more()
+        self._has_told_no_slot = False  # this job had a slot, so there was one again
+        self.look_at_slots()
+
+    def look_at_slots(self) -> None:
+        """A job is stuck, or there are fewer slots than before: if none is left, this worker will
+        run nothing any more, and says so."""
+        if self._has_told_no_slot or not self._slots.are_all_stuck:
+            return
+        self._has_told_no_slot = True
+        queue_name = self._recorder.queue_name
+        log.error(
+            "stuck jobs hold every slot of a worker of queue %s, it takes no more: jobs %s",
+            queue_name,
+            ", ".join(run.job_id for run in self._slots.running),
+            extra={"queue": queue_name},
+        )
+        self._tell("no_slot")
+        self._no_slot()
 
     def _record(self, execution: Execution) -> None:
         """The next worker ends the job by the request that this run did not follow.  One that

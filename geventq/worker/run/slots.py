@@ -44,6 +44,13 @@ class Slots:
         return self.running.free(self.concurrency)
 
     @property
+    def are_all_stuck(self) -> bool:
+        """Whether stuck runs hold every slot, their replacements too: none becomes free again
+        until one of them ends after all."""
+        stuck = self.running.stuck
+        return stuck == len(self.running) and self.running.free(self.concurrency) <= 0
+
+    @property
     def takes(self) -> bool:
         """Whether the worker takes jobs: it is neither paused nor closing."""
         return self.is_open and not self.is_paused
