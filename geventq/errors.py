@@ -29,6 +29,11 @@ __all__ = [
 ]
 
 
+# What `pickle` and `copy` make an error from anew, if its text is not its only argument: the
+# class, the arguments, the attributes.
+_Made = tuple[type, tuple[typing.Any, ...], dict[str, typing.Any]]
+
+
 class GeventqError(Exception):
     """The base of every error that geventq raises, apart from `ValueError`/`TypeError` for
     arguments, `gevent.Timeout`, and the two cancellation exceptions below."""
@@ -65,6 +70,9 @@ class DelayedError(_MoveError):
         self.seconds = check_seconds("seconds", seconds)
         super().__init__(f"move to delayed for {seconds_text(self.seconds)} s")
 
+    def __reduce__(self) -> _Made:
+        return type(self), (self.seconds,), self.__dict__
+
 
 class RateLimitError(_MoveError):
     """Raised by a processor: put the job back to the front of *waiting* and take no job for
@@ -74,6 +82,9 @@ class RateLimitError(_MoveError):
         self.seconds = check_seconds("seconds", seconds)
         super().__init__(f"rate limited for {seconds_text(self.seconds)} s")
 
+    def __reduce__(self) -> _Made:
+        return type(self), (self.seconds,), self.__dict__
+
 
 class WaitingError(_MoveError):
     """Raised by a processor: put the job back to the front of *waiting*.  The attempt is not
@@ -81,6 +92,9 @@ class WaitingError(_MoveError):
 
     def __init__(self) -> None:
         super().__init__("move to waiting")
+
+    def __reduce__(self) -> _Made:
+        return type(self), (), self.__dict__
 
 
 class WaitingChildrenError(_MoveError):
@@ -92,6 +106,9 @@ class WaitingChildrenError(_MoveError):
 
     def __init__(self) -> None:
         super().__init__("move to waiting-children")
+
+    def __reduce__(self) -> _Made:
+        return type(self), (), self.__dict__
 
 
 class JobCancelled(BaseException):
@@ -105,6 +122,9 @@ class JobCancelled(BaseException):
     def __init__(self, cancellation: Cancellation) -> None:
         super().__init__(str(cancellation))
         self.cancellation = cancellation
+
+    def __reduce__(self) -> _Made:
+        return type(self), (self.cancellation,), self.__dict__
 
 
 class JobKilled(JobCancelled):

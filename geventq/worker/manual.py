@@ -19,7 +19,7 @@ from geventq.errors import (
     RedisUnavailableError,
     UnrecoverableError,
 )
-from geventq.store.client import Client
+from geventq.store.client import Client, checked, pack
 from geventq.store.queue_store import QueueStore
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission
@@ -30,11 +30,13 @@ from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
 if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.store.client import Endpoint
+    from geventq.store.connection import Connection
     from geventq.store.keys import QueueKeys
     from geventq.worker.settings import WorkerOptions
 
 __all__ = ["ManualJobs"]
 
+_GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take (3.6)
 _TRIES: typing.Final = 3  # of an outcome whose answer was lost (3.6)
 
 
@@ -78,6 +80,8 @@ class ManualJobs:
             store, options, worker_name=worker_name, with_token=False, overseer=self
         )
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
+        self._waits: set[Connection] = set()  # of those that wait, of whatever native thread
+        self._is_closed = False
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
 
     def take(self, lock_token: str) -> Job | None:
@@ -97,9 +101,21 @@ class ManualJobs:
                 return execution.job
             self._settle_unrun(execution, unrun)
 
-    def wait(self, seconds: float) -> None:
-        """Wait until there may be a job, `seconds` at most."""
-        self._client.execute("BZPOPMIN", self._marker, f"{seconds:.3f}", timeout=seconds + 5.0)
+    def wait(self, seconds: float) -> bool:
+        """Wait until there may be a job, `seconds` at most; `False` if it was closed meanwhile."""
+        connection = self._client.open_connection()
+        self._waits.add(connection)
+        try:
+            if not self._is_closed:
+                payload = pack(("BZPOPMIN", self._marker, f"{seconds:.3f}"))
+                checked(connection.call(payload, 1, seconds + _GRACE))
+        except RedisUnavailableError:
+            if not self._is_closed:  # else it was `close` that ended the call
+                raise
+        finally:
+            self._waits.discard(connection)
+            connection.close()
+        return not self._is_closed
 
     def settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         """Send one outcome.  Raises `LockLostError` if the job is not its taker's any more, and
@@ -119,7 +135,11 @@ class ManualJobs:
         raise LockLostError(text) if code in LOCK_GONE else GeventqError(text)
 
     def close(self) -> None:
-        """Close the connections.  Jobs in hand stay locked until their locks lapse."""
+        """Close the connections, and end `wait`.  Jobs in hand stay locked until their locks
+        lapse."""
+        self._is_closed = True
+        for connection in list(self._waits):
+            connection.close()
         self._store.close()
 
     def _take(self, lock_token: str) -> _Held | None:

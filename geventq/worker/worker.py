@@ -88,7 +88,7 @@ class Worker:
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
-        self._resumed = gevent.event.Event()  # for `get_next_job`
+        self._resumed = gevent.event.Event()  # set, and replaced, when a pause or the worker ends
         self._by_hand: ManualJobs | None = None
         if self.options.autorun:
             self.start()
@@ -108,7 +108,11 @@ class Worker:
     def active_jobs(self) -> list[Job]:
         """The jobs that run now."""
         engine = self._engine
-        return [] if engine is None else [run.job for run in engine.slots.running]
+        if engine is None:
+            return []
+        # Asked by another native thread, a run may be over by now.
+        jobs = (getattr(run, "job", None) for run in engine.slots.running)
+        return [job for job in jobs if job is not None]
 
     @property
     def concurrency(self) -> int:
@@ -234,8 +238,6 @@ class Worker:
         engine, closing = self._engine, self._closing
         self._engine = self._closing = None
         self._resumed = gevent.event.Event()  # the next hub may be another thread's
-        if not self._paused:
-            self._resumed.set()
         greenlets: list[typing.Any] = []
         if engine is not None and closing is not None:
             greenlets = [*closing.disown(), *engine.disown()]
@@ -278,6 +280,7 @@ class Worker:
         by_hand, self._by_hand = self._by_hand, None
         if by_hand is not None:
             by_hand.close()
+        self._wake_paused()
         closing = self._closing
         if closing is None:
             return
@@ -301,7 +304,6 @@ class Worker:
             self._paused = True
             if self._engine is not None:
                 self._engine.slots.is_paused = True
-            self._resumed.clear()
             self._listeners.emit("paused")
             self._may_be_more()  # what it was woken for is somebody else's now
 
@@ -311,9 +313,14 @@ class Worker:
             self._paused = False
             if self._engine is not None:
                 self._engine.slots.is_paused = False
-            self._resumed.set()
+            self._wake_paused()
             self._listeners.emit("resumed")
             self._may_be_more()
+
+    def _wake_paused(self) -> None:
+        """Let those go on who wait in `get_next_job` because of a pause."""
+        waited_for, self._resumed = self._resumed, gevent.event.Event()
+        waited_for.set()
 
     def _may_be_more(self) -> None:
         engine = self._engine
@@ -396,21 +403,23 @@ class Worker:
         `token` is the lock token that it gets, for `lock_duration` seconds: `job.extend_lock`
         prolongs it.  The worker need not be started; one that takes jobs by itself neither
         renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
-        paused, it waits `drain_delay` for one, unless `block` is false.  Raises `ValueError`
+        paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed.
+        Raises `ValueError`
         or `TypeError` for a bad token and `RedisUnavailableError`; a job that was taken by a
         call whose answer was lost is found by the next call with the same token.
         """
         check_name("token", token)
         deadline = clock.monotonic() + (self.options.drain_delay if block else 0.0)
-        if self._paused and not (block and self._resumed.wait(self.options.drain_delay)):
+        if self._paused and block:
+            self._resumed.wait(self.options.drain_delay)
+        if self._paused:
             return None
         by_hand = self._by_hand
         if by_hand is None:
             by_hand = self._by_hand = self._make_by_hand()
         job = by_hand.take(token)
         left = deadline - clock.monotonic()
-        if job is None and left > 0:
-            by_hand.wait(left)
+        if job is None and left > 0 and by_hand.wait(left):
             job = by_hand.take(token)
         return job
 

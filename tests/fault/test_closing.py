@@ -10,11 +10,12 @@ import gevent
 import gevent.event
 import pytest
 
-from geventq import CancellationToken, Job, JobSpec, Queue, Worker
+from geventq import CancellationToken, Job, JobSpec, Queue, RateLimitError, Worker
 from geventq.worker.run import runners
 from tests.conftest import Make
 from tests.support.calls import takes
 from tests.support.proxy import Proxy
+from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
 
@@ -275,3 +276,112 @@ def test_a_callback_that_outlives_its_job_has_ended_when_the_worker_is_closed(
     gevent.sleep(0)
     worker.close(0)
     assert ended == ["cleanup", "cleanup"]
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["paused", "closed"])
+def test_a_job_that_is_taken_while_the_worker_is_paused_does_not_start(
+    queue: Queue, proxy: Proxy, through: Make, is_closed: bool
+) -> None:
+    """The take is under way when pause() is called; its answer comes after `paused` was told: the
+    job goes back as it was, and runs when the worker goes on."""
+    ran: list[str] = []
+    job = queue.add("n")
+    traps = [proxy.hold_answer(takes) for _ in range(4)]
+    worker = through(lambda job: ran.append(job.id), concurrency=8)
+    told = Told(worker)
+    worker.start()
+    eventually(lambda: queue.get_job_counts()["active"] == 1)
+    eventually(lambda: all(trap.was_reached for trap in traps))
+    worker.pause()
+    told.wait("paused")
+    closing = gevent.spawn(worker.close) if is_closed else None
+    for trap in traps:
+        trap.release()
+    eventually(lambda: queue.get_job_state(job.id) == "waiting")
+    if closing is not None:
+        closing.get(timeout=20)
+        worker.start()
+    assert ran == []
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.attempts_started == 0
+    worker.resume()
+    eventually(lambda: told.of(job) == ["completed"])
+    assert ran == [job.id]
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_close_ends_a_wait_for_the_next_job(queue: Queue, make: Make, is_paused: bool) -> None:
+    """`get_next_job` waits for a job, or for the end of a pause, longer than anybody has time."""
+    worker = make(lambda job: None, drain_delay=3600.0, autorun=False)
+    worker.close()
+    if is_paused:
+        worker.pause()
+    waiting = gevent.spawn(worker.get_next_job, "token")
+    gevent.sleep(0.1)
+    assert not waiting.ready()
+    with gevent.Timeout(20):
+        worker.close()
+        assert waiting.get() is None
+
+
+@pytest.mark.unpatched
+def test_close_from_another_thread_ends_a_wait_for_the_next_job(queue: Queue, make: Make) -> None:
+    worker = make(lambda job: None, drain_delay=3600.0)
+    worker.close()
+    waiting = gevent.spawn(worker.get_next_job, "token")
+    gevent.sleep(0.1)
+    thread = threading.Thread(target=worker.close)
+    thread.start()
+    assert waiting.get(timeout=20) is None
+    thread.join()
+
+
+@pytest.mark.unpatched
+def test_active_jobs_may_be_asked_from_a_native_thread(queue: Queue, make: Make) -> None:
+    """While jobs come and go; a run that is over by then is left out."""
+    worker = make(lambda job: None, concurrency=50)
+    failures: list[BaseException] = []
+    go_on = True
+
+    def ask() -> None:
+        try:
+            while go_on:
+                for job in worker.active_jobs:
+                    assert isinstance(job, Job)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    queue.add_bulk([JobSpec("n") for _ in range(500)])
+    eventually(lambda: queue.get_job_counts()["completed"] == 500)
+    go_on = False
+    for thread in threads:
+        eventually(lambda thread=thread: not thread.is_alive())  # type: ignore[misc]
+        thread.join()
+    assert failures == []
+
+
+def test_a_short_rate_limit_does_not_end_a_longer_one(queue: Queue, make: Make) -> None:
+    """Two jobs at once: one says 3600 s, then the other says 0.1 s."""
+    gates = {3600.0: gevent.event.Event(), 0.1: gevent.event.Event()}
+    ran: list[float] = []
+
+    def process(job: Job) -> None:
+        ran.append(job.data)
+        gates[job.data].wait()
+        raise RateLimitError(job.data)
+
+    worker = make(process, concurrency=2)
+    for seconds in gates:
+        queue.add("n", seconds)
+    eventually(lambda: len(ran) == 2)
+    for left, gate in enumerate(gates.values()):
+        gate.set()
+        eventually(lambda left=left: len(worker.active_jobs) == 1 - left)  # type: ignore[misc]
+    eventually(lambda: queue.get_job_counts()["waiting"] == 2)
+    assert engine_of(worker).slots.limited_for() > 3000
+    gevent.sleep(0.3)
+    assert len(ran) == 2

@@ -147,7 +147,7 @@ class JobLife:
         try:
             for execution in executions:
                 slots.held[execution.lock_token] = execution
-            if slots.is_open:
+            if slots.takes:
                 self.runners.dispatch(self._admitted(executions))
             else:
                 self._give_back(executions)
@@ -156,10 +156,10 @@ class JobLife:
             raise
 
     def _give_back(self, executions: list[Execution]) -> None:
-        """Closing began while they were being taken; the last one goes first, so that the order
-        stays."""
-        for execution in reversed(executions):
-            self._settle_unrun(execution, NotEnded("closing"))
+        """The worker was paused, or begins to close, while they were being taken: none starts
+        after that was told."""
+        for execution in executions:
+            self._settle_unrun(execution, NotEnded("it was not begun"))
 
     def _forget_unstarted(self, executions: list[Execution]) -> None:
         running = self.runners.executions()
