@@ -225,11 +225,7 @@ class Proxy:
 
     def _serve(self, client: gevent.socket.socket, address: object) -> None:
         try:
-            if self._unix is not None:
-                server = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
-                server.connect(self._unix)
-            else:
-                server = gevent.socket.create_connection(self._address)
+            server = self._connected()
         except OSError:  # the server is down, and so are we for this client
             client.close()
             return
@@ -239,6 +235,17 @@ class Proxy:
             connection.run()
         finally:
             self._connections.discard(connection)
+
+    def _connected(self) -> gevent.socket.socket:
+        if self._unix is None:
+            return gevent.socket.create_connection(self._address)
+        server = gevent.socket.socket(gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM)
+        try:
+            server.connect(self._unix)
+        except OSError:
+            server.close()
+            raise
+        return server
 
 
 class _Connection:

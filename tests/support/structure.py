@@ -47,6 +47,10 @@ class Module:
         return self.name
 
     @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+    @property
     def lines(self) -> int:
         return self.text.count("\n")
 

@@ -185,14 +185,17 @@ class Producer:
         kinds = [kind for kind, (share, _) in KINDS.items() for _ in range(share)]
         while True:
             self._go.wait()
-            try:
-                if self._queue.count() > _MOST_WAITING:
-                    gevent.sleep(0.1)
-                    continue
-            except GeventqError:
-                pass  # full of whatever it is: adding tells
-            self._add(random.choice(kinds))
+            if self._is_full():
+                gevent.sleep(0.1)
+            else:
+                self._add(random.choice(kinds))
             gevent.sleep(0.02 + random.random() * 0.05)
+
+    def _is_full(self) -> bool:
+        try:
+            return self._queue.count() > _MOST_WAITING
+        except RedisUnavailableError:
+            return False  # adding tells how long that lasts
 
     def _add(self, kind: str) -> None:
         self._serial += 1
@@ -213,6 +216,9 @@ class Producer:
                 if not named:
                     return
                 gevent.sleep(0.2)
+            except GeventqError as error:  # no outage: it is not to happen
+                self._record.write("complaint", f"add of {serial}: {error!r}")
+                return
             else:
                 self._record.write("added", [serial, job.id])
                 if self._serial % 8 == 0:

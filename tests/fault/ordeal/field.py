@@ -28,7 +28,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
-__all__ = ["Field", "Process"]
+__all__ = ["PATIENCE", "Field", "Process"]
 
 PREFIX: typing.Final = "ordeal"
 FINAL: typing.Final = ("completed", "failed")
@@ -204,17 +204,19 @@ class Field:
                 if line not in self._known:
                     self._known.add(line)
                     found.append(f"{process.role}: {line}")
-        if not self.producer.is_running:
-            found.append(f"the producer has ended: {self.producer.errors[-800:]}")
+        for line in self.records.lines():
+            if line.tag == "complaint" and line.what not in self._known:
+                self._known.add(line.what)
+                found.append(line.what)
         return found
 
     # -- calm --------------------------------------------------------------------------------
 
-    def until_both_work(self, since: float, patience: float = PATIENCE) -> float:
+    def until_both_work(self, since: float) -> float | None:
         """Wait until each worker has begun jobs that were added after `since`; how long that
-        took."""
+        took, or `None` if they do not."""
         waiting = {process.pid for process in self.workers}
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
 
         def all_began() -> bool:
             lines = [line for line in self.records.lines() if line.at > since]
@@ -224,8 +226,9 @@ class Field:
 
         while not all_began():
             if time.monotonic() > deadline:
-                self.violations.append(f"a worker has begun no new job in {patience} s")
-                break
+                self.violations.append(f"a worker has begun no new job in {PATIENCE} s")
+                return None
+            assert self.producer.is_running, self.producer.errors
             gevent.sleep(0.1)
         return time.monotonic() - since
 

@@ -11,7 +11,7 @@ import typing
 import gevent
 
 from tests.fault.ordeal.faults import Fault
-from tests.fault.ordeal.field import Field
+from tests.fault.ordeal.field import PATIENCE, Field
 from tests.fault.ordeal.verdict import COLUMNS, judge
 
 __all__ = ["Rounds"]
@@ -48,15 +48,17 @@ class Rounds:
         for together in rounds:
             name = " + ".join(one.__name__.replace("_", " ") for one in together)
             phases.append((time.monotonic(), name))
-            self._one(together, name)
+            works = self._one(together, name)
             print(f"{time.monotonic() - phases[-1][0]:6.1f} s {name}", flush=True)
+            if not works:
+                break
         field.calm()
         verdict = judge(field.records.lines(), field.stored(), field.left(), phases, field.losses)
         for name, counts in verdict.counts.items():
             self._counts.setdefault(name, collections.Counter()).update(counts)
         self.violations += verdict.violations
 
-    def _one(self, together: tuple[Fault, ...], name: str) -> None:
+    def _one(self, together: tuple[Fault, ...], name: str) -> bool:
         field = self.field
         told = {process: process.told() for process in field.processes}
         running = [fault(field) for fault in together]
@@ -65,12 +67,13 @@ class Rounds:
         for one in running:
             for _ in one:
                 raise AssertionError("a fault yields once")
-        self._slowest[name] = max(took, self._slowest.get(name, 0.0))
+        self._slowest[name] = max(took or PATIENCE, self._slowest.get(name, 0.0))
         more = sum(process.told() - told.get(process, 0) for process in field.processes)
         self._counts.setdefault(name, collections.Counter())["log lines"] += more
         if more > _MOST_TOLD:
             self.violations.append(f"{name}: {more} lines in the log")
         self.violations += [f"{name}: {one}" for one in field.complaints()]
+        return took is not None
 
     def sampled(self) -> dict[str, dict[str, int]]:
         """What the processes that live through all of it hold, now that all is calm."""
