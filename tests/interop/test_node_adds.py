@@ -90,6 +90,24 @@ def test_attempts_and_backoff_of_node_are_kept(
     assert (seen["attemptsMade"], seen["failedReason"]) == (3, "run 3")
 
 
+def test_numeric_texts_of_a_node_producer_count_as_numbers(
+    sides: Sides, node_queue: NodeQueue
+) -> None:
+    """3.2: as they do for Node's own worker."""
+    runs: list[int] = []
+
+    def fails(job: Job) -> None:
+        runs.append(job.opts["attempts"] - job.attempts_made)
+        raise RuntimeError("no")
+
+    backoff = {"type": "fixed", "delay": "1"}
+    options = {"attempts": "3", "backoff": backoff, "removeOnFail": {"count": "5"}}
+    job_id = node_queue.add("n", {}, **options)["id"]
+    sides.worker(fails)
+    eventually(lambda: node_queue("getJobState", job_id) == "failed")
+    assert runs == [3, 2, 1]
+
+
 def test_a_custom_id_of_node_is_one_job_however_often_it_is_added(
     sides: Sides, node_queue: NodeQueue, echo: Ran
 ) -> None:
