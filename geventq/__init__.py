@@ -18,6 +18,7 @@ import typing
 __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares the two lists
+    from geventq.cancel_request import CancelResult as CancelResult
     from geventq.cancellation import (
         Cancellation as Cancellation,
     )
@@ -71,6 +72,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.worker import WorkerArguments as WorkerArguments
 
 _HOME: typing.Final[dict[str, str]] = {
+    "CancelResult": "geventq.cancel_request",
     "Cancellation": "geventq.cancellation",
     "CancellationToken": "geventq.cancellation",
     "DelayedError": "geventq.errors",

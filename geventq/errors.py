@@ -38,6 +38,10 @@ class GeventqError(Exception):
     """The base of every error that geventq raises, apart from `ValueError`/`TypeError` for
     arguments, `gevent.Timeout`, and the two cancellation exceptions below."""
 
+    results: typing.Sequence[typing.Any] = ()
+    """What `Queue.cancel_jobs` had done all the same, in the order of its jobs; `None` for one of
+    which that is not known, or that was left as it is."""
+
 
 class RedisUnavailableError(GeventqError, ConnectionError):
     """Redis could not be reached, did not answer in time, or refuses to serve for now

@@ -9,6 +9,8 @@ from __future__ import annotations
 import typing
 
 from geventq import clock
+from geventq.cancel_request import DEFAULTS as CANCEL_DEFAULTS
+from geventq.cancel_request import CancelOptions, CancelResult, Request
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -24,6 +26,7 @@ from geventq.foreign import times_in
 from geventq.job_hash import UNREAD, Fields, JobHash
 from geventq.large import encode_in_turns
 from geventq.options import MAX_PRIORITY
+from geventq.signatures import takes
 
 __all__ = ["STATES", "Job", "JobOwner", "JobStore", "Life", "Move"]
 
@@ -71,6 +74,7 @@ class JobStore(typing.Protocol):
     def change_priority(self, job_id: str, priority: int, lifo: bool) -> None: ...
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None: ...
     def wait_until_finished(self, job_id: str, life: Life, timeout: float | None) -> typing.Any: ...
+    def cancel(self, request: Request, job_ids: typing.Sequence[str]) -> list[CancelResult]: ...
 
 
 class JobOwner(typing.Protocol):
@@ -97,7 +101,7 @@ class JobOwner(typing.Protocol):
 # What a retry by hand takes away (wire-format 9.18).
 _END_FIELDS: typing.Final = (
     *(b"finishedOn", b"processedOn", b"failedReason", b"returnvalue"),
-    *(b"stc", b"gqc"),
+    *(b"stc", b"gqc", b"gqe"),
 )
 
 
@@ -282,6 +286,13 @@ class Job(JobHash):
     def remove(self) -> bool:
         """Delete the job.  `False`: it is running (or a scheduler's), and stays."""
         return self._store.remove(self.id)
+
+    @takes(CancelOptions, CANCEL_DEFAULTS)
+    def cancel(
+        self, reason: typing.Any = None, **options: typing.Unpack[CancelOptions]
+    ) -> CancelResult:
+        """Cancel the job in whatever state it is, as `Queue.cancel_job`."""
+        return self._store.cancel(Request(reason, **options), [self.id])[0]
 
     def promote(self) -> None:
         """Let a delayed job run now."""

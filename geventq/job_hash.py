@@ -162,13 +162,16 @@ class JobHash:
 
     @property
     def cancellation(self) -> Cancellation | None:
-        """The request to cancel that is recorded with the job (cancellation.md 4.3)."""
-        record = self._fields.get(b"gqc")
-        if not record:
+        """The request to cancel that is recorded with the job (cancellation.md 4.3): the one that
+        it has not followed yet, or that ended it.  `hard` is `False` until a worker has heard of
+        a request that leaves it to the worker."""
+        text = self._fields.get(b"gqc") or self._fields.get(b"gqe")
+        if not text:
             return None
-        from geventq.record import cancellation_of  # rare, so not paid for by the others
+        from geventq.record import read_record  # rare, so not paid for by the others
 
-        return cancellation_of(record)
+        record = read_record(text)
+        return None if record is None else record.request
 
     def defect(self) -> str | None:
         """Why this job cannot be run: it has no name, or its data are not JSON."""

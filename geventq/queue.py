@@ -12,6 +12,8 @@ import weakref
 from gevent import get_hub
 
 from geventq import clock
+from geventq.cancel_request import DEFAULTS as CANCEL_DEFAULTS
+from geventq.cancel_request import CancelOptions, CancelResult, Request
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -272,6 +274,75 @@ class Queue:
         of the queue's own keys.  Yields to the hub.
         """
         return self._store.remove(check_known_id("job_id", job_id))
+
+    @takes(CancelOptions, CANCEL_DEFAULTS)
+    def cancel_job(
+        self, job_id: str, reason: typing.Any = None, **options: typing.Unpack[CancelOptions]
+    ) -> CancelResult:
+        """Cancel a job in whatever state it is, wherever it runs; what came of it.
+
+        A job that does not run fails here and now, with the text ``Job cancelled: <reason>``; one
+        that runs gets the request recorded, and its worker is told.  `reason` is any JSON value
+        of at most 16 KiB.
+
+        Raises `ValueError` or `TypeError` for a bad argument, `RedisUnavailableError`, and
+        `GeventqError` for a job that is not running and has children, a parent or a live
+        scheduler; then nothing was done.  Yields to the hub.
+        """
+        request = Request(reason, **options)
+        return self._store.cancel(request, [check_text("job_id", job_id)])[0]
+
+    @takes(CancelOptions, CANCEL_DEFAULTS)
+    def cancel_jobs(
+        self,
+        job_ids: typing.Iterable[str] | None = None,
+        reason: typing.Any = None,
+        *,
+        name: str | None = None,
+        state: str | None = None,
+        where: typing.Callable[[Job], object] | None = None,
+        dry_run: bool = False,
+        **options: typing.Unpack[CancelOptions],
+    ) -> list[CancelResult]:
+        """`cancel_job` for many: those of `job_ids`, or those that all of the filters choose.
+
+        `name` is the jobs' name, `state` one of those of `get_job_state` (without it every
+        unfinished job is looked at), `where` is called with each `Job`.  `dry_run` tells what
+        would happen, and changes nothing.  `wait` is one time for all.  Returns one result a
+        job, in the order of `job_ids`.
+
+        An outage in its midst raises, and so does a job that has to be left as it is, after the
+        others were carried out: the error's `results` tell what was done.  Raises `ValueError`
+        for ids together with filters, and for neither.  Yields to the hub.
+        """
+        request = Request(reason, **options)
+        check_flag("dry_run", dry_run)
+        ids = self._chosen(job_ids, name, state, where)
+        return self._store.cancel(request, ids, dry_run=dry_run)
+
+    def _chosen(
+        self,
+        job_ids: typing.Iterable[str] | None,
+        name: str | None,
+        state: str | None,
+        where: typing.Callable[[Job], object] | None,
+    ) -> list[str]:
+        has_filter = not (name is None and state is None and where is None)
+        if job_ids is not None:
+            if has_filter:
+                raise ValueError("job_ids: makes no sense together with name, state or where")
+            if isinstance(job_ids, str):
+                raise TypeError(f"job_ids: a list of ids is needed, got {show(job_ids)}")
+            return [check_text("job_ids", one) for one in check_iterable("job_ids", job_ids)]
+        if not has_filter:
+            raise ValueError("job_ids: ids, or one of name, state and where, are needed")
+        if name is not None:
+            check_name("name", name)
+        if state is not None:
+            _known_states((state,))
+        if where is not None and not callable(where):
+            raise TypeError(f"where: a callable is needed, got {show(where)}")
+        return self._store.chosen(name=name, state=state, where=where)
 
     def retry_jobs(
         self, state: typing.Literal["failed", "completed"] = "failed", *, until: float | None = None

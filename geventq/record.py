@@ -1,51 +1,106 @@
-"""The request recorded in a job's hash (field ``gqc``), as the public `Cancellation`
-(cancellation.md 4.3)."""
+"""A request to cancel as it is kept in a job's hash (cancellation.md 4.3, 4.4).
+
+The field ``gqc`` holds the request to a job's run, ``gqe`` the one that ended a job which did not
+run.  Both are JSON objects; the scripts read and merge them, so a reason is in there as the text
+of its JSON, which no script ever encodes anew.  Pure functions.
+"""
 
 from __future__ import annotations
+
+import typing
 
 from geventq.cancellation import Cancellation
 from geventq.codec import decode, encode
 
-__all__ = ["cancellation_of", "record_attempt", "record_of"]
+__all__ = ["Record", "read_record", "record_of"]
+
+#: Kinds that concern a single worker, and are never recorded: the job would come back for ever.
+_OF_ONE_WORKER: typing.Final = ("shutdown", "lock_lost")
 
 
-def record_of(asked: Cancellation, made: int) -> bytes:
-    """The record of a request to a run that found `made` attempts made."""
+class Record(typing.NamedTuple):
+    """What a record says."""
+
+    request: Cancellation
+    """Its `hard` is `False` where the worker's own mode decides."""
+    hard: bool | None
+    """`None`: the worker's own mode decides."""
+    kill_after: float | None
+    """Seconds between the request's arrival at the worker and the kill; `None`: the worker's."""
+    is_default_grace: bool
+    """Of several requests one left the grace to the worker: the shorter of the two counts."""
+    attempts_made: int | None
+    """As the request has found them: they tell a job's runs apart."""
+    timestamp: int | None
+    """The job's, in milliseconds: it tells jobs with one id apart."""
+    nonces: tuple[str, ...]
+    """Of the requests that are merged in it, the newest last."""
+    is_waited_for: bool
+    """Somebody waits for the end, and is told of the stages on the way."""
+    signature: str | None
+
+
+def record_of(request: Cancellation, attempts_made: int, timestamp_ms: int) -> bytes:
+    """The record of a request to the run that found `attempts_made`, which its worker knows."""
     told = {
-        "reason": asked.to_json()["reason"],
-        "kind": asked.kind,
-        "hard": asked.hard,
-        "retry": asked.retry,
-        "at": round(asked.requested_at * 1000),
-        "by": asked.requested_by,
-        "atm": made,
+        **members_of(request),
+        "hard": request.hard,
+        "kill_after": None,
+        "default_grace": True,
+        "nonce": "",
+        "waits": False,
+        "atm": attempts_made,
+        "ts": timestamp_ms,
+        "at": round(request.requested_at * 1000),
+        "nonces": [],
     }
     return encode("reason", told)
 
 
-def cancellation_of(record: bytes) -> Cancellation | None:
-    """The request of a record; `None` for one that another program has broken, or of a kind that
-    concerns a single worker and is never recorded: the job would come back for ever."""
+def members_of(request: Cancellation) -> dict[str, typing.Any]:
+    """What of a request is the same in each record."""
+    return {
+        "v": 1,
+        "reason": encode("reason", request.to_json()["reason"]).decode(),
+        "kind": request.kind,
+        "retry": request.retry,
+        "by": request.requested_by,
+    }
+
+
+def read_record(text: bytes) -> Record | None:
+    """What a record says; `None` for one that another program has broken, or of a kind that is
+    never recorded."""
     try:
-        told = decode(record)
-        if told["kind"] in ("shutdown", "lock_lost"):
+        told = decode(text)
+        if told["kind"] in _OF_ONE_WORKER:
             return None
-        return Cancellation(
-            told.get("reason"),
+        reason = told.get("reason")
+        if "v" in told:  # else it is of geventq 0.1, which kept the reason as it is
+            reason = decode(reason.encode())
+        hard, kill_after, nonces = told["hard"], told.get("kill_after"), told.get("nonces") or []
+        request = Cancellation(
+            reason,
             told["kind"],
-            bool(told["hard"]),
-            bool(told["retry"]),
+            hard is True,
+            told["retry"] is True,
             told["at"] / 1000,
             told.get("by"),
+        )
+        return Record(
+            request,
+            hard if isinstance(hard, bool) else None,
+            float(kill_after) if isinstance(kill_after, int | float) else None,
+            bool(told.get("default_grace", kill_after is None)),
+            _whole(told.get("atm")),
+            _whole(told.get("ts")),
+            tuple(map(str, nonces)),
+            told.get("waits") is True,
+            told.get("sig"),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def record_attempt(record: bytes) -> int | None:
-    """The number of attempts made when the request was recorded: it tells runs apart (4.4)."""
-    try:
-        made = decode(record)["atm"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    return made if isinstance(made, int) else None
+def _whole(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) else None

@@ -72,6 +72,11 @@ class Client:
         self._closed = False
         self._keeps = True  # connections stay open between calls
 
+    @property
+    def database(self) -> int:
+        """The number of the database that calls go to."""
+        return int(self.endpoint.settings.get("db") or 0)
+
     def execute(
         self, *command: Argument, again: bool = False, timeout: float | None = None
     ) -> Answer:

@@ -28,7 +28,7 @@ from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 from geventq.store.event_reader import EventReader, position
 from geventq.store.event_watch import Follower
-from geventq.store.past_ends import REMOVED, End, Past, end_in, fields_of, past_end, search
+from geventq.store.past_ends import REMOVED, End, Fields, Past, end_in, fields_of, past_end, search
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
@@ -37,14 +37,14 @@ if typing.TYPE_CHECKING:
     from geventq.store.keys import QueueKeys
     from geventq.store.stream import Entry
 
-__all__ = ["JobEnds"]
+__all__ = ["JobEnds", "Waiter"]
 
 _LOOK_EVERY: typing.Final = 5.0  # seconds
 _GLANCE: typing.Final = 2.0  # seconds that somebody waits for an answer who has no time
 _PAGE: typing.Final = 1000  # jobs that one call looks at
 
 
-class _Waiter:
+class Waiter:
     """One who waits for a job; `begin` is told from where on the stream counts for it."""
 
     __slots__ = ("_early", "_since", "answer", "life")
@@ -53,22 +53,32 @@ class _Waiter:
         self.life = life
         self.answer: AsyncResult[End] = AsyncResult()
         self._since: tuple[int, int] | None = None  # `None` until its job was looked at
-        self._early: list[tuple[bytes, End]] = []  # heard before that
+        self._early: list[tuple[bytes, Fields]] = []  # heard before that
 
     def begin(self, newest: bytes) -> None:
         """Its job had not ended when `newest` was the newest entry."""
         if self._since is None:
             self._since = position(newest)
-            for entry_id, end in self._early:
-                self.hear(entry_id, end)
+            for entry_id, fields in self._early:
+                self.hear(entry_id, fields)
             self._early.clear()
 
-    def hear(self, entry_id: bytes, end: End) -> None:
-        """The stream tells of an end of a job with its id."""
+    def hear(self, entry_id: bytes, fields: Fields) -> None:
+        """The stream tells of a job with its id."""
         if self._since is None:
-            self._early.append((entry_id, end))
+            self._early.append((entry_id, fields))
         elif position(entry_id) > self._since:
+            self.heed(fields)
+
+    def heed(self, fields: Fields) -> None:
+        """An event that counts.  Does not yield."""
+        is_another = fields.get(b"event") == b"added"  # who waits knows a job added before
+        end = REMOVED if is_another else end_in(fields)
+        if end is not None:
             self.end(end)
+
+    def goes_on(self, attempts_made: bytes) -> None:
+        """A look has shown that the job has not ended.  Does not yield."""
 
     def end(self, end: End) -> None:
         """The job has ended; what comes later is no end of this wait."""
@@ -88,7 +98,7 @@ class JobEnds:
         self._generation = fork.generation
         self._client = client
         self._keys = keys
-        self._waiting: dict[str, list[_Waiter]] = {}
+        self._waiting: dict[str, list[Waiter]] = {}
         self._reader: _Reader | None = None
         self._is_closed = False
 
@@ -100,7 +110,7 @@ class JobEnds:
     def glance(self, job_id: str, life: Life) -> typing.Any:
         """As `wait`; `gevent.Timeout` if the job has not ended, or Redis does not tell at once.
         Yields."""
-        waiter = _Waiter(life)
+        waiter = Waiter(life)
         with contextlib.suppress(RedisUnavailableError):
             gevent.with_timeout(_GLANCE, self._look, {job_id: [waiter]}, timeout_value=None)
         if not waiter.answer.ready():
@@ -111,26 +121,36 @@ class JobEnds:
         """The result of the job; raises `GeventqError` with its failed reason, or if it is gone
         and its end is not in the stream any more, or once this is closed.  An outage is lived
         through, by the reader.  Yields."""
-        waiter = _Waiter(life)
-        self._waiting.setdefault(job_id, []).append(waiter)
+        waiter = Waiter(life)
+        with self.listening({job_id: waiter}):
+            end = typing.cast(End, waiter.answer.get())
+        return _outcome(job_id, end)
+
+    @contextlib.contextmanager
+    def listening(self, waiters: typing.Mapping[str, Waiter]) -> typing.Iterator[None]:
+        """In this block each waiter hears of its job, from before the block on.  An outage is
+        lived through, by the reader.  Entering and leaving yield."""
+        for job_id, waiter in waiters.items():
+            self._waiting.setdefault(job_id, []).append(waiter)
         try:
             newest: bytes | None = None
             try:
-                newest = self._look({job_id: [waiter]})
+                newest = self._look_at([(one, [waiter]) for one, waiter in waiters.items()])
             except RedisUnavailableError:
                 if self._is_closed:
                     raise
-            if self._reader is None and not waiter.answer.ready():
+            is_needed = not all(waiter.answer.ready() for waiter in waiters.values())
+            if self._reader is None and is_needed:
                 self._reader = _Reader(self, self._client, self._keys, newest)
-            end = typing.cast(End, waiter.answer.get())
+            yield
         finally:
-            others = self._waiting[job_id]
-            others.remove(waiter)
-            if not others:
-                del self._waiting[job_id]
+            for job_id, waiter in waiters.items():
+                others = self._waiting[job_id]
+                others.remove(waiter)
+                if not others:
+                    del self._waiting[job_id]
             if not self._waiting:
                 self._stop_reading()
-        return _outcome(job_id, end)
 
     def close(self) -> None:
         """Let all who wait go, with an error.  Does not yield."""
@@ -146,13 +166,21 @@ class JobEnds:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def _look(self, waiting: dict[str, list[_Waiter]]) -> bytes:
+    def _look_at(self, waiting: list[tuple[str, list[Waiter]]]) -> bytes | None:
+        """`_look` at any number of jobs.  Returns the newest entry before the first look."""
+        newest: bytes | None = None
+        for first in range(0, len(waiting), _PAGE):
+            seen = self._look(dict(waiting[first : first + _PAGE]))
+            newest = newest or seen
+        return newest
+
+    def _look(self, waiting: dict[str, list[Waiter]]) -> bytes:
         """Answer those whose jobs have ended, and tell the others from where on the stream counts.
         Returns the newest entry at that moment."""
         newest, *states = self._client.script(
             load("get_end"), self._keys, [self._keys.base, *waiting], again=True
         )
-        gone: dict[str, list[tuple[_Waiter, Past]]] = {}
+        gone: dict[str, list[tuple[Waiter, Past]]] = {}
         for (job_id, waiters), (state, told, timestamp) in zip(
             waiting.items(), states, strict=True
         ):
@@ -163,13 +191,14 @@ class JobEnds:
                     gone.setdefault(job_id, []).append((waiter, past))
                 elif state == b"open":
                     waiter.begin(newest)
+                    waiter.goes_on(told)
                 else:
                     waiter.end((state.decode(), told))
         if gone:
             self._look_back(gone)
         return typing.cast(bytes, newest)
 
-    def _look_back(self, gone: dict[str, list[tuple[_Waiter, Past]]]) -> None:
+    def _look_back(self, gone: dict[str, list[tuple[Waiter, Past]]]) -> None:
         wanted = {job_id: [past for _, past in some] for job_id, some in gone.items()}
         found = search(self._client, self._keys, wanted)
         for job_id, some in gone.items():
@@ -183,21 +212,12 @@ class JobEnds:
         for entry_id, flat in entries:
             fields = fields_of(flat)
             waiters = self._waiting.get(fields.get(b"jobId", b"").decode("utf-8", "replace"))
-            if waiters:
-                is_another = fields.get(b"event") == b"added"  # who waits knows a job added before
-                end = REMOVED if is_another else end_in(fields)
-                if end is not None:
-                    for waiter in waiters:
-                        waiter.hear(entry_id, end)
+            for waiter in waiters or ():
+                waiter.hear(entry_id, fields)
 
     def look_again(self) -> None:
         """Something may have been missed.  Yields."""
-        job_ids = list(self._waiting)
-        for first in range(0, len(job_ids), _PAGE):
-            page = job_ids[first : first + _PAGE]
-            waiting = {one: list(self._waiting[one]) for one in page if one in self._waiting}
-            if waiting:
-                self._look(waiting)
+        self._look_at([(job_id, list(waiters)) for job_id, waiters in self._waiting.items()])
 
 
 class _Reader:

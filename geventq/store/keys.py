@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import typing
 
-__all__ = ["JobKeys", "Keys", "QueueKeys"]
+__all__ = ["JobKeys", "Keys", "QueueKeys", "RequestKeys"]
 
 _SUFFIXES: typing.Final = {
     "active": "active",
@@ -85,5 +85,19 @@ class JobKeys:
         return key
 
 
-Keys = QueueKeys | JobKeys
+class RequestKeys:
+    """All keys of a queue, and the one that keeps the answers to one request for a while."""
+
+    __slots__ = ("_queue", "answers")
+
+    def __init__(self, queue: QueueKeys, nonce: str) -> None:
+        self._queue = queue
+        self.answers = f"{queue.base}gq:answer:{nonce}"
+
+    def __getattr__(self, name: str) -> str:
+        key: str = getattr(self._queue, name)
+        return key
+
+
+Keys = QueueKeys | JobKeys | RequestKeys
 """What a script's keys are filled from, by the names in its header."""

@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["REMOVED", "End", "Past", "end_in", "fields_of", "past_end", "search"]
 
 End = tuple[str, bytes]  # completed and the result, failed and the reason, or removed
+Fields = dict[bytes, bytes]  # of an entry
 REMOVED: typing.Final[End] = ("removed", b"")
 
 _PAGE: typing.Final = 1000  # entries of one call
@@ -102,12 +103,12 @@ def _of_life(past: Past, told: typing.Sequence[Told]) -> list[End]:
     return lives[-1] if lives else []
 
 
-def fields_of(flat: list[bytes]) -> dict[bytes, bytes]:
+def fields_of(flat: list[bytes]) -> Fields:
     """The fields of an entry."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def end_in(fields: dict[bytes, bytes]) -> End | None:
+def end_in(fields: Fields) -> End | None:
     """The end that an event tells of, if it does."""
     event = fields.get(b"event")
     if event == b"completed":

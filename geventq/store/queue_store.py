@@ -22,6 +22,7 @@ from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
+    from geventq.cancel_request import CancelResult, Request
     from geventq.cancellation import Cancellation
     from geventq.store.job_ends import JobEnds
 
@@ -30,8 +31,10 @@ __all__ = ["NewJob", "QueueStore"]
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
 
 _BULK_SECONDS: typing.Final = 60.0
+_UNFINISHED: typing.Final = ("waiting", "prioritized", "delayed", "waiting-children", "active")
 _LISTS: typing.Final = ("active", "waiting")
 _PAGE: typing.Final = 1000  # hashes read in one round trip
+_IDS: typing.Final = 10_000  # ids in one round trip
 
 log = logging.getLogger("geventq")
 
@@ -120,10 +123,7 @@ class QueueStore:
             if state in _LISTS and ascending:
                 found.reverse()  # new ones enter on the left
             ids += [job_id.decode("utf-8", "replace") for job_id in found]
-        jobs: list[Job] = []
-        for first in range(0, len(ids), _PAGE):
-            jobs += self._read_all(ids[first : first + _PAGE])
-        return jobs
+        return self.read_all(ids)
 
     def _range(self, state: str, start: int, end: int, ascending: bool) -> tuple[Argument, ...]:
         key = getattr(self.keys, STATES[state])
@@ -235,16 +235,68 @@ class QueueStore:
     def wait_until_finished(self, job_id: str, life: Life, timeout: float | None) -> typing.Any:
         """The job's result; raises `GeventqError` with its failed reason, and `gevent.Timeout`,
         which alone ends the wait while Redis cannot be reached."""
+        ends = self.ends_of_jobs()
+        if timeout == 0:  # its timer would be quicker than the server's answer
+            return ends.glance(job_id, life)
+        with gevent.Timeout(timeout):
+            return ends.wait(job_id, life)
+
+    def ends_of_jobs(self) -> JobEnds:
+        """Those who wait for jobs in this hub.  Does not yield."""
         from geventq.store.job_ends import JobEnds
 
         hub = gevent.get_hub()
         ends = self._ends.get(hub)
         if ends is None or not ends.is_ours:
             ends = self._ends[hub] = JobEnds(self._client, self.keys)
-        if timeout == 0:  # its timer would be quicker than the server's answer
-            return ends.glance(job_id, life)
-        with gevent.Timeout(timeout):
-            return ends.wait(job_id, life)
+        return ends
+
+    def cancel(
+        self, request: Request, job_ids: typing.Sequence[str], *, dry_run: bool = False
+    ) -> list[CancelResult]:
+        """Cancel jobs, or tell what would happen: see `geventq.store.cancelling`."""
+        from geventq.store.cancelling import Cancelling
+
+        asked = Cancelling(self._client, self.keys, request, job_ids)
+        return asked.dry_run() if dry_run else asked.carry_out(self.ends_of_jobs())
+
+    def chosen(
+        self,
+        *,
+        name: str | None,
+        state: str | None,
+        where: typing.Callable[[Job], object] | None,
+    ) -> list[str]:
+        """The ids of the jobs that all of the filters choose; without a state, of all that have
+        not ended.  Active ones are looked at last, so that a take in between hides none."""
+        states = _UNFINISHED if state is None else (state,)
+        ids = list(dict.fromkeys(job_id for one in states for job_id in self.ids(one)))
+        if name is None and where is None:
+            return ids
+        return [
+            job.id
+            for job in self.read_all(ids)
+            if (name is None or job.name == name) and (where is None or where(job))
+        ]
+
+    def ids(self, state: str) -> typing.Iterator[str]:
+        """The ids of all jobs in a state, page by page; one that moves meanwhile may come twice.
+        From the end that is not taken from, so that none is missed by that."""
+        key, first = getattr(self.keys, STATES[state]), 0
+        command = "LRANGE" if state in _LISTS else "ZREVRANGE"
+        while True:
+            page = self._client.execute(command, key, first, first + _IDS - 1, again=True)
+            yield from map(_id, page)
+            first += _IDS
+            if len(page) < _IDS:
+                return
+
+    def read_all(self, ids: typing.Sequence[str]) -> list[Job]:
+        """The jobs that there are of these ids, in order."""
+        jobs: list[Job] = []
+        for first in range(0, len(ids), _PAGE):
+            jobs += self._read_all(ids[first : first + _PAGE])
+        return jobs
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         code = self._client.script(
@@ -257,12 +309,21 @@ class QueueStore:
             raise LockLostError(f"job {job_id}: its lock is gone or another's")
 
     def record_request(
-        self, job_id: str, lock_token: str, request: Cancellation, attempts_made: int
+        self,
+        job_id: str,
+        lock_token: str,
+        request: Cancellation,
+        attempts_made: int,
+        timestamp_ms: int,
     ) -> None:
         """Record a request with the job that it was made to, as long as `lock_token` locks it
         (cancellation.md 2.10, 4.3)."""
         deferred = "" if request.retry else request.failed_reason()
-        args: list[Argument] = [lock_token, record_of(request, attempts_made), deferred]
+        args: list[Argument] = [
+            lock_token,
+            record_of(request, attempts_made, timestamp_ms),
+            deferred,
+        ]
         self._client.script(load("record_request"), self.keys.of_job(job_id), args, again=True)
 
     # -- the queue -----------------------------------------------------------------------------

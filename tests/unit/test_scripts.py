@@ -13,7 +13,7 @@ import typing
 
 import pytest
 
-from geventq.store.keys import QueueKeys
+from geventq.store.keys import Keys, QueueKeys, RequestKeys
 from geventq.store.scripts import Script, load
 
 LUA: typing.Final = importlib.resources.files("geventq.store") / "lua"
@@ -64,8 +64,9 @@ def test_a_header_has_all_its_parts_in_order(name: str) -> None:
 
 
 @every_script
-def test_the_keys_of_a_header_are_keys_of_a_queue_or_a_job(name: str) -> None:
-    keys = QueueKeys("p", "q").of_job("7")
+def test_the_keys_of_a_header_are_keys_of_a_queue_a_job_or_a_request(name: str) -> None:
+    queue = QueueKeys("p", "q")
+    keys: Keys = RequestKeys(queue, "n") if name == "cancel" else queue.of_job("7")
     assert header(name)["KEYS"].split() == list(load(name).key_names)
     for key in load(name).key_names:
         assert getattr(keys, key).startswith("p:q:")

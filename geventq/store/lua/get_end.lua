@@ -3,8 +3,8 @@
 -- KEYS   completed failed events
 -- ARGV   1 key base  2... job ids
 -- Reply  id of the newest entry, then {state, what it tells, the job's timestamp} for each job; the
---        state is `completed` and tells the result as JSON, `failed` and tells the reason, `open`,
---        or `missing`
+--        state is `completed` and tells the result as JSON, `failed` and tells the reason, `open` and
+--        tells the attempts made, or `missing`
 -- Events none
 --- include: job
 
@@ -15,6 +15,7 @@ for i = 2, #ARGV do
   local state, told, timestamp = 'missing', '', ''
   if is_job(job_key) then
     state, timestamp = 'open', redis.call('HGET', job_key, 'timestamp') or ''
+    told = redis.call('HGET', job_key, 'attemptsMade') or redis.call('HGET', job_key, 'atm') or '0'
     if redis.call('ZSCORE', keys.completed, ARGV[i]) then
       state, told = 'completed', redis.call('HGET', job_key, 'returnvalue') or 'null'
     elseif redis.call('ZSCORE', keys.failed, ARGV[i]) then

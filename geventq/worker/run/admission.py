@@ -11,7 +11,7 @@ import typing
 
 from geventq.cancellation import Attempt
 from geventq.job import Job
-from geventq.record import record_attempt
+from geventq.record import read_record
 from geventq.worker.run.execution import Execution, Overseer
 from geventq.worker.run.policy import Policies
 
@@ -127,11 +127,12 @@ def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bo
     deferred failure that was written with it is ignored.
     """
     execution.clears_record = True
-    request = execution.job.cancellation
-    if request is None:
+    record = read_record(fields[b"gqc"])
+    if record is None:
         return
-    was_made_to = record_attempt(fields[b"gqc"])
-    if was_made_to == execution.attempts_made or not (request.retry or first_run):
+    request = record.request
+    is_for_this = record.attempts_made == execution.attempts_made
+    if is_for_this or not (request.retry or first_run):
         fields.pop(b"defa", None)
         execution.attempt.precede(request)
     elif fields.get(b"defa") == request.failed_reason().encode():

@@ -36,7 +36,12 @@ class RequestRecorder(typing.Protocol):
     def queue_name(self) -> str: ...
 
     def record_request(
-        self, job_id: str, lock_token: str, request: Cancellation, attempts_made: int
+        self,
+        job_id: str,
+        lock_token: str,
+        request: Cancellation,
+        attempts_made: int,
+        timestamp_ms: int,
     ) -> None:
         """Write it into the job's hash, if the lock is still that one (4.3).  Yields; raises
         `GeventqError`."""
@@ -170,5 +175,9 @@ class GivingUp:
             and execution.lock_token in self._slots.held
         ):
             self._recorder.record_request(
-                execution.job_id, execution.lock_token, request, execution.attempts_made
+                execution.job_id,
+                execution.lock_token,
+                request,
+                execution.attempts_made,
+                round(execution.job.timestamp * 1000),
             )

@@ -4,6 +4,7 @@
 local function clear_end(job_key, state)
   redis.pcall('HDEL', job_key, 'finishedOn', 'processedOn', 'stc',
     state == 'failed' and 'failedReason' or 'returnvalue')
+  redis.pcall('HDEL', job_key, 'gqe')
   if redis.pcall('HDEL', job_key, 'gqc') == 1 then
     redis.call('HDEL', job_key, 'defa')
   end

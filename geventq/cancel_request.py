@@ -1,0 +1,157 @@
+"""Asking for jobs to be cancelled, in whatever state, from any process: what one may say, and
+what one is told.
+
+Owns the options of `Queue.cancel_job` and their checks, and `CancelResult`.  Carrying it out is
+`geventq.store.cancelling`'s business.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import typing
+import uuid
+
+from geventq.cancellation import Cancellation
+from geventq.checks import Seconds, check_flag, check_seconds
+from geventq.codec import encode
+
+__all__ = ["DEFAULTS", "LARGEST_REASON", "CancelOptions", "CancelResult", "Request"]
+
+LARGEST_REASON: typing.Final = 16 * 1024
+"""Bytes of JSON that a reason may have."""
+
+
+class CancelOptions(typing.TypedDict, total=False):
+    """How `Queue.cancel_job` asks.  `Seconds` are a number or a `datetime.timedelta`."""
+
+    hard: bool | None
+    """Also kill a running job, wherever it sits.  `None` leaves that to its worker."""
+    kill_after: Seconds | None
+    """Seconds between the moment its worker hears of the request and the kill; means `hard`.
+    `None` leaves it to the worker."""
+    retry: bool
+    """Stop only the run that is under way: the job's own retry rules say what follows.  Without
+    it the job is over, until somebody retries it by hand."""
+    wait: Seconds | None
+    """Seconds to wait for the end of a running job, and to be told of it.  `None`: do not wait."""
+    cascade: bool
+    """Cancel its unfinished children, too."""
+    force: bool
+    """Do not wait for its worker, dead or alive: a running job is taken away from it, and a
+    result of it will be refused."""
+
+
+DEFAULTS: typing.Final[typing.Mapping[str, object]] = {
+    "hard": None,
+    "kill_after": None,
+    "retry": False,
+    "wait": None,
+    "cascade": True,
+    "force": False,
+}
+
+Status = typing.Literal["cancelled", "requested", "stopped", "completed", "finished", "not_found"]
+Stage = typing.Literal["sent", "seen", "grace", "thrown", "stuck", "refused"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CancelResult:
+    """What came of asking for one job to be cancelled; true if it will not go on, or was asked.
+
+    `status` is one of
+
+    * ``"cancelled"``: it was not running, and will not run unless somebody retries it;
+    * ``"requested"``: it is running, and the request is stored and sent;
+    * ``"stopped"``: its worker confirmed the end (`wait=`), or it was taken away from it
+      (`force=True`);
+    * ``"completed"``: it finished first (`wait=`);
+    * ``"finished"``: it was over before;  ``"not_found"``: there is no such job.
+    """
+
+    status: Status
+    job_id: str
+    state: str
+    """Where it was before, as `Queue.get_job_state` says it."""
+    worker: str | None = None
+    """Who runs it: the worker's id where its lock token tells, else its `name`."""
+    stage: Stage | None = None
+    """How far stopping it has come, of a job that is running."""
+    stack: str | None = None
+    """Where a stuck job sits."""
+    seconds: float | None = None
+    """From the request to its end, with `wait=`."""
+    cascade: tuple[CancelResult, ...] = ()
+    """The same of its children."""
+
+    def __bool__(self) -> bool:
+        return self.status in ("cancelled", "requested", "stopped")
+
+
+class Request:
+    """What a caller asks, checked: the same for each of the jobs he asks it of.
+
+    Raises `ValueError` or `TypeError` for what cannot be asked, before anything is written.
+    """
+
+    def __init__(self, reason: typing.Any = None, **options: typing.Unpack[CancelOptions]) -> None:
+        for option in options:
+            if option not in DEFAULTS:
+                raise TypeError(f"{option}: unknown option; known are {', '.join(DEFAULTS)}")
+        hard, kill_after = options.get("hard"), options.get("kill_after")
+        text = encode("reason", reason)  # once, so that what is checked is what is sent
+        if len(text) > LARGEST_REASON:
+            raise ValueError(
+                f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {len(text)}"
+            )
+        if kill_after is not None:
+            kill_after = check_seconds("kill_after", kill_after)
+            if hard is False:
+                raise ValueError(f"kill_after: makes no sense with hard=False, got {kill_after!r}")
+            hard = True
+        if hard is not None:
+            check_flag("hard", hard)
+        wait = options.get("wait")
+        self.wait = None if wait is None else check_seconds("wait", wait)
+        check_flag("cascade", options.get("cascade", True))
+        self.force = check_flag("force", options.get("force", False))
+        retry = check_flag("retry", options.get("retry", False))
+        self.reason_json = text.decode()
+        self.hard = hard
+        self.kill_after = kill_after
+        self.retry = retry
+        self.by = f"{platform.node()}:{os.getpid()}"
+        self.nonce = uuid.uuid4().hex
+        self.cancellation = Cancellation(
+            reason, "remote", hard=hard is True, retry=retry, requested_by=self.by
+        )
+        self.text = self.cancellation.failed_reason()
+        """What a job fails with that it ends (cancellation.md 2.6)."""
+
+    def record(self) -> dict[str, typing.Any]:
+        """The members of its record that are the same for each job (4.3)."""
+        return {
+            "v": 1,
+            "reason": self.reason_json,
+            "kind": "remote",
+            "hard": self.hard,
+            "kill_after": self.kill_after,
+            "default_grace": self.kill_after is None,
+            "retry": self.retry,
+            "by": self.by,
+            "nonce": self.nonce,
+            "waits": self.wait is not None,
+        }
+
+    def message(self) -> dict[str, typing.Any]:
+        """The same of its messages (5.1); the reason stands apart."""
+        told = {
+            "nonce": self.nonce,
+            "hard": self.hard,
+            "killAfter": self.kill_after,
+            "retry": self.retry,
+            "by": self.by,
+            "waits": self.wait is not None,
+        }
+        return told | {"forced": True} if self.force else told

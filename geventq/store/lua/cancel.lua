@@ -1,0 +1,502 @@
+-- Cancel jobs, in whatever state each of them is (cancellation.md 4.1-4.5, 5.1): what does not run
+-- is failed here and now, what runs gets the request recorded, or is taken away from its worker.
+--
+-- Phases types, judge (where each job is, and what that means), remove (from wait, all in one
+--        pass), carry out, file (into failed), tell (messages, last: a refused PUBLISH undoes
+--        nothing).
+--
+-- KEYS   wait paused active prioritized delayed waiting_children completed failed stalled meta pc
+--        marker events schedulers answers
+-- ARGV   1 key base  2 now in ms
+--        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `nonces`
+--        4 the text that the job fails with  5 queue name as JSON
+--        6 more members of a message, as JSON without the braces
+--        7 'f' = take running jobs away, 'd' = only tell what would happen, '' = neither
+--        8 '1' = the caller has the queue's secret
+--        9... five values a job:
+--          job id, its `timestamp` and its `atm` as the caller has seen them ('' = not looked),
+--          signature or '', f: 'f' fail for good, 'x' the same, attempts used up,
+--          or the ms of delay before the next attempt (0 = now)
+-- Reply  one entry for each of the first jobs, {status, state before, worker}: what is left is for
+--        the next call.  Status: cancelled, requested, stopped, finished, not_found; left (has a
+--        parent, children or a live scheduler), changed (it is not as the caller has seen it),
+--        secret (force needs it), broken (its key holds no hash)
+-- Events failed, cancelled, cancel-requested, retries-exhausted, waiting, delayed
+--- include: job
+--- include: place
+--- include: types
+--- include: keep
+
+keys.base = ARGV[1]
+local now_ms = tonumber(ARGV[2])
+local request = cjson.decode(ARGV[3])
+local text, mode = ARGV[4], ARGV[7]
+local FIRST, STRIDE = 9, 5
+local count = (#ARGV - FIRST + 1) / STRIDE
+-- How many list elements one call looks at, some 20 ms; the jobs behind them are for the next.
+local BUDGET = 2000000
+-- A list that is not longer is filtered as a whole where many go.
+local FILTERED = 30000
+
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
+
+local function read_json(json)
+  local read, value = pcall(cjson.decode, json)
+  return read and type(value) == 'table' and value or {}
+end
+
+-- The server's clock in microseconds, as text; it stands still while a script runs.
+local clock = redis.call('TIME')
+local now_us = clock[1] .. string.format('%06d', clock[2])
+local at_ms = math.floor(tonumber(now_us) / 1000)
+
+-- -- judge ------------------------------------------------------------------------------------
+
+local function has(record, nonce)
+  for _, one in ipairs(type(record.nonces) == 'table' and record.nonces or {}) do
+    if one == nonce then
+      return true
+    end
+  end
+  return false
+end
+
+-- A live scheduler's pending job carries the schedule on.
+local function is_scheduled(scheduler)
+  return scheduler and (redis.call('EXISTS', keys.base .. 'repeat:' .. scheduler) == 1
+    or redis.call('ZSCORE', keys.schedulers, scheduler) ~= false)
+end
+
+local function needs_flows(job)
+  return job.parent or is_scheduled(job.scheduler)
+    or redis.call('EXISTS', job.key .. ':dependencies', job.key .. ':processed',
+      job.key .. ':failed', job.key .. ':unsuccessful') > 0
+end
+
+local function read_job(at)
+  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signature = ARGV[at + 3],
+    then_what = ARGV[at + 4] }
+  if not is_job(job.key) then
+    job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
+    return job
+  end
+  local fields = redis.call('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
+    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb')
+  job.timestamp, job.made = fields[1] or '', fields[3] or fields[2] or '0'
+  job.parent, job.scheduler = fields[4], fields[5]
+  job.asked, job.ended = fields[6], fields[7]
+  job.opts, job.priority, job.dedup, job.worker = fields[8], fields[9], fields[10], fields[11]
+  if ARGV[at + 1] ~= '' and (job.timestamp ~= ARGV[at + 1] or job.made ~= ARGV[at + 2]) then
+    job.status = 'changed'
+  end
+  return job
+end
+
+local SETS = {
+  { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
+  { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
+}
+local lengths = {
+  wait = redis.call('LLEN', keys.wait), paused = redis.call('LLEN', keys.paused),
+  active = redis.call('LLEN', keys.active),
+}
+local visited = 0 -- list elements, at most
+
+-- Where the job is, as the keys name it.  The lists are looked at last, and what is in none of the
+-- others is searched for in wait as it is removed from it: that is one look less.
+local function place_of(job)
+  for _, set in ipairs(SETS) do
+    if redis.call('ZSCORE', set[2], job.id) then
+      return set[1]
+    end
+  end
+  job.lock = redis.call('GET', job.key .. ':lock')
+  visited = visited + lengths.active
+  if redis.call('LPOS', keys.active, job.id) then
+    return 'active'
+  end
+  return 'wait'
+end
+
+-- The answer that a call of this nonce has given, which was lost on the way (cancellation.md 3.6).
+local function first_answer(job)
+  local answer = redis.call('HGET', keys.answers, job.id)
+  if answer then
+    answer = read_json(answer)
+    return answer.status, answer.state
+  end
+  local ended = job.ended and read_json(job.ended)
+  if ended and has(ended, request.nonce) then
+    return 'cancelled', ended.state
+  end
+end
+
+local function judge(job)
+  local status, state = first_answer(job)
+  if status then
+    job.status, job.state = status, state
+    return
+  end
+  if job.status then
+    return
+  end
+  job.place = place_of(job)
+  job.state = job.place == 'wait' and 'waiting' or job.place
+  if job.place == 'completed' or job.place == 'failed' then
+    job.status = 'finished'
+  elseif job.place == 'active' and mode ~= 'f' then
+    job.status = 'requested'
+  elseif job.place == 'active' and ARGV[8] ~= '1'
+    and redis.call('HEXISTS', keys.meta, 'gqs') == 1 then
+    job.status = 'secret'
+  elseif job.place == 'waiting-children' or needs_flows(job) then
+    job.status = 'left'
+  elseif job.place == 'active' then
+    job.status = 'stopped'
+  else
+    job.status = 'cancelled'
+  end
+end
+
+local jobs, in_wait = {}, {}
+local seen = {}
+for n = 1, count do
+  local job = read_job(FIRST + (n - 1) * STRIDE)
+  if seen[job.id] then -- named twice: the same answer
+    jobs[n] = seen[job.id]
+  else
+    judge(job)
+    jobs[n], seen[job.id] = job, job
+    if job.status == 'cancelled' and job.place == 'wait' then
+      in_wait[#in_wait + 1] = job
+      if lengths.wait > FILTERED and mode ~= 'd' then
+        visited = visited + lengths.wait
+      end
+    end
+  end
+  if visited > BUDGET then
+    count = n
+    break
+  end
+end
+
+-- -- remove -----------------------------------------------------------------------------------
+
+-- The first write frees or changes nothing, so that a full server lets the rest be written.
+if mode ~= 'd' then
+  redis.call('DEL', keys.base)
+end
+
+-- Whether each job is in the list, and out of it unless nothing is to be changed.
+local function take_out_one_by_one(list_key, wanted)
+  for _, job in ipairs(wanted) do
+    if mode == 'd' then -- in no other place, so it is here, or in none
+      job.found = lengths.wait > FILTERED or redis.call('LPOS', list_key, job.id) and true
+    else
+      job.found = redis.call('LREM', list_key, 1, job.id) > 0
+    end
+  end
+end
+
+local function filter(list_key, wanted)
+  local by_id, stay = {}, {}
+  for _, job in ipairs(wanted) do
+    by_id[job.id] = job
+  end
+  for _, id in ipairs(redis.call('LRANGE', list_key, 0, -1)) do
+    if by_id[id] then
+      by_id[id].found = true
+    else
+      stay[#stay + 1] = id
+    end
+  end
+  if mode == 'd' then
+    return
+  end
+  redis.call('DEL', list_key)
+  for first = 1, #stay, 5000 do
+    redis.call('RPUSH', list_key, unpack(stay, first, math.min(first + 4999, #stay)))
+  end
+end
+
+local function take_out(list_key, wanted, length)
+  if #wanted > 50 and length <= FILTERED then
+    filter(list_key, wanted)
+  else
+    take_out_one_by_one(list_key, wanted)
+  end
+end
+
+take_out(keys.wait, in_wait, lengths.wait)
+if lengths.paused > 0 then -- left there by a version 5 (wire-format 16)
+  local rest = {}
+  for _, job in ipairs(in_wait) do
+    if not job.found then
+      rest[#rest + 1] = job
+    end
+  end
+  take_out(keys.paused, rest, lengths.paused)
+end
+for _, job in ipairs(in_wait) do
+  if not job.found then -- a hash in no list: some program's half-done work
+    job.status, job.state = 'not_found', 'unknown'
+  end
+end
+
+-- -- carry out --------------------------------------------------------------------------------
+
+local max_events
+local filed = {} -- by removal policy
+local messages = {}
+
+local function tell(...)
+  if not max_events then
+    max_events = max_len(keys)
+    redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
+  end
+  redis.call('XADD', keys.events, '*', ...)
+end
+
+-- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
+local function removal_policy(job)
+  local policy = read_json(job.opts or '{}').removeOnFail
+  if policy == true then
+    return { 0, -1, 0 }
+  elseif type(policy) == 'number' then
+    return { math.max(0, math.floor(policy)), -1, 0 }
+  elseif type(policy) == 'table' then
+    local number = function(value, default)
+      return type(value) == 'number' and math.max(0, math.floor(value)) or default
+    end
+    local kept = { number(policy.count, -1), number(policy.age, -1), number(policy.limit, 1000) }
+    if kept[1] >= 0 or kept[2] >= 0 then
+      return kept
+    end
+  end
+end
+
+local function reason_text()
+  local reason = cjson.decode('[' .. request.reason .. ']')[1]
+  return type(reason) == 'string' and reason or request.reason
+end
+local told_reason = reason_text()
+
+local function record_for(job, nonces)
+  request.atm, request.ts = tonumber(job.made), tonumber(job.timestamp) or 0
+  request.at = request.at or at_ms
+  request.nonces, request.state = nonces, job.state
+  request.sig = job.signature ~= '' and job.signature or nil
+  return cjson.encode(request)
+end
+
+local function answer_later(job)
+  redis.call('HSET', keys.answers, job.id,
+    cjson.encode({ status = job.status, state = job.state }))
+  redis.call('PEXPIRE', keys.answers, 60000)
+end
+
+-- A deduplication without a time limit ends with its owner (9.2).
+local function end_deduplication(job)
+  local owned = job.dedup and keys.base .. 'de:' .. job.dedup
+  if owned and redis.pcall('GET', owned) == job.id and redis.call('PTTL', owned) == -1 then
+    redis.call('DEL', owned)
+  end
+end
+
+-- Fail the job for good; `made` only for one that was running.
+local function fail(job, prev, made)
+  end_deduplication(job)
+  local policy = removal_policy(job)
+  if policy and policy[1] == 0 then
+    delete_job_keys(job.key)
+    answer_later(job)
+  else
+    local record = record_for(job, { request.nonce })
+    redis.call('HDEL', job.key, 'gqc', 'defa')
+    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms, 'gqe', record)
+    if made then
+      redis.call('HSET', job.key, 'atm', made)
+    end
+    local name = policy and table.concat(policy, ',') or ''
+    filed[name] = filed[name] or { members = {}, now_ms = now_ms, policy = policy }
+    local members = filed[name].members
+    members[#members + 1], members[#members + 2] = now_ms, job.id
+  end
+  tell('event', 'failed', 'jobId', job.id, 'failedReason', text, 'prev', prev)
+end
+
+local function told_cancelled(job)
+  tell('event', 'cancelled', 'jobId', job.id, 'reason', told_reason, 'kind', request.kind,
+    'stage', 'settled', 'ms', '0')
+end
+
+local function cancel(job)
+  if job.place ~= 'wait' then
+    redis.call('ZREM', keys[job.place], job.id)
+  end
+  fail(job, job.place)
+  told_cancelled(job)
+end
+
+-- What was asked before and what is asked now, as one request (cancellation.md 2.2).  A reason is a
+-- text in here, so that none is encoded anew.
+local RANK = { shutdown = 0, timeout = 1, parent = 2, remote = 2, user = 2 }
+
+local function is_stronger(one, other)
+  local mine, theirs = RANK[one.kind] or 0, RANK[other.kind] or 0
+  if mine ~= theirs then
+    return mine > theirs
+  end
+  return not one.retry and other.retry
+end
+
+local function same_run(before, job)
+  return before.v == 1 and (before.atm == tonumber(job.made) or not before.retry)
+end
+
+local function shorter(one, other)
+  if type(one) ~= 'number' then
+    return other
+  end
+  return type(other) == 'number' and math.min(one, other) or one
+end
+
+-- The record to write, and whether this request decides the outcome; nil if it was written by the
+-- call whose answer was lost.
+local function merged(job)
+  local before = job.asked and read_json(job.asked) or {}
+  if not same_run(before, job) then
+    return record_for(job, { request.nonce }), true
+  end
+  if has(before, request.nonce) then
+    return nil
+  end
+  local nonces = type(before.nonces) == 'table' and before.nonces or {}
+  nonces[#nonces + 1] = request.nonce
+  while #nonces > 8 do
+    table.remove(nonces, 1)
+  end
+  local now = cjson.decode(record_for(job, nonces))
+  local decides = is_stronger(request, before)
+  local base, other = decides and now or before, decides and before or now
+  if base.hard ~= true and other.hard ~= false then
+    base.hard = other.hard
+  end
+  base.default_grace = base.default_grace or other.default_grace
+  base.kill_after = shorter(base.kill_after, other.kill_after)
+  base.retry = base.retry and other.retry
+  base.waits = base.waits or other.waits
+  base.nonce, base.nonces = request.nonce, nonces
+  return cjson.encode(base), decides
+end
+
+local function message_for(job)
+  return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id) .. ',"reason":'
+    .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', tonumber(job.made),
+      tonumber(job.timestamp) or 0, request.at or at_ms)
+    .. (job.signature ~= '' and ',"sig":' .. cjson.encode(job.signature) or '')
+    .. ',' .. ARGV[6] .. '}'
+end
+
+local counted = false
+-- Raised by every request, at least to the clock: no value comes back after an obliterate.
+local function count_request()
+  if not counted then
+    counted = true
+    local before = tonumber(redis.call('HGET', keys.meta, 'gqn') or 0) or 0
+    local raised = math.max(before + 1, tonumber(now_us))
+    redis.call('HSET', keys.meta, 'gqn', string.format('%.0f', raised))
+  end
+end
+
+local function ask(job)
+  local record, decides = merged(job)
+  if not record then
+    return
+  end
+  redis.call('HSET', job.key, 'gqc', record)
+  if decides and not request.retry then
+    redis.call('HSET', job.key, 'defa', text)
+  end
+  count_request()
+  tell('event', 'cancel-requested', 'jobId', job.id, 'reason', told_reason, 'kind', request.kind,
+    'nonce', request.nonce)
+  messages[#messages + 1] = { job.lock or '', message_for(job) }
+end
+
+-- The run ends here, whatever its worker does: without the lock its outcome is refused
+-- (cancellation.md 3.4).
+local function take_away(job)
+  redis.call('DEL', job.key .. ':lock')
+  redis.call('SREM', keys.stalled, job.id)
+  redis.call('LREM', keys.active, 1, job.id)
+  local made = tonumber(job.made) + 1
+  messages[#messages + 1] = { job.lock or '', message_for(job) }
+  count_request()
+  if job.then_what == 'f' or job.then_what == 'x' then
+    fail(job, 'active', made)
+    if job.then_what == 'x' then
+      tell('event', 'retries-exhausted', 'jobId', job.id, 'attemptsMade', made)
+    end
+  else
+    local delay = tonumber(job.then_what)
+    redis.call('HDEL', job.key, 'gqc', 'defa')
+    redis.call('HSET', job.key, 'failedReason', text, 'atm', made)
+    if delay > 0 then
+      local due_ms = now_ms + delay
+      redis.call('HSET', job.key, 'delay', delay)
+      redis.call('ZADD', keys.delayed, delayed_score(keys, due_ms), job.id)
+      tell('event', 'delayed', 'jobId', job.id, 'delay', due_ms)
+      mark_next_delayed(keys)
+    else
+      enqueue(keys, job.id, math.max(0, tonumber(job.priority) or 0))
+      tell('event', 'waiting', 'jobId', job.id, 'prev', 'active')
+    end
+  end
+  told_cancelled(job)
+  answer_later(job)
+  wake_unless_blocked(keys) -- a slot of a queue with a limit is free, or this job waits
+end
+
+local replies = {}
+for n = 1, count do
+  local job = jobs[n]
+  if mode ~= 'd' and not job.done then
+    job.done = true
+    if job.status == 'cancelled' and job.place then
+      cancel(job)
+    elseif job.status == 'requested' and job.place then
+      ask(job)
+    elseif job.status == 'stopped' and job.place then
+      take_away(job)
+    end
+  end
+  -- A worker that listens is named by its lock token, any other one by what it calls itself.
+  local worker = job.lock and string.match(job.lock, '^gq:(.+):%d+$') or job.worker
+  replies[n] = { job.status, job.state or 'unknown', job.place == 'active' and worker or '' }
+end
+
+-- -- file, tell -------------------------------------------------------------------------------
+
+for _, group in pairs(filed) do
+  for first = 1, #group.members, 4000 do
+    local part = {}
+    for i = first, math.min(first + 3999, #group.members) do
+      part[#part + 1] = group.members[i]
+    end
+    file_finished(keys, keys.failed,
+      { members = part, now_ms = now_ms, policy = group.policy })
+  end
+end
+
+for _, message in ipairs(messages) do
+  local listener = string.match(message[1], '^gq:(.+):%d+$')
+  local reached = listener and redis.pcall('PUBLISH', 'bullmq:cancel:' .. listener, message[2])
+  if type(reached) ~= 'number' or reached == 0 then
+    redis.pcall('PUBLISH', 'bullmq:cancel', message[2])
+  end
+end
+return replies

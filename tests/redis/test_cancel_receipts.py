@@ -1,0 +1,132 @@
+"""5.4: `wait=` is a receipt: how the job ended, or how far stopping it has come."""
+
+from __future__ import annotations
+
+import typing
+
+import gevent
+import gevent.event
+import pytest
+import redis
+
+from geventq import GeventqError, Job, JobSpec, Queue
+from tests.conftest import Make
+from tests.support.waiting import eventually
+
+
+class Gate:
+    """A processor whose jobs run until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go = gevent.event.Event()
+
+    def process(self, job: Job) -> str:
+        self.begun += 1
+        self.go.wait()
+        if job.name == "fails":
+            raise RuntimeError("by itself")
+        return "done"
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def asked(queue: Queue, *job_ids: str, **options: typing.Any) -> gevent.Greenlet[..., typing.Any]:
+    """A caller who waits; when this returns, his request is recorded."""
+    caller = gevent.spawn(queue.cancel_jobs, list(job_ids), "enough", **options)
+    for job_id in job_ids:
+        eventually(lambda job_id=job_id: queue.get_job(job_id).cancellation)
+    return caller
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status"),
+    [
+        ("ends", {}, "completed"),
+        ("ends", {"remove_on_complete": True}, "completed"),
+        ("fails", {}, "stopped"),
+        ("fails", {"remove_on_fail": True}, "stopped"),
+    ],
+)
+def test_the_end_of_a_running_job_is_told(
+    queue: Queue, make: Make, gate: Gate, name: str, options: dict[str, typing.Any], status: str
+) -> None:
+    make(gate.process)
+    job = queue.add(name, **options)
+    eventually(lambda: gate.begun)
+    caller = asked(queue, job.id, wait=60)
+    gate.go.set()
+    (result,) = caller.get()
+    assert (result.status, result.state) == (status, "active")
+    assert result.seconds is not None
+    assert 0 < result.seconds < 60
+
+
+def test_with_retry_the_end_of_the_run_counts(queue: Queue, make: Make, gate: Gate) -> None:
+    """The job itself goes on: it is delayed for its back-off."""
+    make(gate.process)
+    job = queue.add("fails", attempts=2, backoff=60.0)
+    eventually(lambda: gate.begun)
+    caller = asked(queue, job.id, wait=60, retry=True)
+    gate.go.set()
+    (result,) = caller.get()
+    assert result.status == "stopped"
+    assert job.get_state() == "delayed"
+
+
+def test_at_the_time_out_it_says_how_far_it_has_come(queue: Queue, make: Make, gate: Gate) -> None:
+    worker = make(gate.process)
+    job = queue.add("ends")
+    eventually(lambda: gate.begun)
+    result = queue.cancel_job(job.id, wait=0.2)
+    assert (result.status, result.seconds) == ("requested", None)
+    assert result.stage is not None
+    gate.go.set()
+    worker.close()
+
+
+def test_one_deadline_serves_all_of_them(queue: Queue, make: Make, gate: Gate) -> None:
+    make(gate.process, concurrency=20)
+    jobs = queue.add_bulk([JobSpec("ends")] * 20)
+    eventually(lambda: gate.begun == 20)
+    began = gevent.get_hub().loop.now()
+    results = queue.cancel_jobs([job.id for job in jobs], wait=0.5)
+    assert {one.status for one in results} == {"requested"}
+    assert gevent.get_hub().loop.now() - began < 10, "not half a second each"
+    gate.go.set()
+
+
+def test_a_job_that_does_not_run_is_answered_at_once(queue: Queue) -> None:
+    job = queue.add("n")
+    assert queue.cancel_job(job.id, wait=60).status == "cancelled"
+    assert queue.cancel_job(job.id, wait=60).status == "finished"
+    assert queue.cancel_job("nope", wait=60).status == "not_found"
+
+
+def test_a_job_that_waits_for_its_own_end_is_refused(queue: Queue, make: Make) -> None:
+    def process(job: Job) -> str:
+        with pytest.raises(GeventqError, match=f"job {job.id} .*its own cancellation"):
+            queue.cancel_job(job.id, wait=5)
+        return "went on"
+
+    make(process)
+    job = queue.add("n")
+    assert job.wait_until_finished(20) == "went on"
+
+
+def test_while_callers_wait_nothing_is_polled(
+    queue: Queue, make: Make, gate: Gate, redis_client: redis.Redis
+) -> None:
+    """A hundred of them share one connection and one blocking read."""
+    make(gate.process, concurrency=100)
+    jobs = queue.add_bulk([JobSpec("ends")] * 100)
+    eventually(lambda: gate.begun == 100)
+    callers = [gevent.spawn(queue.cancel_job, job.id, wait=60) for job in jobs]
+    eventually(lambda: queue.get_job(jobs[-1].id).cancellation)
+    blocked = [one for one in redis_client.client_list() if one["cmd"] == "xread"]
+    assert len(blocked) <= 1
+    gate.go.set()
+    assert {caller.get().status for caller in callers} == {"completed"}
