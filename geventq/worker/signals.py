@@ -1,9 +1,11 @@
 """SIGTERM and SIGINT while workers run (cancellation.md 7.2).
 
-The signals reach gevent's loop, which wakes for them at once and calls in a greenlet, so nothing
-that a handler may do is forbidden there.  What had been installed before is installed again when
-the last worker that runs in this process has closed; in a forked child, where the workers are
-dead, at once.
+Python's handler hands them to the hub, which wakes for them at once and calls in a greenlet, so
+nothing that a listener may do is forbidden there.  What had been installed before is installed
+again when the last worker that runs in this process has closed; in a forked child, where the
+workers are dead, at once.  One handler takes the other's place: there is no moment at which the
+system's own, which ends the process, is the one that counts (with gevent's watchers of signals
+there is: libev puts it there as the last watcher stops).
 """
 
 from __future__ import annotations
@@ -20,23 +22,25 @@ __all__ = ["heeded"]
 
 _NUMBERS: typing.Final = (signal.SIGTERM, signal.SIGINT)
 
-# What was installed before the first of the running workers came, and how many those are.  Only
+# What was installed before the first of the running workers came, and what those call.  Only
 # touched in the main thread.
 _before: dict[int, typing.Any] = {}
-_users = 0
-_watchers: list[typing.Any] = []
+_calls: list[typing.Callable[[], None]] = []
 
 
 def _after_fork_in_child() -> None:
     """Whether or not it was forked in the main thread: this is the main thread here."""
-    global _users
-    _users = 0
-    while _watchers:
-        _watchers.pop().cancel()
+    _calls.clear()
     _restore()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _heard(number: int, frame: object) -> None:
+    """Python's handler: in the main thread, in whatever greenlet runs, or in the hub."""
+    for call in _calls.copy():
+        call()
 
 
 class Came:
@@ -51,30 +55,28 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
 
     Outside the main thread, where the system lets nobody install handlers, it does nothing.
     """
-    global _users
     signals = Came()
     if not _in_main_thread():
         yield signals
         return
-    if not _users:
-        _before.update((number, signal.getsignal(number)) for number in _NUMBERS)
-    _users += 1
+    loop: typing.Any = gevent.get_hub().loop
 
     def caught() -> None:
         signals.came += 1
-        call(signals.came)
+        loop.run_callback(gevent.spawn, call, signals.came)
 
     pid = os.getpid()
-    watchers = [gevent.signal_handler(number, caught) for number in _NUMBERS]
-    _watchers.extend(watchers)
+    _calls.append(caught)
+    for number in _NUMBERS if len(_calls) == 1 else ():
+        _before[number] = signal.getsignal(number)
+        signal.signal(number, _heard)
     try:
         yield signals
     finally:
         if os.getpid() == pid:
-            for watcher in watchers:
-                watcher.cancel()
-                _watchers.remove(watcher)
-            _leave()
+            _calls.remove(caught)
+            if not _calls:
+                _restore()
 
 
 def _in_main_thread() -> bool:
@@ -87,15 +89,8 @@ def _in_main_thread() -> bool:
     return bool(gevent.get_hub().main_hub) and not is_his
 
 
-def _leave() -> None:
-    global _users
-    _users -= 1
-    if not _users:
-        _restore()
-
-
 def _restore() -> None:
     for number, handler in _before.items():
-        if handler is not None:  # None: installed by C code, out of Python's reach
-            signal.signal(number, handler)
+        # `None`: installed by C code, out of Python's reach.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
     _before.clear()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from geventq import Queue
+from geventq import JobSpec, Queue
 from tests.support.programs import Program, Programs
 from tests.support.waiting import eventually
 
@@ -128,13 +128,14 @@ def test_two_signals_one_soon_after_the_other(
 
 
 def test_a_signal_to_a_process_that_is_about_to_end(programs: Programs) -> None:
-    """7.2: sent by exit functions, by a thread that is waited for, and at `closed`: ignored."""
+    """7.2: at `closed`, as the handlers change, while threads are waited for, and by an exit
+    function: it is ignored."""
     programs.write(
         "late.py",
         """
 import atexit, os, signal, threading, time
 from geventq import Worker
-from geventq.worker import engine
+from geventq.worker import signals
 
 def again(what):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -142,7 +143,12 @@ def again(what):
     with open("ended", "a") as file:
         file.write(what + " ")
 
-on = Worker.on
+restore = signals._restore
+def restored():
+    again("before")
+    restore()
+    again("after")
+signals._restore = restored
 atexit.register(again, "atexit")
 threading._register_atexit(again, "threads")
 init = Worker.__init__
@@ -158,7 +164,48 @@ def process(job): ...
     program.until_event("ready")
     program.signal(signal.SIGTERM)
     _all_end_with_0([program])
-    assert (programs.directory / "ended").read_text().split() == ["closed", "threads", "atexit"]
+    heard = (programs.directory / "ended").read_text().split()
+    assert heard == ["closed", "before", "after", "threads", "atexit"]
+
+
+# -- stuck jobs ----------------------------------------------------------------------------------
+
+STUCK = """
+import gevent
+
+def process(job):
+    while True:
+        try:
+            gevent.sleep(60)
+        except BaseException:
+            pass
+"""
+SHORT = ("--cancel-mode", "hard", "--job-timeout", "0.1", "--exit-when-stuck")
+
+
+def test_a_worker_without_a_slot_ends_with_1(programs: Programs, queue: Queue) -> None:
+    """2.10: with `exit_when_stuck` its supervisor gets the process back, and says why."""
+    programs.write("tasks.py", STUCK)
+    program = programs.geventq(*WORKER, *SHORT)
+    program.until_event("ready")
+    queue.add_bulk([JobSpec("stuck")] * 5)
+    program.until_event("no_slot")
+    assert program.ends(60) == 1
+    assert program.events("closed")
+    assert len(program.events("stuck")) == 2  # its own slot, and the one in its place
+
+
+def test_a_process_without_a_slot_is_replaced(programs: Programs, queue: Queue) -> None:
+    """2.10: by the parent of several; the other one works on."""
+    programs.write("tasks.py", STUCK)
+    program = programs.geventq(*WORKER, *SHORT, "--processes", "2")
+    program.until_event("ready", 2)
+    queue.add_bulk([JobSpec("stuck")] * 2)
+    program.until_event("active", 2)
+    queue.add_bulk([JobSpec("stuck")] * 4)
+    program.until_event("no_slot")
+    eventually(lambda: "ended with status 1; another one starts" in program.err, timeout=60)
+    program.until_event("ready", 3)
 
 
 # -- within 2 s of `closed` ----------------------------------------------------------------------
