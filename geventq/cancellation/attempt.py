@@ -32,6 +32,9 @@ __all__ = ["Attempt", "AttemptObserver", "request_all"]
 _log: typing.Final = logging.getLogger("geventq")
 
 
+_TRIES: typing.Final = 100  # of a step of the attempt's end, each cut by something thrown
+
+
 class AttemptObserver(typing.Protocol):
     """Who is told."""
 
@@ -153,14 +156,15 @@ class Attempt:
     def _insist(step: typing.Callable[[], None]) -> None:
         """Carry out a step of the attempt's end.  What hits this greenlet meanwhile (a kill, a
         `gevent.Timeout` that the processor left running) comes for what has ended, and is
-        dropped (2.7)."""
-        while True:
+        dropped (2.7); a step that fails each time has a defect, which is raised."""
+        for left in reversed(range(_TRIES)):
             try:
                 step()
             except KeyboardInterrupt as error:
                 interrupt_main(error)
-            except BaseException:  # noqa: BLE001, S112 (see above)
-                continue
+            except BaseException:
+                if not left:
+                    raise
             else:
                 return
 
@@ -303,22 +307,6 @@ class Attempt:
         if self._belongings is None:
             self._belongings = Belongings()
         return self._belongings
-
-    def adopt(self, greenlet: gevent.Greenlet[..., typing.Any]) -> None:
-        """A greenlet was spawned in this attempt's tree."""
-        self.belongings().adopt(greenlet)
-
-    def adopt_pool(self, pool: object) -> None:
-        """The job makes a thread pool."""
-        self.belongings().adopt_pool(pool)
-
-    def has_made(self, pool: object) -> bool:
-        """Whether the job made that pool."""
-        return self._belongings is not None and self._belongings.has_made(pool)
-
-    def adopt_process(self, process: object) -> None:
-        """The job starts a child process."""
-        self.belongings().adopt_process(process)
 
     def killer(self) -> typing.Callable[[], None]:
         """What kills all that belongs to the job now, but its own greenlet."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import typing
 import weakref
 
+import gevent
 from gevent import Greenlet
 
-from geventq.cancellation import children, pools, tree, whose
+from geventq.cancellation import children, held, pools, throws, tree, whose
 
 __all__ = ["Belongings", "install"]
 
@@ -23,14 +24,11 @@ _MANY: typing.Final = 64  # processes that are kept before those that have ended
 _installed = False
 
 
-class Owner(children.Owner, pools.Owner, typing.Protocol):
+class Owner(typing.Protocol):
     """Whose all of it is: the attempt."""
 
-    def adopt(self, greenlet: Greenlet[..., typing.Any]) -> None:
-        """A greenlet was spawned in its tree."""
-
-    def has_made(self, pool: object) -> bool:
-        """Whether it made that pool."""
+    def belongings(self) -> Belongings:
+        """Where it is kept."""
 
 
 def install() -> None:
@@ -47,19 +45,20 @@ def _spawned(greenlet: Greenlet[..., typing.Any]) -> None:
     owner: Owner | None = tree.marked(greenlet)
     if owner is None:
         return
-    thread = tree.thread_of(greenlet)
+    thread = throws.thread_of(greenlet)
     if thread is not None and not whose.is_jobs_doing(thread):
-        if not any(owner.has_made(one) for one in whose.callers_self(thread)):
-            tree.spare(greenlet)  # its later children are not the job's either
+        if not any(owner.belongings().has_made(one) for one in whose.callers_self(thread)):
+            held.starts_for_others()
+            tree.unmark(greenlet)  # its later children are not the job's either
             return
-        tree.throw_only_inside(greenlet, pools.QueuedCall.__call__.__code__)
-    owner.adopt(greenlet)
+        throws.throw_only_inside(greenlet, pools.QueuedCall.__call__.__code__)
+    owner.belongings().adopt(greenlet)
 
 
 class Belongings:
     """What belongs to one attempt."""
 
-    __slots__ = ("_endings", "_greenlets", "_pools", "_processes")
+    __slots__ = ("_endings", "_greenlets", "_pending", "_pools", "_processes", "_stopping")
 
     def __init__(self) -> None:
         #: Weakly: one that has ended must not be kept alive.
@@ -68,6 +67,9 @@ class Belongings:
         #: Strongly: most jobs drop theirs while it runs.
         self._processes: list[typing.Any] = []
         self._endings: list[children.Ending] = []
+        self._stopping: list[Greenlet[..., typing.Any]] = []  # pools
+        #: Kills that were decided and have not been carried out.
+        self._pending = 0
 
     def adopt(self, greenlet: Greenlet[..., typing.Any]) -> None:
         """A greenlet was spawned in the attempt's tree."""
@@ -99,23 +101,31 @@ class Belongings:
         greenlets = [one for one in self._greenlets if one is not spared]
         made, self._pools = list(self._pools), weakref.WeakSet()
         started, self._processes = self._processes, []
-        endings = [children.Ending(started)] if started else []
-        self._endings += endings
+        waited_for = bool(made or started)
+        self._pending += waited_for
 
         def kill() -> None:
             for greenlet in greenlets:
-                tree.throw(greenlet)
-            pools.stop(made)
-            for ending in endings:
-                ending.ask()
+                throws.throw(greenlet)
+            if made:
+                self._stopping += pools.stop(made)
+            if started:
+                self._endings.append(children.Ending(started))
+            self._pending -= waited_for
 
         return kill
 
     def join(self) -> None:
-        """Wait until the child processes that were told to end have ended.  Yields."""
+        """Wait until what was told to end has ended: child processes, and pools for as long as a
+        process gets.  Yields."""
+        while self._pending:  # the job has ended in the very throw
+            gevent.sleep(0)
         while self._endings:
             self._endings[-1].join()
             self._endings.pop()
+        gevent.joinall(self._stopping, timeout=children.PATIENCE)
+        gevent.killall(self._stopping)
+        self._stopping.clear()
 
     def disown(self) -> None:
         """In a forked child: the processes are the parent's."""

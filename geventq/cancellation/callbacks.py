@@ -14,7 +14,7 @@ import weakref
 
 import gevent
 
-from geventq.cancellation import tree
+from geventq.cancellation import throws, tree
 from geventq.hubs import get_ident, in_thread_of, wait_for
 
 __all__ = ["LIMIT", "Callback", "at_work"]
@@ -100,7 +100,7 @@ class Callback:
                 at_work.add(self._greenlet)
 
     def _run(self) -> None:
-        limit = tree.Limit(LIMIT)
+        limit = throws.Limit(LIMIT)
         try:
             with limit:
                 self._fn(*self._args)

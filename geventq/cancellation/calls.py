@@ -17,7 +17,7 @@ from gevent._waiter import Waiter
 from greenlet import GreenletExit
 
 from geventq import clock
-from geventq.cancellation import tree
+from geventq.cancellation import held, throws
 from geventq.errors import JobCancelled, JobKilled
 
 if typing.TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run(
             limit.close()
     if signal is not None and not child.ready():
         _end(child, owner)
-        if tree.was_thrown(child):
+        if throws.was_thrown(child):
             raise JobCancelled(signal.get(timeout=0)) from kept.error
     return kept.outcome()
 
@@ -163,7 +163,7 @@ def put_down(
     and the wait goes on.  Yields.
     """
     run_callback = gevent.get_hub().loop.run_callback
-    throws = dict.fromkeys(greenlets, 0)
+    thrown = dict.fromkeys(greenlets, 0)
     due = dict.fromkeys(greenlets, 0.0)  # when each is thrown at next
     told = False
     while alive := [greenlet for greenlet in greenlets if not greenlet.ready()]:
@@ -171,11 +171,11 @@ def put_down(
         for greenlet in alive:
             if _is_held(greenlet, owner.guard):
                 due[greenlet] = now
-                wait = min(wait, tree.LOOK)
+                wait = min(wait, held.LOOK)
                 continue
             if now >= due[greenlet]:
-                if throws[greenlet] <= RETHROWS:
-                    throws[greenlet] += 1
+                if thrown[greenlet] <= RETHROWS:
+                    thrown[greenlet] += 1
                     due[greenlet] = now + INTERVAL
                     run_callback(_throw_unless_held, greenlet, owner)
                 else:
@@ -193,10 +193,10 @@ def _is_held(greenlet: typing.Any, guard: Guard | None) -> bool:
     if guard is not None and guard.covers(greenlet) is not None:
         guard.doomed.setdefault(greenlet, GreenletExit())
         return True
-    return tree.is_held(greenlet)
+    return held.is_held(greenlet)
 
 
 def _throw_unless_held(greenlet: typing.Any, owner: Guarded) -> None:
     """In the hub, where it is decided (2.9)."""
     if not _is_held(greenlet, owner.guard):
-        tree.throw(greenlet)
+        throws.throw(greenlet)

@@ -22,17 +22,24 @@ from greenlet import getcurrent
 
 from geventq.cancellation import tree
 
-__all__ = ["Ending", "Owner", "install"]
+__all__ = ["Ending", "Keeper", "Owner", "install"]
 
 #: Seconds from SIGTERM to SIGKILL.
 PATIENCE: typing.Final = 2.0
 
 
-class Owner(typing.Protocol):
-    """Whose child it is: the attempt."""
+class Keeper(typing.Protocol):
+    """What keeps a job's processes."""
 
     def adopt_process(self, process: typing.Any) -> None:
         """One of the job's greenlets is about to start a process."""
+
+
+class Owner(typing.Protocol):
+    """Whose child it is: the attempt."""
+
+    def belongings(self) -> Keeper:
+        """Where it is kept."""
 
 
 def install() -> None:
@@ -50,7 +57,7 @@ def _watch(kind: typing.Any) -> None:
     def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
         owner: Owner | None = tree.marked(getcurrent())
         if owner is not None and not kwargs.get("start_new_session"):
-            owner.adopt_process(self)  # before it is there: a kill may land between
+            owner.belongings().adopt_process(self)  # before it is there: a kill may land between
         make(self, *args, **kwargs)
 
     kind.__init__ = __init__
@@ -59,19 +66,14 @@ def _watch(kind: typing.Any) -> None:
 class Ending:
     """Processes that are told to end with their job."""
 
-    __slots__ = ("_asked", "_pids", "_processes", "_timer")
+    __slots__ = ("_pids", "_processes", "_timer")
 
     def __init__(self, processes: list[typing.Any]) -> None:
-        self._processes = processes
-        self._asked = False
+        """Ask them.  In the hub, after the job itself got its kill."""
+        self._processes = [one for one in processes if _is_to_end(one)]
         #: With all that they have started, each with the time of its start: ids are used again.
         self._pids: list[tuple[int, str]] = []
         self._timer: typing.Any = None  # from SIGTERM to SIGKILL
-
-    def ask(self) -> None:
-        """In the hub, after the job itself got its kill."""
-        self._asked = True
-        self._processes = [one for one in self._processes if _is_to_end(one)]
         for process in self._processes:
             self._pids += _with_descendants(process.pid)
         if self._processes:
@@ -81,8 +83,6 @@ class Ending:
 
     def join(self) -> None:
         """Wait until they have ended; a moment longer than the timer takes at most.  Yields."""
-        while not self._asked:  # the job has ended in the very throw
-            gevent.sleep(0)
         while any(map(_runs, self._processes)):
             if self._timer is None:  # killed: only the system can keep it now
                 gevent.sleep(0.05)
@@ -103,8 +103,9 @@ class Ending:
         self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
+        ours = [one.pid for one in self._processes if _runs(one)]
         for pid, started in self._pids:
-            if _start_time(pid) == started:
+            if pid in ours or (started and _start_time(pid) == started):
                 try:
                     os.kill(pid, number)
                 except OSError:  # it has ended, or runs as somebody else by now

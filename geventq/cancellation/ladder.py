@@ -19,7 +19,7 @@ import typing
 from greenlet import getcurrent
 
 from geventq import clock
-from geventq.cancellation import tree
+from geventq.cancellation import held, tree
 from geventq.cancellation.callbacks import LIMIT
 from geventq.cancellation.calls import INTERVAL, RETHROWS
 from geventq.errors import JobKilled
@@ -122,11 +122,11 @@ class Ladder:
 
     def _do(self, now: float, *, outlasted: bool) -> None:
         """Throw, or give up; not while the job is inside an import, which counts as a shield."""
-        cap = tree.held_until(self._victim.greenlet)
+        cap = held.held_until(self._victim.greenlet)
         if cap is not None and now < cap:
             if self.throws > RETHROWS:  # what it does after the import is still to be seen
                 self._next = now + INTERVAL
-            self._arm(tree.LOOK)
+            self._arm(held.LOOK)
         elif self.throws > RETHROWS:
             self._give_up()
         else:
@@ -156,7 +156,7 @@ class Ladder:
             self._next, self._left = now + self._left, None
         due = not self.throws and now >= self.deadline and self._callbacks_are_over(now)
         greenlet = self._victim.greenlet
-        if due and getcurrent() is greenlet and not tree.is_held(greenlet):
+        if due and getcurrent() is greenlet and not held.is_held(greenlet):
             self._count(now)
             self._loop.run_callback(self._victim.killer())
             raise JobKilled(self._victim.request_in_force())

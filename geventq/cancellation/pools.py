@@ -6,7 +6,7 @@ which job makes one and which queues a call.  Whether it is the job's doing, or 
 which the job calls, `whose` tells.
 
 Stopping a pool calls users' code (what waits for its futures), so it runs in a greenlet of its
-own, ``geventq-pools``.
+own, ``geventq-pools``, which the job's greenlet joins.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ import functools
 import logging
 import typing
 
+from gevent import Greenlet
 from greenlet import GreenletExit, getcurrent
 
-from geventq.cancellation import tree, whose
+from geventq.cancellation import throws, tree, whose
 
-__all__ = ["Owner", "QueuedCall", "install", "stop"]
+__all__ = ["Keeper", "Owner", "QueuedCall", "install", "stop"]
 
 _log = logging.getLogger("geventq")
+
+
+class Keeper(typing.Protocol):
+    """What keeps a job's pools."""
+
+    def adopt_pool(self, pool: object) -> None:
+        """The job is about to make a pool."""
 
 
 class Owner(typing.Protocol):
@@ -31,8 +39,8 @@ class Owner(typing.Protocol):
     was_thrown: bool
     """A kill was thrown: nothing of its is begun any more."""
 
-    def adopt_pool(self, pool: object) -> None:
-        """The job is about to make a pool."""
+    def belongings(self) -> Keeper:
+        """Where a pool is kept."""
 
 
 class _EndedWithJobError(concurrent.futures.CancelledError, GreenletExit):
@@ -55,7 +63,7 @@ class QueuedCall:
         try:
             return self._fn(*args, **kwargs)
         except SystemExit as error:
-            if tree.was_thrown(getcurrent()):  # the pool ends by itself
+            if throws.was_thrown(getcurrent()):  # the pool ends by itself
                 raise _EndedWithJobError("killed with its job") from error
             raise
 
@@ -85,7 +93,7 @@ def _watch_making(kind: typing.Any) -> None:
     def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
         owner: Owner | None = tree.marked(getcurrent())
         if owner is not None and whose.is_jobs_doing(self):
-            owner.adopt_pool(self)  # before: a pool may start its threads as it is made
+            owner.belongings().adopt_pool(self)  # before: it may start threads as it is made
         make(self, *args, **kwargs)
 
     kind.__init__ = __init__
@@ -108,10 +116,10 @@ def _watch_calls(kind: typing.Any, name: str) -> None:
     setattr(kind, name, queue_call)
 
 
-def stop(pools: typing.Iterable[typing.Any]) -> None:
-    """Stop pools that a killed job made.  Does not yield; may be called in the hub."""
-    for pool in pools:
-        tree.apart(_stop, pool, name="geventq-pools")
+def stop(pools: typing.Iterable[typing.Any]) -> list[Greenlet[..., typing.Any]]:
+    """Stop pools that a killed job made, in greenlets of their own, which are the caller's to
+    join.  Does not yield; may be called in the hub."""
+    return [tree.apart(_stop, pool, name="geventq-pools") for pool in pools]
 
 
 def _stop(pool: typing.Any) -> None:

@@ -16,7 +16,7 @@ import typing
 from greenlet import getcurrent
 
 from geventq import clock
-from geventq.cancellation import tree
+from geventq.cancellation import held
 from geventq.checks import Seconds, check_duration
 
 __all__ = ["Guard", "Shield", "Shielded"]
@@ -79,7 +79,7 @@ class Guard:
         if self.shielded is not None:
             self.shielded.shield_left()
         current = getcurrent()
-        if current in self.doomed and self.covers(current) is None and not tree.is_held(current):
+        if current in self.doomed and self.covers(current) is None and not held.is_held(current):
             raise self.doomed.pop(current)
 
 

@@ -12,8 +12,10 @@ Pure looks at frames and paths.  `own` reads what is installed; nothing else her
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -26,6 +28,7 @@ __all__ = ["callers_self", "is_jobs_doing", "is_library", "own"]
 _own_files: typing.Final[set[str]] = set()
 
 
+_PLACES: typing.Final = r"/(?:site|dist)-packages/"
 _COMPREHENSIONS: typing.Final = frozenset({"<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>"})
 
 
@@ -56,11 +59,23 @@ def _files_beside(path: str) -> set[str]:
     import importlib.metadata  # imports socket: not before a program is monkey-patched
 
     for distribution in importlib.metadata.distributions():
-        files = distribution.files or ()
-        located = {os.path.realpath(str(distribution.locate_file(one))) for one in files}
-        if path in located:
-            return located
-    return {path}  # put there by hand
+        if os.path.basename(path) in (distribution.read_text("RECORD") or ""):
+            files = distribution.files or ()
+            located = {os.path.realpath(str(distribution.locate_file(one))) for one in files}
+            if path in located:
+                return located
+    return _package_of(path)  # put there by hand, or by a system's packager
+
+
+def _package_of(path: str) -> set[str]:
+    """The modules of the top-level package that `path` lies in."""
+    _, place, inside = re.split(rf"({_PLACES})", path, maxsplit=1)
+    if os.sep not in inside:
+        return {path}
+    top = path[: path.index(place) + len(place)] + inside.partition(os.sep)[0]
+    return {
+        os.path.realpath(one) for one in glob.iglob(f"{glob.escape(top)}/**/*.py", recursive=True)
+    }
 
 
 def is_jobs_doing(thing: object) -> bool:
@@ -139,7 +154,7 @@ def _is_library_file(path: str) -> bool:
 
 
 def _is_installed(path: str) -> bool:
-    return f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path
+    return re.search(_PLACES, path) is not None
 
 
 @functools.cache

@@ -29,8 +29,10 @@ LAYERS: typing.Final = [
 # The same inside a room; its `__init__` may import all of it.
 ROOMS: typing.Final = {
     "cancellation": [
-        {"request", "pacer", "tree", "whose", "frames", "databases"},
-        {"shield", "callbacks", "children", "pools"},
+        {"request", "pacer", "tree", "whose", "frames", "databases", "children"},
+        {"held"},
+        {"throws", "shield"},
+        {"callbacks", "pools"},
         {"calls", "belongings"},
         {"scope", "ladder"},
         {"token"},

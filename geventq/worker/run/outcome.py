@@ -6,6 +6,7 @@ all that its script call needs.  No Redis, no greenlets.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import traceback
 import typing
@@ -13,6 +14,7 @@ import typing
 import gevent
 
 from geventq import backoff
+from geventq.cancellation.throws import Limit
 from geventq.checks import Seconds
 from geventq.errors import UnrecoverableError
 from geventq.large import encode_in_turns
@@ -161,6 +163,11 @@ def completion(
     return Outcome(COMPLETE, ended_ms, value, execution.attempts_made + 1, more, result=result)
 
 
+def _limit() -> Limit:
+    """On a back-off strategy; not thrown into its imports (2.9)."""
+    return Limit(STRATEGY_LIMIT, gevent.Timeout(STRATEGY_LIMIT))
+
+
 def failure(
     execution: Execution,
     error: BaseException,
@@ -181,7 +188,7 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and attempts_made < policy.attempts and not execution.started_too_often():
         try:
-            with gevent.Timeout(STRATEGY_LIMIT if strategies else None):
+            with _limit() if strategies else contextlib.nullcontext():
                 delay = backoff.next_delay(
                     execution.job.wire_options, attempts_made, error, execution.job, strategies
                 )

@@ -90,7 +90,9 @@ JOBS = """
 """
 
 
-@pytest.mark.parametrize("place", ["a folder", "an installed distribution"])
+@pytest.mark.parametrize(
+    "place", ["a folder", "an installed distribution", "a package of a system's packager"]
+)
 def test_what_the_jobs_code_starts_dies_whatever_its_target(
     tmp_path: pathlib.Path, place: str
 ) -> None:
@@ -100,9 +102,15 @@ def test_what_the_jobs_code_starts_dies_whatever_its_target(
         (tmp_path / "site-packages").mkdir()
         (tmp_path / "jobs.py").write_text(textwrap.dedent(JOBS))
         tmp = tmp_path
-    else:
+    elif place == "an installed distribution":
         installed(tmp_path, "jobs", JOBS)
         tmp = tmp_path / "site-packages"
+    else:
+        tmp = tmp_path / "dist-packages"
+        (tmp / "jobs" / "deep").mkdir(parents=True)
+        (tmp / "jobs" / "__init__.py").write_text("from jobs.deep.work import process\n")
+        (tmp / "jobs" / "deep" / "work.py").write_text("from jobs.beats import process\n")
+        (tmp / "jobs" / "beats.py").write_text(textwrap.dedent(JOBS))
     played(
         """
         import jobs
@@ -246,14 +254,14 @@ def test_a_kill_does_not_cut_the_start_of_an_executors_thread() -> None:
     """2.12: else the executor does not know its own thread, and waits for it at the exit."""
     played(
         """
-        from geventq.cancellation import tree
+        import geventq.cancellation.held
         held = []
-        starts_for_others = tree._starts_for_others
+        starts_for_others = geventq.cancellation.held._starts_for_others
         def noted(greenlet):
             found = starts_for_others(greenlet)
             held.append(found)
             return found
-        tree._starts_for_others = noted
+        geventq.cancellation.held._starts_for_others = noted
 
         for turns in range(1, 12):  # the kill arrives after so many turns of the hub
             pool = concurrent.futures.ThreadPoolExecutor(1, f"pool-{turns}-")
@@ -420,8 +428,8 @@ def test_an_import_holds_a_kill_back_only_for_so_long(tmp_path: pathlib.Path) ->
     played(
         """
         logging.getLogger("geventq").addHandler(logging.NullHandler())
-        from geventq.cancellation import tree
-        tree.CAP = 0.2
+        from geventq.cancellation import held
+        held.CAP = 0.2
 
         def process(token):
             import endless

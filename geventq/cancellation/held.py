@@ -1,0 +1,97 @@
+"""What holds a throw back beside shields: imports, and the start of a library's thread
+(cancellation.md 2.9, 2.12).
+
+Looks at the frames of greenlets that wait.  No greenlets of its own; called in the hub, or in the
+greenlet that is asked about.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+import types
+import typing
+import weakref
+
+from greenlet import getcurrent
+
+from geventq import clock
+from geventq.cancellation import tree
+
+__all__ = ["LOOK", "Owner", "held_until", "is_held", "is_inside", "starts_for_others"]
+
+#: Seconds between two looks at what holds a throw back.
+LOOK: typing.Final = 0.05
+#: Seconds that it does so at most.
+CAP: typing.Final = 30.0
+
+
+class Owner(typing.Protocol):
+    """Whose greenlets they are: the attempt."""
+
+    greenlet: typing.Any
+    """The job's own greenlet, while it runs."""
+
+
+_BOOTSTRAP: typing.Final = importlib.util.module_from_spec.__code__.co_filename
+
+#: Since when a greenlet was seen to be held back.
+_held_since: typing.Final[weakref.WeakKeyDictionary[typing.Any, float]] = (
+    weakref.WeakKeyDictionary()
+)
+#: Greenlets that have ever started a thread that is none of the job's.
+_starters: typing.Final[weakref.WeakSet[typing.Any]] = weakref.WeakSet()
+
+
+def starts_for_others() -> None:
+    """The current greenlet is about to start a thread that is none of the job's."""
+    _starters.add(getcurrent())
+
+
+def held_until(greenlet: typing.Any) -> float | None:
+    """Until when a throw into `greenlet` is held back at most; `None` if it is not.
+
+    An exception thrown into an import leaves the module half-made for all later jobs, and for
+    those that wait for the same module; thrown into the start of a library's thread, it leaves a
+    thread that the library does not know.  The cap counts from the first look.
+    """
+    if _imports(greenlet) or _starts_for_others(greenlet):
+        return _held_since.setdefault(greenlet, clock.monotonic()) + CAP
+    _held_since.pop(greenlet, None)
+    return None
+
+
+def is_held(greenlet: typing.Any) -> bool:
+    """Whether a throw into `greenlet` is held back: by what it does itself, or because whoever
+    spawned it, and may wait for it, is inside an import."""
+    owner: Owner | None = tree.marked(greenlet)
+    while True:
+        until = held_until(greenlet)
+        if until is not None and clock.monotonic() < until:
+            return True
+        spawned_by = getattr(greenlet, "spawning_greenlet", None)
+        greenlet = spawned_by() if spawned_by else None
+        if greenlet is None or owner is None or greenlet is owner.greenlet:
+            return False
+
+
+def _imports(greenlet: typing.Any) -> bool:
+    return is_inside(greenlet, lambda code: code.co_filename == _BOOTSTRAP)
+
+
+def _starts_for_others(greenlet: typing.Any) -> bool:
+    return greenlet in _starters and is_inside(
+        greenlet,
+        lambda code: code.co_name == "start" and code.co_filename == threading.__file__,
+    )
+
+
+def is_inside(greenlet: typing.Any, matches: typing.Callable[[types.CodeType], bool]) -> bool:
+    """Whether a frame of `greenlet` runs code that `matches`."""
+    frame = sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
+    while frame is not None:
+        if matches(frame.f_code):
+            return True
+        frame = frame.f_back
+    return False
