@@ -25,6 +25,8 @@ __all__ = ["LOOK", "Owner", "held_until", "is_held", "is_inside", "starts_for_ot
 LOOK: typing.Final = 0.05
 #: Seconds that it does so at most.
 CAP: typing.Final = 30.0
+#: Seconds after which a look has nothing to do with the one before: that was another import.
+_APART: typing.Final = 5.0
 
 
 class Owner(typing.Protocol):
@@ -36,8 +38,8 @@ class Owner(typing.Protocol):
 
 _BOOTSTRAP: typing.Final = importlib.util.module_from_spec.__code__.co_filename
 
-#: Since when a greenlet was seen to be held back.
-_held_since: typing.Final[weakref.WeakKeyDictionary[typing.Any, float]] = (
+#: When a greenlet was seen to be held back: first and last, in looks that follow each other.
+_seen: typing.Final[weakref.WeakKeyDictionary[typing.Any, tuple[float, float]]] = (
     weakref.WeakKeyDictionary()
 )
 #: Greenlets that have ever started a thread that is none of the job's.
@@ -56,10 +58,15 @@ def held_until(greenlet: typing.Any) -> float | None:
     those that wait for the same module; thrown into the start of a library's thread, it leaves a
     thread that the library does not know.  The cap counts from the first look.
     """
-    if _imports(greenlet) or _starts_for_others(greenlet):
-        return _held_since.setdefault(greenlet, clock.monotonic()) + CAP
-    _held_since.pop(greenlet, None)
-    return None
+    if not (_imports(greenlet) or _starts_for_others(greenlet)):
+        _seen.pop(greenlet, None)
+        return None
+    now = clock.monotonic()
+    first, last = _seen.get(greenlet, (now, now))
+    if now - last > _APART:
+        first = now
+    _seen[greenlet] = first, now
+    return first + CAP
 
 
 def is_held(greenlet: typing.Any) -> bool:

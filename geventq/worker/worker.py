@@ -276,6 +276,7 @@ class Worker:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
+        reason = check_text("reason", reason)
         self._closes += 1
         by_hand, self._by_hand = self._by_hand, None
         if by_hand is not None:

@@ -374,3 +374,13 @@ def test_a_hanging_active_listener_is_killed_like_the_job_it_holds_up(
         worker.close(0)
     assert (ran, told.of(job)) == ([], ["cancelled"])
     assert queue.get_job_state(job.id) == "waiting"
+
+
+@pytest.mark.parametrize("reason", [5, None, b"bytes", "caf\udce9", {"a": 1}])
+def test_a_reason_is_checked_at_the_door(queue: Queue, make: Make, reason: typing.Any) -> None:
+    """2.3: not where the running jobs are cancelled, in a greenlet that nobody waits for."""
+    worker = make(lambda job: "done")
+    with pytest.raises((TypeError, ValueError), match=r"^reason: "):
+        worker.close(0, reason)
+    job = queue.add("n")
+    eventually(lambda: queue.get_job_state(job.id) == "completed")

@@ -440,6 +440,43 @@ def test_an_import_holds_a_kill_back_only_for_so_long(tmp_path: pathlib.Path) ->
     )
 
 
+def test_each_import_has_its_own_cap(tmp_path: pathlib.Path) -> None:
+    """2.9: what a greenlet imported some time ago takes nothing from its next import."""
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text("import sys\nsys.gates[__name__].wait()\n")
+    played(
+        """
+        from geventq import clock
+        from geventq.cancellation import held
+        from tests.support.waiting import TurnedClock
+
+        sys.gates = {"first": threading.Event(), "second": threading.Event()}
+
+        def both():
+            import first
+            import second
+
+        with clock.turned(TurnedClock()) as turned:
+            greenlet = gevent.spawn(both)
+            eventually(lambda: "first" in sys.modules)
+            assert held.is_held(greenlet)  # looked at, and then no more
+            turned.advance(31)
+            sys.gates["first"].set()
+            eventually(lambda: "second" in sys.modules)
+            assert held.is_held(greenlet)
+            turned.advance(4)
+            assert held.is_held(greenlet)
+            for _ in range(7):
+                turned.advance(4)
+                late = held.is_held(greenlet)
+            assert not late
+        sys.gates["second"].set()
+        greenlet.join()
+        """,
+        tmp_path,
+    )
+
+
 def test_what_an_import_has_started_is_held_with_it(tmp_path: pathlib.Path) -> None:
     """2.9: a helper's import that waits for a thread of its module goes to its end."""
     (tmp_path / "starts.py").write_text(
