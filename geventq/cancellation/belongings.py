@@ -101,6 +101,7 @@ class Belongings:
         greenlets = [one for one in self._greenlets if one is not spared]
         made, self._pools = list(self._pools), weakref.WeakSet()
         started, self._processes = self._processes, []
+        ending = children.Ending(started)
         waited_for = bool(made or started)
         self._pending += waited_for
 
@@ -110,7 +111,8 @@ class Belongings:
             if made:
                 self._stopping += pools.stop(made)
             if started:
-                self._endings.append(children.Ending(started))
+                ending.ask()
+                self._endings.append(ending)
             self._pending -= waited_for
 
         return kill

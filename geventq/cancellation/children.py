@@ -69,21 +69,25 @@ class Ending:
     __slots__ = ("_pids", "_processes", "_timer")
 
     def __init__(self, processes: list[typing.Any]) -> None:
-        """Ask them.  In the hub, after the job itself got its kill."""
+        """Before the job gets its kill: `subprocess.run` for one then kills a shell at once, and
+        nobody could tell any more what the shell had started."""
         self._processes = [one for one in processes if _is_to_end(one)]
         #: With all that they have started, each with the time of its start: ids are used again.
         self._pids: list[tuple[int, str]] = []
-        self._timer: typing.Any = None  # from SIGTERM to SIGKILL
         for process in self._processes:
             self._pids += _with_descendants(process.pid)
-        if self._processes:
+        self._timer: typing.Any = None  # from SIGTERM to SIGKILL
+
+    def ask(self) -> None:
+        """Ask them to end.  In the hub, after the job itself got its kill."""
+        if self._pids:
             self._send(signal.SIGTERM)
             self._timer = gevent.get_hub().loop.timer(PATIENCE)
             self._timer.start(self._kill)
 
     def join(self) -> None:
         """Wait until they have ended; a moment longer than the timer takes at most.  Yields."""
-        while any(map(_runs, self._processes)):
+        while any(map(_runs, self._processes)) or any(map(_is_alive, self._pids)):
             if self._timer is None:  # killed: only the system can keep it now
                 gevent.sleep(0.05)
                 break
@@ -105,7 +109,7 @@ class Ending:
     def _send(self, number: signal.Signals) -> None:
         ours = [one.pid for one in self._processes if _runs(one)]
         for pid, started in self._pids:
-            if pid in ours or (started and _start_time(pid) == started):
+            if pid in ours or _is_alive((pid, started)):
                 try:
                     os.kill(pid, number)
                 except OSError:  # it has ended, or runs as somebody else by now
@@ -142,10 +146,17 @@ def _with_descendants(pid: int) -> list[tuple[int, str]]:
     return found
 
 
+def _is_alive(one: tuple[int, str]) -> bool:
+    pid, started = one
+    return started != "" and _start_time(pid) == started
+
+
 def _start_time(pid: int) -> str:
-    """Tells a process from a later one with its id; empty where the system does not say."""
+    """Tells a process from a later one with its id; empty if it has ended, and where the system
+    does not say."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[19]
+            state, *others = stat.read().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if state in "ZX" else others[18]

@@ -539,23 +539,33 @@ def test_child_processes_end_with_the_job(by: str) -> None:
     assert not any(map(_runs, pids))
 
 
-def test_a_shells_own_children_end_with_it() -> None:
-    """2.12: what a killed job's shell runs is not left to nobody."""
+@pytest.mark.parametrize("how", ["Popen", "run"])
+def test_a_shells_own_children_end_with_it(how: str, tmp_path: pathlib.Path) -> None:
+    """2.12: what a killed job's shell runs is not left to nobody, also where the job's own
+    cleanup kills the shell first, as `subprocess.run` does."""
+    fifo = tmp_path / "pids"
+    script = f"sleep 60 & echo $! $$ > {fifo}; sleep 60; true"
     pids: list[int] = []
 
     def process(token: typing.Any) -> None:
-        shell = gevent.subprocess.Popen(
-            "sleep 60 & echo $!; wait", shell=True, stdout=gevent.subprocess.PIPE
-        )
-        pids.append(int(shell.stdout.readline()))
-        pids.append(shell.pid)
-        try:
-            shell.wait()
-        finally:
-            shell.stdout.close()
+        if how == "run":
+            gevent.subprocess.run(script, shell=True, capture_output=True)
+        else:
+            gevent.subprocess.Popen(script, shell=True).wait()
 
-    _killed(process, pids)
-    eventually(lambda: not any(map(_runs, pids)))
+    run = Run(process, hard=True).start()
+    eventually(lambda: fifo.exists() and fifo.read_text())
+    pids += map(int, fifo.read_text().split())
+    eventually(lambda: len(_children_of(pids[1])) == 2)
+    pids += _children_of(pids[1])
+    run.ask()
+    run.join()
+    assert not any(map(_runs, pids))
+
+
+def _children_of(pid: int) -> list[int]:
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(one) for one in children.read_text().split()] if children.exists() else []
 
 
 @pytest.mark.slow
