@@ -9,15 +9,11 @@ import pathlib
 
 import pytest
 
-from tests.fault.ordeal.faults import FAULTS, failed_over, memory_full, server_crowded
+from tests.fault.ordeal.faults import FAULTS
 from tests.fault.ordeal.rounds import Rounds
 
 # In both runs of the suite it would be the same: its processes are of their own, one is patched.
 pytestmark = [pytest.mark.slow, pytest.mark.unpatched, pytest.mark.timeout(900)]
-
-
-#: What connections and scripts do not master yet.
-NOT_YET = (failed_over, memory_full, server_crowded)
 
 
 def test_whatever_breaks_nothing_is_lost_doubled_or_contradicted(
@@ -26,7 +22,7 @@ def test_whatever_breaks_nothing_is_lost_doubled_or_contradicted(
     """1, 3.6, 3.7: whoever was told an end is never wrong, no job is in two places, none is lost;
     all of it works again after each fault, without a flood in the log."""
     with Rounds(tmp_path) as rounds:
-        rounds.go([(fault,) for fault in FAULTS if fault not in NOT_YET])
+        rounds.go([(fault,) for fault in FAULTS])
         rounds.close()
         with capsys.disabled():
             print(f"\n{rounds.table()}")
