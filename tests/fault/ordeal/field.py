@@ -190,9 +190,20 @@ class Field:
 
     def expect_no_lost_locks(self, since: float) -> None:
         """Nobody was held up: where no process stood still, this one with the address included,
-        locks were not lost.  A single one may have been the server's, on a busy machine."""
+        locks were not lost.  A single one may have been the server's, on a busy machine; those
+        that went with the data do not count."""
+        gone_until = max((until for _, until in self.losses), default=0.0)
+        with_data = {
+            line.what[0]
+            for line in self.records.lines()
+            if line.tag == "start" and line.at < gone_until
+        }
         lines = [line for line in self.records.lines() if line.at > since]
-        lost = [line.what for line in lines if line.tag == "told" and line.what[1] == "lock_lost"]
+        lost = [
+            line.what
+            for line in lines
+            if line.tag == "told" and line.what[1] == "lock_lost" and line.what[0] not in with_data
+        ]
         if len(lost) > 1 and not any(line.tag == "stood-still" for line in lines):
             self.violations.append(f"locks were lost: {lost}")
 
