@@ -27,3 +27,6 @@ def test_whatever_breaks_nothing_is_lost_doubled_or_contradicted(
         with capsys.disabled():
             print(f"\n{rounds.table()}")
     assert rounds.violations == []
+    # The faults were felt.
+    for what in ("refused", "asked", "cancelled", "lock_lost", "retrying", "waited"):
+        assert rounds.seen[what] > 0, (what, rounds.seen)

@@ -28,6 +28,8 @@ class Rounds:
         self.violations: list[str] = []
         self._counts: dict[str, collections.Counter[str]] = {}
         self._slowest: dict[str, float] = {}
+        #: How often what has been seen: the tags of the records, and the events that were told.
+        self.seen: collections.Counter[str] = collections.Counter()
 
     def __enter__(self) -> Rounds:
         try:
@@ -54,6 +56,8 @@ class Rounds:
                 break
         field.calm()
         verdict = judge(field.records.lines(), field.stored(), field.left(), phases, field.losses)
+        for line in field.records.lines():
+            self.seen[line.what[1] if line.tag == "told" else line.tag] += 1
         for name, counts in verdict.counts.items():
             self._counts.setdefault(name, collections.Counter()).update(counts)
         self.violations += verdict.violations
