@@ -3,6 +3,7 @@
 A transition begins with a header: what it is for, then
 
     -- KEYS   the attributes of `QueueKeys` or `JobKeys` that it uses
+    -- Also   keys that it makes from the base, if any: `<id>` the jobs, `:lock` theirs
     -- ARGV   1 what comes first  2 then  3... what is repeated
     -- Reply  what it answers
     -- Events the events that it adds, or none

@@ -255,6 +255,20 @@ def test_a_lock_can_be_extended_and_a_wake_up_handed_on(tight: Tight) -> None:
     assert tight.raw.exists("bull:q:marker")
 
 
+def test_jobs_are_cancelled(tight: Tight) -> None:
+    """4.3: one that waits and one that runs."""
+    with tight.worker(lambda job: gevent.sleep(60)) as (worker, _):
+        running, waiting = tight.queue.add_bulk([JobSpec("n")] * 2)
+        eventually(lambda: worker.active_jobs)
+        tight.fill()
+        assert tight.queue.cancel_job(waiting.id)
+        assert tight.queue.cancel_job(running.id)
+        assert waiting.get_state() == "failed"
+        assert tight.raw.hexists(f"bull:q:{running.id}", "gqc")
+        tight.relieve()
+        worker.close(0)
+
+
 @pytest.mark.parametrize(
     "store",
     [

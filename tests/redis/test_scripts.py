@@ -379,13 +379,14 @@ def test_jobs_due_in_the_same_millisecond_keep_their_order(
 ) -> None:
     """wire-format 2.2: beyond 4,096 too, where BullMQ's scores are all the same."""
     due = 1_900_000_000_000
+    ids = [f"job-{19_999 - number}" for number in range(10_000)]  # ties stand the other way round
     for first in range(0, 10_000, 1000):
         args: list[str | int] = [direct.keys.base, 1_750_000_000_000, ""]
         for number in range(first, first + 1000):
             rare = f";{due - 1_750_000_000_000};0;"
-            args += [f"job-{number}", "n", "{}", "{}", rare]
+            args += [ids[number], "n", "{}", "{}", rare]
         direct("add", *args)
-    assert redis_client.zrange(f"{prefix}:q:delayed", 0, -1) == [f"job-{n}" for n in range(10_000)]
+    assert redis_client.zrange(f"{prefix}:q:delayed", 0, -1) == ids
     scores = [
         score for _, score in redis_client.zrange(f"{prefix}:q:delayed", 0, -1, withscores=True)
     ]

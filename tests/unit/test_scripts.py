@@ -20,7 +20,8 @@ LUA: typing.Final = importlib.resources.files("geventq.store") / "lua"
 NAMES: typing.Final = sorted(
     file.name.removesuffix(".lua") for file in LUA.iterdir() if file.name.endswith(".lua")
 )
-PARTS: typing.Final = ["KEYS", "ARGV", "Reply", "Events"]
+PARTS: typing.Final = ["KEYS", "Also", "ARGV", "Reply", "Events"]
+OPTIONAL: typing.Final = {"Also"}
 
 every_script = pytest.mark.parametrize("name", NAMES)
 
@@ -60,7 +61,9 @@ def reached(name: str) -> str:
 
 @every_script
 def test_a_header_has_all_its_parts_in_order(name: str) -> None:
-    assert list(header(name)) == PARTS
+    parts = list(header(name))
+    assert parts == [part for part in PARTS if part in parts]
+    assert set(PARTS) - set(parts) <= OPTIONAL
 
 
 @every_script
@@ -95,6 +98,30 @@ def test_a_script_uses_the_arguments_that_its_header_names_and_no_others(name: s
     single = {int(number) for number, more in documented if not more}
     assert fixed == single
     assert bool(repeated) == ("#ARGV" in code)
+
+
+@every_script
+def test_a_header_names_the_keys_that_are_made_from_the_base(name: str) -> None:
+    """They are not declared in KEYS: `:lock` stands for one of each job, `de:` for one of each
+    deduplication id, `<id>` for the jobs themselves."""
+    code = reached(name)
+    made = set(re.findall(r"\.\. '(:[a-z]+)'", code))
+    made |= set(re.findall(r"(?:\bbase|ARGV\[\d\]) \.\. '([a-z]+:)", code))
+    if re.search(r"(?:\bbase|ARGV\[1\]) \.\. [a-zA-Z]", code):
+        made.add("<id>")
+    made -= {":"}
+    assert set(header(name).get("Also", "").split()) == made
+
+
+@every_script
+def test_a_script_calls_no_function_that_is_not_there(name: str) -> None:
+    """Lua tells only when it comes to it."""
+    code = re.sub(r"'[^'\n]*'", "''", reached(name))
+    defined = set(re.findall(r"function (\w+)", code)) | set(re.findall(r"local (\w+)", code))
+    called = set(re.findall(r"(?<![.\w:])([a-z_]\w*)\(", code))
+    lua = {"ipairs", "pairs", "pcall", "error", "tonumber", "tostring", "type", "unpack"}
+    words = {"function", "if", "elseif", "and", "or", "not", "return", "while", "in", "until"}
+    assert called - defined - lua - words == set()
 
 
 @every_script

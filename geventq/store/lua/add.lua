@@ -5,6 +5,7 @@
 -- pushed once a chunk, workers are woken once: a reader sees the same as from single adds.
 --
 -- KEYS   wait active prioritized delayed marker events meta id pc
+-- Also   <id>
 -- ARGV   1 key base  2 now in ms  3 '1' = the call is sent again: what stands there as it would
 --        store it, it has stored  4... five for each job: custom id or '', name, data, opts, and
 --        '' or "timestamp or nothing;delay in ms;priority;1 for lifo or nothing"

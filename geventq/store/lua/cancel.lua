@@ -7,6 +7,7 @@
 --
 -- KEYS   wait paused active prioritized delayed waiting_children completed failed stalled meta pc
 --        marker events schedulers answers
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat:
 -- ARGV   1 key base  2 now in ms
 --        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `nonces`
 --        4 the text that the job fails with  5 queue name as JSON

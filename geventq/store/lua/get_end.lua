@@ -1,6 +1,7 @@
 -- How jobs ended, if they have, and the newest entry of the stream at that moment (wire-format 12).
 --
 -- KEYS   completed failed events
+-- Also   <id>
 -- ARGV   1 key base  2... job ids
 -- Reply  id of the newest entry, then {state, what it tells, the job's timestamp} for each job; the
 --        state is `completed` and tells the result as JSON, `failed` and tells the reason, `open` and

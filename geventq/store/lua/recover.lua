@@ -5,6 +5,7 @@
 -- because jobs that end meanwhile move the others towards the left end.
 --
 -- KEYS   active
+-- Also   <id> :lock
 -- ARGV   1 key base
 --        2 the lock token, or, if numbers follow, its beginning
 --        3 lock duration in ms  4 where in active to begin, 0 at first

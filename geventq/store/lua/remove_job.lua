@@ -2,6 +2,7 @@
 --
 -- KEYS   job completed waiting_children delayed failed prioritized wait paused active events
 --        meta lock schedulers
+-- Also   :logs :dependencies :processed :failed :unsuccessful de: dn:
 -- ARGV   1 job id  2 key base
 -- Reply  1 it is gone, 0 it is locked, -8 it is a scheduler's pending job
 -- Events removed

@@ -2,6 +2,7 @@
 -- extended beyond that meanwhile stays as it is.
 --
 -- KEYS   stalled
+-- Also   <id> :lock
 -- ARGV   1 key base  2 lock duration in ms  3... pairs of job id and lock token
 -- Reply  for each pair, in order: how many ms the lock lives from now on, 0 if it is gone or
 --        another's

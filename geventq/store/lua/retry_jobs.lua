@@ -3,6 +3,7 @@
 -- for their earlier runs (cancellation.md 4.4).
 --
 -- KEYS   completed failed wait marker meta active events
+-- Also   <id>
 -- ARGV   1 key base  2 'failed' or 'completed'  3 ms of the last end
 -- Reply  {how many went, 1 if there may be more: call again}
 -- Events waiting

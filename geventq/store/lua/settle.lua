@@ -7,6 +7,7 @@
 --        undoes the others.
 --
 -- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful
 -- ARGV   1 key base `prefix:queue:`
 --        2 now in ms
 --        3 how many jobs to take; -1: the caller does not ask

@@ -7,6 +7,7 @@
 -- after a round they stand in their order again.
 --
 -- KEYS   stalled stalled_check wait active schedulers meta marker events
+-- Also   <id> :lock repeat:
 -- ARGV   1 key base  2 now in ms  3 interval in ms  4 how often a job may stall
 --        5 'begin', or the round that the last call answered  6 how many ids it left, 0 at first
 -- Reply  {ids of the jobs that went back to wait, the round to go on with or 'done', ids left in it}
