@@ -16,7 +16,8 @@ import typing
 
 import pytest
 
-from geventq import JobOptions, Queue, Worker, WorkerArguments, job_options
+from geventq import Job, JobOptions, Queue, Worker, WorkerArguments, cancel_request, job_options
+from geventq.cancel_request import CancelOptions
 from geventq.options import _CHECKS
 from geventq.signatures import takes, texts
 from geventq.worker import settings
@@ -84,6 +85,10 @@ def test_what_a_worker_was_made_with_is_a_copy() -> None:
     [
         pytest.param(Worker, WorkerArguments, settings.DEFAULTS, id="Worker"),
         pytest.param(Queue.add, JobOptions, job_options.DEFAULTS, id="Queue.add"),
+        *(
+            pytest.param(cancel, CancelOptions, cancel_request.DEFAULTS, id=cancel.__qualname__)
+            for cancel in (Queue.cancel_job, Queue.cancel_jobs, Job.cancel)
+        ),
     ],
 )
 def test_help_shows_every_option_with_type_default_and_text(
@@ -141,8 +146,8 @@ RIGHT = """
 import datetime
 import gevent
 from geventq import (
-    Cancellation, CancellationToken, DelayedError, Job, JobCancelled, JobOptions, JobSpec, Queue,
-    QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments, detach,
+    Cancellation, CancellationToken, CancelResult, DelayedError, Job, JobCancelled, JobOptions,
+    JobSpec, Queue, QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments, detach,
 )
 
 minute = datetime.timedelta(minutes=1)
@@ -165,6 +170,13 @@ job.change_delay(minute)
 job.extend_lock(minute)
 job.move_to_delayed(minute)
 job.retry("completed")
+result: CancelResult = queue.cancel_job(job.id, {"why": 1}, hard=True, kill_after=minute,
+                                        retry=False, wait=minute, cascade=False, force=False)
+if result.status == "stopped":
+    print(result.state, result.stage, result.seconds)
+job.cancel("enough", wait=5)
+queue.cancel_jobs(["1", "2"], wait=5)
+queue.cancel_jobs(name="n", state="waiting", where=lambda job: job.data, dry_run=True)
 
 
 def plain(job: Job) -> int:
@@ -305,6 +317,12 @@ WRONG = {
     'queue.retry_jobs("delayed")': '"retry_jobs"',
     "queue.retry_jobs(until=minute)": '"until"',
     'job.retry("active")': '"retry"',
+    "queue.cancel_job(job.id, wiat=5)": "wiat",
+    'queue.cancel_job(job.id, wait="5")': '"wait"',
+    'queue.cancel_job(job.id, hard="yes")': '"hard"',
+    'queue.cancel_job(job.id).status == "stoped"': "comparison",
+    "queue.cancel_jobs(where=5)": '"where"',
+    "job.cancel(force=1)": '"force"',
     'job.wait_until_finished("5")': '"wait_until_finished"',
     'Worker("q", process, concurency=5)': "concurency",
     'Worker("q", process, concurrency="5")': '"concurrency"',
