@@ -81,13 +81,16 @@ def _package_of(path: str) -> set[str]:
 def is_jobs_doing(thing: object) -> bool:
     """Whether it is a job's code, and not a library's, that does what is being done to `thing`.
 
-    Called inside the call.  What has `thing` among its arguments, and is a method of it or a
-    library's, only stands in for the call; the nearest frame above those tells.
+    Called inside the call.  Frames with `thing` among their arguments lead to it.  The outermost
+    of them that is a method of it, or a library's, stands in for the call, with all below; the
+    frame above that tells.
     """
-    frame = _above(thing)
-    while frame is not None and _stands_in(frame, thing):
+    frame = teller = _above(thing)
+    while frame is not None and (_takes(frame, thing) or _is_wrapper(frame)):
+        if _is_wrapper(frame) or _is_method(frame, thing) or is_library(frame.f_code.co_filename):
+            teller = frame.f_back
         frame = frame.f_back
-    return frame is None or not is_library(frame.f_code.co_filename)
+    return teller is None or not is_library(teller.f_code.co_filename)
 
 
 def callers_self(thing: object) -> typing.Iterator[object]:
@@ -124,12 +127,8 @@ def _takes(frame: types.FrameType, thing: object) -> bool:
     )
 
 
-def _stands_in(frame: types.FrameType, thing: object) -> bool:
-    if _is_wrapper(frame):
-        return True
-    if not _takes(frame, thing):
-        return False
-    return is_library(frame.f_code.co_filename) or any(
+def _is_method(frame: types.FrameType, thing: object) -> bool:
+    return any(
         getattr(getattr(type(thing), name, None), "__code__", None) is frame.f_code
         for name in dir(type(thing))
     )

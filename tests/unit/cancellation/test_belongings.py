@@ -7,6 +7,8 @@ and prints what it saw.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import pathlib
 import signal
@@ -20,6 +22,7 @@ import gevent.subprocess
 import pytest
 
 from geventq import JobKilled, detach
+from geventq.cancellation import whose
 from tests.support.attempts import Run
 from tests.support.waiting import eventually
 
@@ -127,6 +130,41 @@ def test_what_the_jobs_code_starts_dies_whatever_its_target(
     )
 
 
+def test_whose_code_a_processor_is(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.12: whichever way it is given: the code behind it is the job's."""
+    source = """
+        class Exporter:
+            def run(self, job): ...
+            def __call__(self, job): ...
+            @classmethod
+            def make(cls, job): ...
+            @staticmethod
+            def still(job): ...
+
+        def plain(job): ...
+    """
+    given = {
+        "m1": lambda module: module.plain,
+        "m2": lambda module: module.Exporter(),
+        "m3": lambda module: module.Exporter().run,
+        "m4": lambda module: module.Exporter.make,
+        "m5": lambda module: module.Exporter.still,
+        "m6": lambda module: functools.partial(functools.partial(module.plain), fmt=1),
+        "m7": lambda module: functools.wraps(module.plain)(lambda job: None),
+        "m8": lambda module: functools.partial(module.Exporter()),
+    }
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    for name, of in given.items():
+        installed(tmp_path, name, source)
+        path = str(tmp_path / "site-packages" / f"{name}.py")
+        assert whose.is_library(path)
+        whose.own(of(importlib.import_module(name)))
+        assert not whose.is_library(path), name
+    whose.own(print)
+    whose.own(functools.reduce)
+    assert whose.is_library(functools.__file__)
+
+
 LIBRARY = """
     import concurrent.futures, threading
     import gevent
@@ -189,11 +227,12 @@ def test_what_a_library_starts_lives(tmp_path: pathlib.Path) -> None:
         """,
     ],
 )
+@pytest.mark.parametrize("place", ["installed", "the program's own"])
 def test_an_instrumentation_that_stands_in_does_not_count(
-    tmp_path: pathlib.Path, instrumentation: str
+    tmp_path: pathlib.Path, instrumentation: str, place: str
 ) -> None:
     """2.12: Sentry's and OpenTelemetry's functions stand between the job and `Thread.start`, and
-    around `Thread.run`."""
+    around `Thread.run`; so may one of the program's own, which makes nobody's threads the job's."""
     source = (
         "import functools, threading\n"
         "original, run = threading.Thread.start, threading.Thread.run\n"
@@ -201,7 +240,11 @@ def test_an_instrumentation_that_stands_in_does_not_count(
         + "def traced_run(self):\n    return run(self)\n"
         + "threading.Thread.start, threading.Thread.run = start, traced_run\n"
     )
-    installed(tmp_path, "traces", source)
+    if place == "installed":
+        installed(tmp_path, "traces", source)
+    else:
+        (tmp_path / "site-packages").mkdir()
+        (tmp_path / "traces.py").write_text(source)
     played(
         """
         import traces
@@ -216,7 +259,7 @@ def test_an_instrumentation_that_stands_in_does_not_count(
         killed(lambda token: (pool.submit(int), gevent.sleep(60)))
         assert pool.submit(int, "7").result(timeout=60) == 7
         """,
-        tmp_path / "site-packages",
+        tmp_path / "site-packages" if place == "installed" else tmp_path,
     )
 
 
