@@ -22,6 +22,7 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
+from geventq.worker.run.admission import Take
 from geventq.worker.run.settle_call import (
     LATER,
     MORE,
@@ -53,10 +54,8 @@ _LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried
 class Jobs(typing.Protocol):
     """Whose jobs are taken and settled: `geventq.worker.run.life`.  None of these yields."""
 
-    def taken(self, jobs: list[Taken], sent_at: float, taken_ms: int | None) -> None:
-        """Jobs that are ours by a call that was sent at `sent_at` (monotonic).  `taken_ms` is the
-        wall-clock time that it has given; `None` where its answer was lost, and another one tells
-        what the jobs are since then."""
+    def taken(self, jobs: list[Taken], take: Take) -> None:
+        """Jobs are ours."""
 
     def skipped(self, job_id: str, why: str) -> None:
         """An id without a readable hash was dropped."""
@@ -289,7 +288,7 @@ class Lanes:
     def _handle(self, batch: list[Settled], reply: SettleReply, sent_at: float) -> None:
         life = self.jobs
         if reply.jobs:
-            life.taken(reply.jobs, sent_at, reply.taken_ms)
+            life.taken(reply.jobs, Take(sent_at, reply.taken_ms, reply.place))
         for (execution, outcome), code in zip(batch, reply.codes, strict=True):
             try:
                 if code in OURS:
@@ -328,7 +327,7 @@ class Lanes:
         ]
         if jobs:
             try:
-                self.jobs.taken(jobs, sent_at, None)
+                self.jobs.taken(jobs, Take(sent_at, None))
             except BaseException:
                 self._lost_takes += lost
                 raise

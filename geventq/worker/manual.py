@@ -22,7 +22,7 @@ from geventq.errors import (
 from geventq.store.client import Client, checked, pack
 from geventq.store.queue_store import QueueStore
 from geventq.worker.run import outcome as outcomes
-from geventq.worker.run.admission import Admission
+from geventq.worker.run.admission import Admission, Take
 from geventq.worker.run.decide import decide
 from geventq.worker.run.execution import Execution
 from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
@@ -154,7 +154,9 @@ class ManualJobs:
             for job_id, why in reply.broken:
                 self._tell("error", GeventqError(f"job {job_id} was skipped: {why}"))
             if reply.jobs:
-                return self._admission.execution(reply.jobs[0], _Held, sent_at, reply.taken_ms)
+                return self._admission.execution(
+                    reply.jobs[0], _Held, Take(sent_at, reply.taken_ms)
+                )
             if not reply.broken:
                 return None
 
@@ -170,7 +172,7 @@ class ManualJobs:
             self._lost.discard(lock_token)
         if not missed:
             return None
-        return self._admission.execution(missed[0], _Held, sent_at, None)
+        return self._admission.execution(missed[0], _Held, Take(sent_at, None))
 
     def _unrun(self, execution: Execution) -> outcomes.Outcome | None:
         """The outcome of a job that may not run; `None` for one that may."""

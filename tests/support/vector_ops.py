@@ -25,7 +25,7 @@ from geventq.store.keys import QueueKeys
 from geventq.store.queue_store import NewJob, QueueStore
 from geventq.store.scripts import load
 from geventq.worker.run import outcome as outcomes
-from geventq.worker.run.admission import Admission
+from geventq.worker.run.admission import Admission, Take
 from geventq.worker.run.decide import decide
 from geventq.worker.run.execution import Execution
 from geventq.worker.run.settle_call import SettleCall, Settled
@@ -427,7 +427,7 @@ class NodeWorker:
     def execution(self, job_id: str, token: str) -> Execution:
         """The run of a job that the setup has taken."""
         flat = self.client.execute("HGETALL", self.keys.base + job_id) or []
-        return self.admission.execution((job_id, token, flat), Execution, 0.0, None)
+        return self.admission.execution((job_id, token, flat), Execution, Take(0.0, None))
 
     def settle(self, execution: Execution, outcome: outcomes.Outcome, fetch: bool) -> typing.Any:
         # After an immediate retry Node's call takes nothing (wire-format 9.6).

@@ -20,10 +20,13 @@
 --          atm       attempts made, after this end
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), move (the
 --                    attempt does not count), lifo, clear (the recorded request), exhausted,
---                    event (fields of an extra event); of an outcome that is sent again: atm0 and
---                    stc0 (as at the take), lapsed (its lock can have expired since)
+--                    event (fields of an extra event); of b: turn (text, which sorts as their
+--                    takes), and of the first one mates (turns by id of what its worker has given back before); of an
+--                    outcome that is sent again: atm0 and stc0 (as at the take), lapsed (its lock
+--                    can have expired since)
 -- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
---         ms of the next delayed job or 0; -1: there is more to take now}
+--         ms of the next delayed job or 0; -1: there is more to take now,
+--         id of the last event that tells of jobs taken, or ''}
 --        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
 --        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; or a text: why it
 --        could not be carried out.
@@ -46,7 +49,9 @@ local LATER, UNREADABLE = 2, -21
 local finished, delayed_some, woken, promoted = false, false, false, false
 local max_events
 local gone = {} -- keys of jobs that are not kept
-local given_back = {} -- by priority: ids, with how far they stood from the left end of active
+-- By priority: {id, how far it stood from the left end of active, turn of its take}.
+local given_back = {}
+local mates = nil -- turns by id: what its worker may have given back in other calls
 -- Ends that are not yet in their sets: those of one removal policy are written at once.
 local filed = {
   completed = { members = {}, now_ms = now_ms },
@@ -313,7 +318,8 @@ local function prepare_give_back(job_id, value, made, more, place)
   local priority = priority_of(job_key)
   local group = given_back[priority] or {}
   given_back[priority] = group
-  group[#group + 1] = { job_id, place }
+  group[#group + 1] = { job_id, place, more.turn }
+  mates = mates or more.mates
   add_trimmed('event', 'waiting', 'jobId', job_id, 'prev', 'active')
   return 0
 end
@@ -363,9 +369,18 @@ end
 
 -- settle: judge, release, carry out, file ------------------------------------------------------
 
+-- In the order of the takes: that of active, or, with some that came back before, of their turns.
 local function give_all_back()
   for priority, group in pairs(given_back) do
-    table.sort(group, function(one, other) return one[2] > other[2] end)
+    local found = mates and lift_mates(keys, mates, priority) or {}
+    if #found == 0 then
+      table.sort(group, function(one, other) return one[2] > other[2] end)
+    else
+      for _, entry in ipairs(found) do
+        group[#group + 1] = entry
+      end
+      table.sort(group, function(one, other) return (one[3] or '') < (other[3] or '') end)
+    end
     local ids = {}
     for n, entry in ipairs(group) do
       ids[n] = entry[1]
@@ -431,7 +446,7 @@ local codes = count > 0 and settle(active_count) or {}
 
 -- Within the queue's global concurrency, and nothing while it is paused (8.10).
 local jobs, broken, next_ms = {}, {}, 0
-local blocked, there_are_more = false, false
+local blocked, there_are_more, told = false, false, nil
 if room >= 0 then
   if most_active then
     room = math.min(room, math.max(0, most_active - redis.call('LLEN', keys.active)))
@@ -440,7 +455,7 @@ if room >= 0 then
   blocked = blocked or paused
   promote_due(keys, now_ms, blocked)
   if room > 0 and not blocked then
-    jobs, broken, there_are_more = take_jobs(keys, room, ARGV[2],
+    jobs, broken, there_are_more, told = take_jobs(keys, room, ARGV[2],
       { ARGV[4], ARGV[5] ~= '' and tonumber(ARGV[5]) or nil, ARGV[6] }, ARGV[7])
   end
   if there_are_more then
@@ -465,4 +480,4 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
-return { codes, jobs, broken, next_ms }
+return { codes, jobs, broken, next_ms, told or '' }

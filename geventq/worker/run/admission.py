@@ -19,10 +19,23 @@ if typing.TYPE_CHECKING:
     from geventq.job import JobStore
     from geventq.worker.settings import WorkerOptions
 
-__all__ = ["Admission", "Made", "Taken"]
+__all__ = ["Admission", "Made", "Take", "Taken"]
 
 Taken = tuple[str, str, list[bytes]]
 """A job as a take answers it: its id, its lock token, its hash as before the take, flat."""
+
+
+class Take(typing.NamedTuple):
+    """The call by which jobs are ours."""
+
+    sent_at: float
+    """On the monotonic clock."""
+    taken_ms: int | None
+    """What it has said that the time is; `None` for one that has found jobs after the answer to
+    their take was lost."""
+    place: str = ""
+    """Sorts calls in the order in which the server has carried them out."""
+
 
 Made = typing.TypeVar("Made", bound=Execution)
 
@@ -54,16 +67,15 @@ class Admission:
         self,
         taken: Taken,
         kind: type[Made],
-        sent_at: float,
-        taken_ms: int | None,
+        take: Take,
     ) -> Made:
-        """The execution of a job that is ours by a call sent at `sent_at` (monotonic), which has
-        taken it at `taken_ms`; or, `None`, has found it after the answer to its take was lost.
+        """The execution of a job that is ours by `take`.
 
         Its `unrunnable` says why it has to fail without running; a request that was recorded for
         this run is in its attempt, as if it had been made before the first turn (2.8).
         """
         job_id, lock_token, flat = taken
+        sent_at, taken_ms, place = take
         pairs = iter(flat)
         fields = dict(zip(pairs, pairs, strict=True))
         job = Job(self._store, job_id, fields)
@@ -92,6 +104,7 @@ class Admission:
         most = self._max_started
         counters = made, started, stalls
         execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._overseer, most)
+        execution.take_place = place
         job.owned_by(execution)
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)
@@ -104,8 +117,7 @@ class Admission:
     def executions(
         self,
         jobs: typing.Iterable[Taken],
-        sent_at: float,
-        taken_ms: int | None,
+        take: Take,
         failed: typing.Callable[[str, Exception], None],
     ) -> list[Execution]:
         """The executions of many.  A defect of ours in one job is told with its id and holds up
@@ -113,7 +125,7 @@ class Admission:
         executions = []
         for taken in jobs:
             try:
-                executions.append(self.execution(taken, Execution, sent_at, taken_ms))
+                executions.append(self.execution(taken, Execution, take))
             except Exception as error:  # noqa: BLE001 (told)
                 failed(taken[0], error)
         return executions

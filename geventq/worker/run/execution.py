@@ -50,6 +50,7 @@ class Execution:
         "renewed_at",
         "stalls",
         "stamped_at",
+        "take_place",
         "told",
         "unrunnable",
     )
@@ -89,6 +90,7 @@ class Execution:
         #: How the attempt ended, or ends without having begun: an `Outcome`, which is on its way
         #: to Redis until `over`.
         self.outcome: typing.Any = None
+        self.take_place = ""  # see `admission.Take.place`
         #: Listeners know how this attempt ended: they hear it once.
         self.told = False
 
@@ -140,6 +142,13 @@ class Execution:
     def is_over(self) -> bool:
         """Whether `over` was called."""
         return not hasattr(self, "job")
+
+    @property
+    def turn(self) -> str:
+        """Sorts the jobs of a worker in the order of their takes: by the call, and within one by
+        the number in the lock token."""
+        number = self.lock_token.rpartition(":")[2]
+        return f"{self.take_place}:{number:0>12}"
 
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""

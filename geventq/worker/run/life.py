@@ -24,7 +24,7 @@ from geventq.cancellation.callbacks import Callback
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.hubs import interrupt_main
 from geventq.worker.run import outcome as outcomes
-from geventq.worker.run.admission import Admission, Taken
+from geventq.worker.run.admission import Admission, Take, Taken
 from geventq.worker.run.decide import NotEnded, decide
 from geventq.worker.run.runners import Runners, untouched
 from geventq.worker.run.settle_call import JOB_LOST, PENDING_CHILDREN, UNREADABLE, Code, refusal
@@ -42,6 +42,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["IdleWaiter", "JobLife", "LockKeeper", "Settler"]
 
+_MOST_MATES: typing.Final = 1000  # jobs given back that are remembered
 _UNSEEN: typing.Final = 2  # references to a job that nobody else has: a variable's, and a call's
 
 log = logging.getLogger("geventq")
@@ -116,6 +117,7 @@ class JobLife:
         )
         self.runners = Runners(self.run, self.run_failed, store.queue_name, untouched=untouched())
         self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
+        self._given_back: dict[str, str] = {}  # turns by id, the newest last
         self._is_dry = False  # it was told that there is nothing to take, and no job came since
         self._is_disowned = False  # in a forked child
 
@@ -134,16 +136,13 @@ class JobLife:
 
     # -- taken -----------------------------------------------------------------------------
 
-    def taken(self, jobs: list[Taken], sent_at: float, taken_ms: int | None) -> None:
-        """Jobs are ours, by a call that was sent at `sent_at` (monotonic) and `taken_ms`; that is
-        `None` where the answer to their take was lost, and another call has found them."""
+    def taken(self, jobs: list[Taken], take: Take) -> None:
+        """Jobs are ours."""
         slots = self._slots
         self._is_dry = False
-        if (
-            taken_ms is None
-        ):  # what was thrown at a lane may have left the handling of an answer half-way
+        if take.taken_ms is None:  # a throw may have left the handling of the answer half-way
             jobs = [one for one in jobs if one[1] not in slots.held and one[1] not in slots.running]
-        executions = self._admission.executions(jobs, sent_at, taken_ms, self._not_admitted)
+        executions = self._admission.executions(jobs, take, self._not_admitted)
         try:
             for execution in executions:
                 slots.held[execution.lock_token] = execution
@@ -296,8 +295,18 @@ class JobLife:
             return
         if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
             outcome.more = {**(outcome.more or {}), "clear": True}
+        if outcome.kind == outcomes.GIVE_BACK:
+            self._note_mate(execution, outcome)
         execution.outcome = outcome
         self.settler.settle(execution, outcome)
+
+    def _note_mate(self, execution: Execution, outcome: Outcome) -> None:
+        """Jobs that are given back in several calls stand in the order of their takes, too."""
+        mates = outcome.mates = self._given_back
+        mates.pop(execution.job_id, None)
+        mates[execution.job_id] = execution.turn
+        if len(mates) > _MOST_MATES:
+            del mates[next(iter(mates))]
 
     # -- told ------------------------------------------------------------------------------
 

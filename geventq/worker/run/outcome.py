@@ -77,6 +77,7 @@ class Outcome:
         "error",
         "is_plain",
         "kind",
+        "mates",
         "more",
         "result",
         "value",
@@ -103,6 +104,9 @@ class Outcome:
         self.error = error
         self.cancellation = cancellation
         self.is_plain = False
+        #: Of a job that is given back: those that were given back before, so that they stand in
+        #: the order of their takes (7.1): ids and turns, which others add to.
+        self.mates: typing.Mapping[str, str] | None = None
 
     @property
     def event(self) -> str | None:
@@ -136,10 +140,6 @@ class Outcome:
         """The answer to this outcome was lost: with the counters of its take beside it the script
         sees whether the first sending was carried out (cancellation.md 3.6)."""
         self.more = {**(self.more or {}), "atm0": execution.attempts_made, "stc0": execution.stalls}
-
-    def wire_more(self) -> str:
-        """`more` as the script reads it; empty for the common case."""
-        return json.dumps(self.more, separators=(",", ":")) if self.more else ""
 
 
 def encoded(result: object) -> str | bytes:
@@ -231,7 +231,8 @@ def move(
 
 def give_back(execution: Execution, ended_ms: int) -> Outcome:
     """The job goes back to where it came from, as if it had not been taken (7.1)."""
-    return Outcome(GIVE_BACK, ended_ms, "", execution.attempts_made, {"move": True})
+    more = {"move": True, "turn": execution.turn}
+    return Outcome(GIVE_BACK, ended_ms, "", execution.attempts_made, more)
 
 
 def lost(ended_ms: int, request: Cancellation) -> Outcome:

@@ -7,6 +7,7 @@ that (cancellation.md 3.6).  Every call yields to the hub.
 
 from __future__ import annotations
 
+import json
 import typing
 
 from geventq import clock
@@ -72,8 +73,8 @@ class SettleReply(typing.NamedTuple):
 
     `codes` stand in the order of the outcomes, a text where one could not be carried out;
     `broken` are ids that were not taken and why; `next_ms` is when the next delayed job is due
-    (0: none), or `MORE`: the data of those that were taken fill a call.  `taken_ms` is what the
-    call has said that the time is.
+    (0: none), or `MORE`: the data of those that were taken fill a call.  `taken_ms` and
+    `place` are `Take`'s.
     """
 
     codes: list[Code]
@@ -81,6 +82,7 @@ class SettleReply(typing.NamedTuple):
     broken: list[tuple[str, str]]
     next_ms: int
     taken_ms: int
+    place: str
 
 
 class SettleCall:
@@ -114,6 +116,7 @@ class SettleCall:
             *(self._keys.base, str(now_ms), str(room), lock_token),
             *("" if first is None else str(first), str(self._lock_ms), self._worker_name),
         ]
+        mates: typing.Mapping[str, str] | None = None  # of one worker all have the same
         for execution, outcome in batch:
             args += (
                 outcome.kind,
@@ -122,23 +125,28 @@ class SettleCall:
                 str(outcome.ended_ms),
                 outcome.value,
                 str(outcome.attempts_made),
-                self._more(execution, outcome) if outcome.more else "",
+                self._more(execution, outcome, mates is None) if outcome.more else "",
             )
-        codes, jobs, broken, next_ms = self._client.script(self._settle, self._keys, args)
+            mates = mates or outcome.mates
+        codes, jobs, broken, next_ms, told = self._client.script(self._settle, self._keys, args)
         return SettleReply(
             [_text(code) if isinstance(code, bytes) else code for code in codes],
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,
             now_ms,
+            _place(told) if told else "",
         )
 
-    def _more(self, execution: Execution, outcome: Outcome) -> str:
+    def _more(self, execution: Execution, outcome: Outcome, with_mates: bool) -> str:
         """The rare rest of an outcome.  Of one that is sent again it tells whether its lock can
         have lapsed by now: then another may have ended the job (3.6)."""
-        if outcome.more and "atm0" in outcome.more:
-            outcome.more["lapsed"] = clock.monotonic() > execution.renewed_at + self.lock_life
-        return outcome.wire_more()
+        more = outcome.more or {}
+        if "atm0" in more:
+            more["lapsed"] = clock.monotonic() > execution.renewed_at + self.lock_life
+        if with_mates and outcome.mates:
+            more = {**more, "mates": outcome.mates}
+        return json.dumps(more, separators=(",", ":"))
 
     def recover(
         self, lock_token: str, numbers: typing.Iterable[tuple[int, int]] = ()
@@ -154,6 +162,12 @@ class SettleCall:
             jobs, start = self._client.script(self._recover, self._keys, args, again=True)
             found.update({taken[0]: taken for taken in _taken(jobs)})
         return list(found.values())
+
+
+def _place(event_id: bytes) -> str:
+    """The id of an event of the stream, so that texts sort as the ids do."""
+    milliseconds, _, number = _text(event_id).partition("-")
+    return f"{milliseconds:0>15}-{number:0>9}"
 
 
 def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:

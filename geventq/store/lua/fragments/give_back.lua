@@ -29,6 +29,35 @@ local function give_back_prioritized(keys, ids, priority)
   end
 end
 
+-- Takes out of the front those that a worker has given back in earlier calls (`mates`: the turns of
+-- their takes by id), so that they can stand among those that it gives back now: {id, nil, turn}.
+-- None stands behind a job that is not among them.
+local function lift_mates(keys, mates, priority)
+  local front, found = {}, {}
+  if priority > 0 then
+    local low = priority * PRIORITY_STEP
+    front = redis.call('ZRANGEBYSCORE', keys.prioritized, low, low + PRIORITY_STEP - 1, 'LIMIT', 0, MOST)
+  else
+    local right = redis.call('LRANGE', keys.wait, -MOST, -1)
+    for n = #right, 1, -1 do
+      front[#front + 1] = right[n]
+    end
+  end
+  for _, job_id in ipairs(front) do
+    if not mates[job_id] then
+      break
+    end
+    found[#found + 1] = { job_id, nil, mates[job_id] }
+    if priority > 0 then
+      redis.call('ZREM', keys.prioritized, job_id)
+    end
+  end
+  if priority == 0 and #found > 0 then
+    redis.call('LTRIM', keys.wait, 0, -#found - 1)
+  end
+  return found
+end
+
 local function give_back(keys, ids, priority)
   if priority > 0 then
     give_back_prioritized(keys, ids, priority)

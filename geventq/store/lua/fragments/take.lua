@@ -100,7 +100,8 @@ local function take_each(keys, ids, state, now, lock, worker_name)
         token = token .. string.format('%d', lock[2] + #jobs)
       end
       redis.call('SET', job_key .. ':lock', token, 'PX', lock[3])
-      redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id, 'prev', 'waiting')
+      state.told = redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id,
+        'prev', 'waiting')
       local started, size = starts_and_size(fields)
       filled = filled + size
       if worker_name == '' then
@@ -116,8 +117,8 @@ local function take_each(keys, ids, state, now, lock, worker_name)
 end
 
 -- `lock` is {base, first number or nil, duration in ms}: each job gets a lock token of its own.
--- Answers jobs {id, lock token, fields as they were before the take...}, broken ids {id, why}, and
--- whether there was more than one call takes.
+-- Answers jobs {id, lock token, fields as they were before the take...}, broken ids {id, why},
+-- whether there was more than one call takes, and the id of the last event that tells of them.
 local function take_jobs(keys, room, now, lock, worker_name)
   local ids, scores = pop_ids(keys, room)
   local state = { jobs = {}, broken = {}, taken = {}, at = 1 }
@@ -130,5 +131,5 @@ local function take_jobs(keys, room, now, lock, worker_name)
   if not done and #state.jobs + #state.broken == 0 then
     error(why)
   end -- else the next call meets the fault alone
-  return state.jobs, state.broken, state.at <= #ids
+  return state.jobs, state.broken, state.at <= #ids, state.told
 end
