@@ -99,7 +99,7 @@ def process(job: Job, token: CancellationToken) -> typing.Any:
 # -- how each must end -----------------------------------------------------------------------
 
 
-class _Ending(typing.NamedTuple):
+class _Expected(typing.NamedTuple):
     """How a job must have ended: its state, its result or failure, and what proves the rest."""
 
     state: str
@@ -108,16 +108,18 @@ class _Ending(typing.NamedTuple):
 
 
 _ENDINGS: typing.Final = {
-    "thumbnail": _Ending("completed", "640x480"),
-    "mail": _Ending("completed", "sent at the second attempt", lambda job: job.attempts_made == 2),
-    "export": _Ending(
+    "thumbnail": _Expected("completed", "640x480"),
+    "mail": _Expected(
+        "completed", "sent at the second attempt", lambda job: job.attempts_made == 2
+    ),
+    "export": _Expected(
         "failed", "Job cancelled: the user left the page", lambda job: 40 <= job.progress < 100
     ),
-    "download": _Ending("failed", "Job cancelled: it hangs"),
-    "payment": _Ending(
+    "download": _Expected("failed", "Job cancelled: it hangs"),
+    "payment": _Expected(
         "failed", "Job cancelled: no answer from the shop", lambda job: job.progress == 100
     ),
-    "report": _Ending("completed", "went on at", lambda job: job.stalled_counter == 1),
+    "report": _Expected("completed", "went on at", lambda job: job.stalled_counter == 1),
 }
 
 

@@ -24,7 +24,7 @@ _MANY: typing.Final = 64  # processes that are kept before those that have ended
 _installed = False
 
 
-class Owner(typing.Protocol):
+class BelongingsOwner(typing.Protocol):
     """Whose all of it is: the attempt."""
 
     def belongings(self) -> Belongings:
@@ -42,7 +42,7 @@ def install() -> None:
 
 
 def _spawned(greenlet: Greenlet[..., typing.Any]) -> None:
-    owner: Owner | None = tree.marked(greenlet)
+    owner: BelongingsOwner | None = tree.marked(greenlet)
     if owner is None:
         return
     thread = throws.thread_of(greenlet)
@@ -66,7 +66,7 @@ class Belongings:
         self._pools: weakref.WeakSet[typing.Any] = weakref.WeakSet()
         #: Strongly: most jobs drop theirs while it runs.
         self._processes: list[typing.Any] = []
-        self._endings: list[children.Ending] = []
+        self._endings: list[children.EndingProcesses] = []
         self._stopping: list[Greenlet[..., typing.Any]] = []  # pools
         #: Kills that were decided and have not been carried out.
         self._pending = 0
@@ -101,7 +101,7 @@ class Belongings:
         greenlets = [one for one in self._greenlets if one is not spared]
         made, self._pools = list(self._pools), weakref.WeakSet()
         started, self._processes = self._processes, []
-        ending = children.Ending(started)
+        ending = children.EndingProcesses(started)
         waited_for = bool(made or started)
         self._pending += waited_for
 

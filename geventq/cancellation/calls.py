@@ -2,7 +2,7 @@
 
 The caller's greenlet waits here, in its own turn; the call runs in a greenlet named
 ``geventq-run`` (cancellation.md 2.13).  Knows of the token only that it can be waited for, and
-of the run's shields what an `Owner` shows.
+of the run's shields what a `CallOwner` shows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if typing.TYPE_CHECKING:
     from geventq.cancellation.request import Cancellation
     from geventq.cancellation.shield import Guard
 
-__all__ = ["INTERVAL", "RETHROWS", "Guarded", "Owner", "Signal", "put_down", "run"]
+__all__ = ["INTERVAL", "RETHROWS", "CallOwner", "GuardHolder", "Signal", "put_down", "run"]
 
 #: Seconds between two throws, into a job as into what belongs to it.
 INTERVAL: typing.Final = 1.0
@@ -45,14 +45,14 @@ class Signal(typing.Protocol):
         """The request."""
 
 
-class Guarded(typing.Protocol):
+class GuardHolder(typing.Protocol):
     """Whose shields hold a throw back: the scope of the run."""
 
     guard: Guard | None
     """Made when the first shield is, which may be while others wait."""
 
 
-class Owner(Guarded, typing.Protocol):
+class CallOwner(GuardHolder, typing.Protocol):
     """Who a call belongs to: the scope of the run."""
 
     def became_stuck(self, greenlet: typing.Any) -> None:
@@ -93,7 +93,7 @@ def run(
     call: typing.Callable[[], typing.Any],
     timeout: float | None,
     signal: Signal | None,
-    owner: Owner,
+    owner: CallOwner,
 ) -> typing.Any:
     """What `call()` returns or raises, in a greenlet of its own that `signal` ends; `None`, from
     inside a shield, lets it go to its end."""
@@ -136,7 +136,7 @@ def _wait(child: typing.Any, signal: Signal | None) -> None:
             signal.unlink(waiter.switch)
 
 
-def _end(child: typing.Any, owner: Owner) -> None:
+def _end(child: typing.Any, owner: CallOwner) -> None:
     """Kill the call and wait for it, whatever is thrown meanwhile: with a hard request the
     job's own kill arrives in the same turn.  It is raised when the call has ended."""
     thrown: BaseException | None = None
@@ -153,7 +153,7 @@ def _end(child: typing.Any, owner: Owner) -> None:
 
 def put_down(
     greenlets: typing.Sequence[typing.Any],
-    owner: Guarded,
+    owner: GuardHolder,
     stuck: typing.Callable[[typing.Any], None],
 ) -> None:
     """Kill `greenlets` and return when all have ended.
@@ -196,7 +196,7 @@ def _is_held(greenlet: typing.Any, guard: Guard | None) -> bool:
     return held.is_held(greenlet)
 
 
-def _throw_unless_held(greenlet: typing.Any, owner: Guarded) -> None:
+def _throw_unless_held(greenlet: typing.Any, owner: GuardHolder) -> None:
     """In the hub, where it is decided (2.9)."""
     if not _is_held(greenlet, owner.guard):
         throws.throw(greenlet)

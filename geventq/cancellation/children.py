@@ -6,7 +6,7 @@ session of its own (``start_new_session=True``) is left alone, and so is one tha
 greenlet started.
 
 No greenlets of its own: who throws also asks, in the hub; a timer kills there; and the job's
-greenlet waits in `Ending.join`.
+greenlet waits in `EndingProcesses.join`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from greenlet import getcurrent
 
 from geventq.cancellation import tree
 
-__all__ = ["Ending", "Keeper", "Owner", "install"]
+__all__ = ["EndingProcesses", "ProcessKeeper", "ProcessOwner", "install"]
 
 #: Seconds from SIGTERM to SIGKILL.
 PATIENCE: typing.Final = 2.0
 
 
-class Keeper(typing.Protocol):
+class ProcessKeeper(typing.Protocol):
     """What keeps a job's processes."""
 
     def adopt_process(self, process: typing.Any) -> None:
         """One of the job's greenlets is about to start a process."""
 
 
-class Owner(typing.Protocol):
+class ProcessOwner(typing.Protocol):
     """Whose child it is: the attempt."""
 
-    def belongings(self) -> Keeper:
+    def belongings(self) -> ProcessKeeper:
         """Where it is kept."""
 
 
@@ -55,7 +55,7 @@ def _watch(kind: typing.Any) -> None:
 
     @functools.wraps(make)
     def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
-        owner: Owner | None = tree.marked(getcurrent())
+        owner: ProcessOwner | None = tree.marked(getcurrent())
         if owner is not None and not kwargs.get("start_new_session"):
             owner.belongings().adopt_process(self)  # before it is there: a kill may land between
         make(self, *args, **kwargs)
@@ -63,7 +63,7 @@ def _watch(kind: typing.Any) -> None:
     kind.__init__ = __init__
 
 
-class Ending:
+class EndingProcesses:
     """Processes that are told to end with their job."""
 
     __slots__ = ("_pids", "_processes", "_timer")

@@ -19,7 +19,7 @@ from greenlet import getcurrent
 from geventq import clock
 from geventq.cancellation import tree
 
-__all__ = ["LOOK", "Owner", "held_until", "is_held", "is_inside", "starts_for_others"]
+__all__ = ["LOOK", "GreenletOwner", "held_until", "is_held", "is_inside", "starts_for_others"]
 
 #: Seconds between two looks at what holds a throw back.
 LOOK: typing.Final = 0.05
@@ -29,7 +29,7 @@ CAP: typing.Final = 30.0
 _APART: typing.Final = 5.0
 
 
-class Owner(typing.Protocol):
+class GreenletOwner(typing.Protocol):
     """Whose greenlets they are: the attempt."""
 
     greenlet: typing.Any
@@ -72,7 +72,7 @@ def held_until(greenlet: typing.Any) -> float | None:
 def is_held(greenlet: typing.Any) -> bool:
     """Whether a throw into `greenlet` is held back: by what it does itself, or because whoever
     spawned it, and may wait for it, is inside an import."""
-    owner: Owner | None = tree.marked(greenlet)
+    owner: GreenletOwner | None = tree.marked(greenlet)
     while True:
         until = held_until(greenlet)
         if until is not None and clock.monotonic() < until:

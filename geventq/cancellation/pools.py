@@ -21,25 +21,25 @@ from greenlet import GreenletExit, getcurrent
 
 from geventq.cancellation import throws, tree, whose
 
-__all__ = ["Keeper", "Owner", "QueuedCall", "install", "stop"]
+__all__ = ["PoolKeeper", "PoolOwner", "QueuedCall", "install", "stop"]
 
 _log = logging.getLogger("geventq")
 
 
-class Keeper(typing.Protocol):
+class PoolKeeper(typing.Protocol):
     """What keeps a job's pools."""
 
     def adopt_pool(self, pool: object) -> None:
         """The job is about to make a pool."""
 
 
-class Owner(typing.Protocol):
+class PoolOwner(typing.Protocol):
     """Whose pool or call it is: the attempt."""
 
     was_thrown: bool
     """A kill was thrown: nothing of its is begun any more."""
 
-    def belongings(self) -> Keeper:
+    def belongings(self) -> PoolKeeper:
         """Where a pool is kept."""
 
 
@@ -53,7 +53,7 @@ class QueuedCall:
 
     __slots__ = ("_fn", "_owner")
 
-    def __init__(self, owner: Owner, fn: typing.Callable[..., typing.Any]) -> None:
+    def __init__(self, owner: PoolOwner, fn: typing.Callable[..., typing.Any]) -> None:
         self._owner = owner
         self._fn = fn
 
@@ -91,7 +91,7 @@ def _watch_making(kind: typing.Any) -> None:
 
     @functools.wraps(make)
     def __init__(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> None:  # noqa: N807
-        owner: Owner | None = tree.marked(getcurrent())
+        owner: PoolOwner | None = tree.marked(getcurrent())
         if owner is not None and whose.is_jobs_doing(self):
             owner.belongings().adopt_pool(self)  # before: it may start threads as it is made
         make(self, *args, **kwargs)
@@ -106,7 +106,7 @@ def _watch_calls(kind: typing.Any, name: str) -> None:
     def queue_call(
         self: typing.Any, fn: typing.Any = None, /, *args: typing.Any, **kwargs: typing.Any
     ) -> typing.Any:
-        owner: Owner | None = tree.marked(getcurrent())
+        owner: PoolOwner | None = tree.marked(getcurrent())
         by_name = fn is None and "func" in kwargs
         given = kwargs.pop("func") if by_name else fn
         if owner is not None and callable(given) and whose.is_jobs_doing(self):

@@ -27,7 +27,7 @@ from geventq.commands.ending import ending
 if typing.TYPE_CHECKING:
     from geventq.worker import Worker
 
-__all__ = ["Lifeline", "Parent"]
+__all__ = ["Lifeline", "ParentProcess"]
 
 _CLOSE: typing.Final = b"c"  # with close_timeout
 _AT_ONCE: typing.Final = b"0"
@@ -115,7 +115,7 @@ class Lifeline:
         gevent.killall(self._greenlets)
 
 
-class Parent:
+class ParentProcess:
     """Keeps `count` worker processes alive."""
 
     def __init__(self, count: int) -> None:

@@ -18,7 +18,7 @@ import typing
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
 from geventq.commands.ending import ending
-from geventq.commands.processes import Lifeline, Parent
+from geventq.commands.processes import Lifeline, ParentProcess
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -46,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
     plan = _plan(given)
     lifeline = turns = None
     if plan.processes > 1:
-        came_back = Parent(plan.processes).run()
+        came_back = ParentProcess(plan.processes).run()
         if isinstance(came_back, int):
             return came_back
         lifeline = came_back

@@ -33,7 +33,7 @@ class Batch(typing.NamedTuple):
     entries: list[Entry]
 
 
-class Source(typing.Protocol):
+class EntrySource(typing.Protocol):
     """Where the entries come from (`geventq.store.event_watch.Follower`).  Both yield."""
 
     def next(self, last_id: bytes) -> Seen:
@@ -46,7 +46,7 @@ class Source(typing.Protocol):
 class EventReader:
     """Reads `source` on from the entry `after`; ``None`` is from now on."""
 
-    def __init__(self, source: Source, after: bytes | None) -> None:
+    def __init__(self, source: EntrySource, after: bytes | None) -> None:
         self._source = source
         self._last = None if after is None else b"%d-%d" % position(after)
         # How many entries there ever were up to `_last`; `None` where that is not known.

@@ -3,7 +3,7 @@
 An unpatched program has one hub a thread, with descriptors of its own that nobody closes when the
 thread ends: a server that answers each request in a new thread would have none left after some
 hundreds.  Whoever meets a hub for the first time therefore closes those of ended threads.  Thread
-ids are used again; a `Life` is not.  No greenlets run here, and nothing yields.
+ids are used again; a `ThreadLife` is not.  No greenlets run here, and nothing yields.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ import weakref
 import gevent.monkey
 from gevent import get_hub
 
-__all__ = ["Life", "close_hubs_of_ended_threads", "life_of_this_thread"]
+__all__ = ["ThreadLife", "close_hubs_of_ended_threads", "life_of_this_thread"]
 
 
-class Life:
+class ThreadLife:
     """Something that a native thread holds to its end."""
 
     __slots__ = ("__weakref__",)
 
 
 _of_thread: typing.Final = gevent.monkey.get_original("threading", "local")()
-_hubs: dict[typing.Any, weakref.ref[Life]] = {}  # of the threads that have asked for their life
+#: Of the threads that have asked for their life.
+_hubs: dict[typing.Any, weakref.ref[ThreadLife]] = {}
 
 
-def life_of_this_thread() -> weakref.ref[Life]:
+def life_of_this_thread() -> weakref.ref[ThreadLife]:
     """A reference that is dead when the native thread that calls has ended."""
     life = getattr(_of_thread, "life", None)
     if life is None:
-        life = _of_thread.life = Life()
+        life = _of_thread.life = ThreadLife()
         _hubs[get_hub()] = weakref.ref(life)
     return weakref.ref(life)
 

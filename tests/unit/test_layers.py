@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import subprocess
 import sys
@@ -152,6 +153,14 @@ def test_no_import_goes_round_in_a_circle() -> None:
 def test_no_private_member_of_another_modules_class_is_used(name: str) -> None:
     used = PACKAGE.modules[name].private_uses()
     assert [one for one in used if not one.endswith(tuple(FOREIGN_PRIVATE))] == []
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    """A protocol above all is named by its role, and not like those of other modules."""
+    names = collections.Counter(
+        name for module in PACKAGE.modules.values() for _, _, name in module.classes()
+    )
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 @pytest.mark.parametrize("name", PACKAGE.modules)
