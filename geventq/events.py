@@ -33,6 +33,7 @@ from geventq.errors import GeventqError
 from geventq.guarded import BeginAnew, Guarded, call_listeners
 from geventq.hubs import wait_for
 from geventq.outage import Outage
+from geventq.store.endpoint import Endpoint
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
@@ -107,7 +108,7 @@ class QueueEvents:
         self.prefix = check_prefix(prefix)
         self.timeout = check_duration("timeout", timeout)
         self.max_connections = check_integer("max_connections", max_connections, 1)
-        self._connection = connection
+        self._connection = Endpoint.given(connection)
         self._after = _check_event_id("last_event_id", last_event_id)
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
         self._stop = gevent.event.Event()
@@ -172,7 +173,7 @@ class QueueEvents:
             raise GeventqError(f"the events of queue {self.name} are being read already")
 
     def _open(self) -> EventReader:
-        from geventq.store.client import Client, Endpoint
+        from geventq.store.client import Client
         from geventq.store.event_reader import EventReader
         from geventq.store.event_watch import Follower
         from geventq.store.keys import QueueKeys
@@ -261,7 +262,7 @@ class QueueEventsProducer:
         self.timeout = check_duration("timeout", timeout)
         self.max_connections = check_integer("max_connections", max_connections, 1)
         self._key = f"{self.prefix}:{self.name}:events"
-        self._connection = connection
+        self._connection = Endpoint.given(connection)
         self._client: Client | None = None
 
     def publish(
@@ -281,7 +282,7 @@ class QueueEventsProducer:
         return typing.cast(str, reply.decode())
 
     def _opened(self) -> Client:
-        from geventq.store.client import Client, Endpoint
+        from geventq.store.client import Client
 
         if self._client is None:
             self._client = Client(

@@ -36,6 +36,7 @@ from geventq.job_options import DEFAULTS, JobOptions
 from geventq.large import encode_in_turns
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 from geventq.signatures import takes
+from geventq.store.endpoint import Endpoint
 
 if typing.TYPE_CHECKING:
     from geventq.store.add_batches import AddBatches
@@ -88,7 +89,7 @@ class Queue:
         if max_events is not None:
             self._max_events = check_integer("max_events", max_events, 0)
         self._said_max_events = max_events is None
-        self._connection = connection
+        self._connection = Endpoint.given(connection)
         # One at most, under `_ONE`: of native threads that come together one sets the default.
         self._opened: dict[str, QueueStore] = {}
         self._gatherings: weakref.WeakKeyDictionary[object, AddBatches] = (
@@ -99,11 +100,15 @@ class Queue:
     def _store(self) -> QueueStore:
         store = self._opened.get(_ONE)
         if store is None:
-            from geventq.store.client import Client, Endpoint
+            from geventq.store.client import Client
             from geventq.store.keys import QueueKeys
             from geventq.store.queue_store import QueueStore
 
-            client = Client(Endpoint.of(self._connection))
+            client = Client(
+                Endpoint.of(self._connection),
+                timeout=self.timeout,
+                max_connections=self.max_connections,
+            )
             made = QueueStore(client, QueueKeys(self.prefix, self.name))
             store = self._opened.setdefault(_ONE, made)
         return store

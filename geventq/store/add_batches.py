@@ -6,7 +6,9 @@ is killed harms nobody else.  Two couriers share what waits: while the server wo
 the callers of the other go on and the next batch gathers.  A courier ends when nothing waits.
 
 Nobody suffers from whom he travels with: jobs with ids of their own, whose call may be sent again
-(cancellation.md 3.6), go apart from those without, and big jobs go alone.
+(cancellation.md 3.6), go apart from those without; a call carries a megabyte at most, and a job
+that is bigger by itself is sent by its own caller.  Who has waited his time for a courier goes;
+what was not sent by then is not sent.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ __all__ = ["AddBatches"]
 _COURIERS: typing.Final = 2
 _SMALLEST: typing.Final = 8  # adds that a batch takes before another one is begun
 _LARGEST: typing.Final = 1000  # adds in one call
-_BIG: typing.Final = 1 << 20  # bytes of data in one call, but for a job that has more by itself
+_BIG: typing.Final = 1 << 20  # bytes in one call
+_FRAME: typing.Final = 64  # bytes of one job beside its texts, about
 
 
 class _Batch:
-    """Adds that are sent together.  `jobs` has `None` for a caller that was killed before;
+    """Adds that are sent together.  `jobs` has `None` for a caller that has gone before;
     `done` gets their list of jobs, or the error."""
 
     __slots__ = ("again", "done", "jobs", "sent", "size")
@@ -43,7 +46,7 @@ class _Batch:
     def __init__(self, again: bool) -> None:
         self.again = again  # each job has an id of its own
         self.jobs: list[NewJob | None] = []
-        self.size = 0  # bytes of data
+        self.size = 0  # bytes
         self.done: AsyncResult[typing.Any] = AsyncResult()
         self.sent = False
 
@@ -72,35 +75,37 @@ class AddBatches:
 
     def add(self, job: NewJob) -> Job:
         """Store one job.  Yields."""
-        if not self._outstanding and not self._couriers:
+        size = _size(job)
+        if size > _BIG or not (self._outstanding or self._couriers):
             self._outstanding += 1
             try:
                 return self._store.add([job])[0]
             finally:
                 self._outstanding -= 1
-        batch = self._batch_for(job)
+        batch = self._batch_for(job, size)
         at = len(batch.jobs)
         batch.jobs.append(job)
-        batch.size += len(job[1])
+        batch.size += size
         self._outstanding += 1
         if self._couriers < _COURIERS:
             self._start_courier()
+        answer: typing.Any = None
         try:
-            answer: typing.Any = batch.done.get()
-        except BaseException:  # killed, or out of time
-            if not batch.sent:
+            answer = batch.done.wait(self._store.timeout)
+        finally:
+            if not batch.sent:  # killed, or out of time
                 batch.jobs[at] = None
-            raise
+        if answer is None:
+            raise _too_late(self._store.timeout, batch.sent)
         if isinstance(answer, BaseException):
             raise _own_copy(answer)
         return typing.cast("Job", answer[at])
 
-    def _batch_for(self, job: NewJob) -> _Batch:
+    def _batch_for(self, job: NewJob, size: int) -> _Batch:
         """Half of what is outstanding is a call's share, so that two calls overlap."""
-        _, data, options = job
-        again, share = bool(options.job_id), self._share()
+        again, share = bool(job[2].job_id), self._share()
         for batch in reversed(self._batches):
-            if batch.fits(again, 1, len(data), share):
+            if batch.fits(again, 1, size, share):
                 return batch
         self._batches.append(_Batch(again))
         return self._batches[-1]
@@ -163,6 +168,18 @@ class AddBatches:
                 batch.done.set(answer)
             else:
                 batch.done.set([None if job is None else next(stored) for job in batch.jobs])
+
+
+def _size(job: NewJob) -> int:
+    """The bytes of a job in a call, about."""
+    name, data, options = job
+    return len(name) + len(data) + len(options.text) + len(options.rare) + _FRAME
+
+
+def _too_late(seconds: float, was_sent: bool) -> RedisUnavailableError:
+    error = RedisUnavailableError(f"Redis did not answer within {seconds:.3g} s")
+    error.may_be_done = was_sent
+    return error
 
 
 def _unsure() -> RedisUnavailableError:

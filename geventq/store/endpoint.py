@@ -98,6 +98,13 @@ class Endpoint:
         )
 
     @classmethod
+    def given(cls, connection: object) -> Endpoint | None:
+        """What a constructor was given, understood there, so that what cannot be used is refused
+        where it stands.  `None` stays: ``$GEVENTQ_REDIS_URL`` is what it says at the first call."""
+        found = cls.of(connection)
+        return None if connection is None else found
+
+    @classmethod
     def _of_url(cls, url: str) -> Endpoint:
         scheme = url.split(":", 1)[0].lower()
         if scheme == "embedded":
@@ -107,17 +114,17 @@ class Endpoint:
             return cls("unix", {}, embedded=url)
         if scheme in _LATER:
             raise ValueError(f"connection: {scheme}:// is not supported yet: {redact(url)}")
-        if scheme not in _KINDS:
-            raise ValueError(
-                "connection: the URL must be redis://, rediss://, unix:// or embedded: and "
-                f"well-formed: {redact(url)}"
-            )
         try:
-            return cls(_KINDS[scheme], _settings(_KINDS[scheme], url))
+            if scheme in _KINDS:
+                return cls(_KINDS[scheme], _settings(_KINDS[scheme], url))
         except _BadUrlError as error:
             raise ValueError(f"connection: {error}: {redact(url)}") from None
         except ValueError:  # its text may hold a piece of the password
-            raise ValueError(f"connection: the URL is not well-formed: {redact(url)}") from None
+            pass
+        raise ValueError(
+            "connection: the URL must be redis://, rediss://, unix:// or embedded: and "
+            f"well-formed: {redact(url)}"
+        )
 
     @classmethod
     def _of_client(cls, redis: typing.Any, pool: typing.Any) -> Endpoint:
@@ -197,6 +204,10 @@ def _settings(kind: str, url: str) -> dict[str, typing.Any]:
     parts = urllib.parse.urlsplit(url)
     if not url[len(parts.scheme) :].startswith("://"):
         raise _BadUrlError(f"{parts.scheme}:// is needed")
+    database = urllib.parse.unquote(parts.path).strip("/")
+    if kind != "unix" and not re.fullmatch("[0-9]*", database):
+        # redis-py reads ``/abc`` as 0 without a word; a typo must not change the queue.
+        raise _BadUrlError("the path must be a database number")
     settings = _of_query(parts.query)
     for name, given in (("username", parts.username), ("password", parts.password)):
         if given:
@@ -214,10 +225,7 @@ def _settings(kind: str, url: str) -> dict[str, typing.Any]:
             raise _BadUrlError("the host is no name and no address") from None
     if parts.port is not None:
         settings["port"] = parts.port
-    database = urllib.parse.unquote(parts.path).strip("/")
-    if database:  # redis-py reads ``/abc`` as 0 without a word
-        if not re.fullmatch("[0-9]+", database):
-            raise _BadUrlError("the path must be a database number")
+    if database:
         settings.setdefault("db", int(database))
     return settings
 

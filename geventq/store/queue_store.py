@@ -17,7 +17,7 @@ from geventq.errors import GeventqError, LockLostError, RedisUnavailableError
 from geventq.job import STATES, Job, Life
 from geventq.options import StoredOptions
 from geventq.record import record_of
-from geventq.store.client import CALL_TIMEOUT, Argument, Client, pack
+from geventq.store.client import Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 
@@ -30,7 +30,6 @@ __all__ = ["NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
 
-_BULK_SECONDS: typing.Final = 60.0
 _UNFINISHED: typing.Final = ("waiting", "prioritized", "delayed", "waiting-children", "active")
 _LISTS: typing.Final = ("active", "waiting")
 _PAGE: typing.Final = 1000  # hashes read in one round trip
@@ -50,6 +49,11 @@ class QueueStore:
     @property
     def queue_name(self) -> str:
         return self.keys.name
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one call may take."""
+        return self._client.timeout
 
     # -- adding ----------------------------------------------------------------------------
 
@@ -75,14 +79,17 @@ class QueueStore:
         (cancellation.md 3.6).  The script is told, so that it knows its own jobs again."""
         script, keys, began = load("add"), self.keys, clock.monotonic()
         try:
-            sent = [keys.base, now_ms, "", *args]
-            answers = self._client.script(script, keys, sent, timeout=_BULK_SECONDS)
-        except RedisUnavailableError:
-            left = _BULK_SECONDS - (clock.monotonic() - began)
+            answers = self._client.script(script, keys, [keys.base, now_ms, "", *args])
+        except RedisUnavailableError as first:
+            left = self.timeout - (clock.monotonic() - began)
             if not again or left <= 0:
                 raise
             sent = [keys.base, now_ms, "1", *args]
-            answers = self._client.script(script, keys, sent, again=True, timeout=left)
+            try:
+                answers = self._client.script(script, keys, sent, again=True, timeout=left)
+            except RedisUnavailableError as error:
+                error.may_be_done = error.may_be_done or first.may_be_done
+                raise
         return typing.cast(list[typing.Any], answers)
 
     def _known(self, job_id: bytes, flat: list[bytes]) -> Job:
@@ -134,7 +141,7 @@ class QueueStore:
 
     def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
         payload = b"".join([pack(("HGETALL", self.keys.base + job_id)) for job_id in ids])
-        replies = self._client.call(payload, len(ids), again=True, timeout=CALL_TIMEOUT)
+        replies = self._client.call(payload, len(ids), again=True)
         jobs = []
         for job_id, flat in zip(ids, replies, strict=True):
             if isinstance(flat, list) and flat:

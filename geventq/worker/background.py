@@ -10,7 +10,7 @@ import typing
 
 import gevent.event
 
-from geventq.guarded import Guarded
+from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
@@ -19,6 +19,8 @@ if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Tell
 
 __all__ = ["Background"]
+
+_PATIENCE: typing.Final = 1.5  # seconds for a last call
 
 
 class Background(abc.ABC):
@@ -46,9 +48,11 @@ class Background(abc.ABC):
         self._task.start()
 
     def stop(self) -> None:
-        """End the greenlet and join it.  Idempotent.  Yields."""
+        """End the greenlet and join it.  A call to Redis that hangs is cut.  Idempotent.
+        Yields."""
         self._stop.set()
-        self._task.join()
+        if not self._task.join(_PATIENCE):
+            kill_all([self._task])
 
     def disown(self) -> list[typing.Any]:
         """In a forked child: the greenlet, which is the parent's."""

@@ -75,16 +75,17 @@ class Engine:
         self.slots = slots
         self.listeners = setup.listeners
         self._keys = keys = QueueKeys(setup.prefix, setup.queue_name)
-        self._client = client = Client(setup.endpoint)
+        self._client = client = Client(setup.endpoint)  # never waits for callers
+        self._calls_of_jobs = Client(setup.endpoint, max_connections=options.max_connections)
         self._worker_name = setup.worker_name
-        self._store = QueueStore(client, keys)
+        self._store = QueueStore(self._calls_of_jobs, keys)
         calls = SettleCall(
             client, keys, lock_duration=options.lock_duration, worker_name=setup.worker_name
         )
         self.lanes = Lanes(calls, slots, setup.listeners.emit, keys.name, setup.worker_id)
         self.giving_up = GivingUp(
             slots,
-            self._store,
+            QueueStore(client, keys),
             setup.listeners.emit,
             worker_id=setup.worker_id,
             is_hard=options.cancel_mode == "hard",
@@ -194,6 +195,7 @@ class Engine:
     def disconnect(self) -> None:
         """Close the connections, when the listeners have heard all: they may use their jobs."""
         self._store.close()
+        self._client.close()
 
     def disown(self) -> list[typing.Any]:
         """In a forked child: everything is the parent's.  Returns all greenlets of ours."""

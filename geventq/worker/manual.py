@@ -10,6 +10,10 @@ from __future__ import annotations
 import typing
 import weakref
 
+import gevent
+import gevent.event
+from gevent import get_hub
+
 from geventq import clock
 from geventq.cancellation import Attempt
 from geventq.errors import (
@@ -19,7 +23,8 @@ from geventq.errors import (
     RedisUnavailableError,
     UnrecoverableError,
 )
-from geventq.store.client import Client, checked, pack
+from geventq.store.blocking import BlockingConnection
+from geventq.store.client import Client
 from geventq.store.queue_store import QueueStore
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take
@@ -30,13 +35,15 @@ from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
 if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.store.client import Endpoint
-    from geventq.store.connection import Connection
     from geventq.store.keys import QueueKeys
     from geventq.worker.settings import WorkerOptions
 
 __all__ = ["ManualJobs"]
 
-_GRACE: typing.Final = 5.0  # seconds past its own wait that the server may take (3.6)
+_FIRST_PAUSE: typing.Final = 0.05  # seconds between tries in an outage; doubles
+_LONGEST_PAUSE: typing.Final = 1.0
+_LATE: typing.Final = 0.25  # seconds past its own wait that the server may take
+_LAST_LOOK: typing.Final = 1.0  # seconds, when the time is over
 _TRIES: typing.Final = 3  # of an outcome whose answer was lost (3.6)
 
 
@@ -56,6 +63,36 @@ class _Held(Execution):
         self.overseer.settle(self, _decided(self, move, value, self.overseer.options))
 
 
+class _News:
+    """Waits for markers, for all who want a job in one hub, on one connection: one of them asks,
+    and when he is answered all look."""
+
+    def __init__(self, client: Client, marker: str) -> None:
+        self._marker = marker
+        self._connection = BlockingConnection(client)
+        self._is_asked = False
+        self._come = gevent.event.Event()  # another one after each answer
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there may be a job, `seconds` at most.  Yields."""
+        if self._is_asked:
+            self._come.wait(seconds)
+            return
+        self._is_asked = True
+        try:
+            command = ("BZPOPMIN", self._marker, f"{max(seconds, 0.001):.3f}")  # 0 is for ever
+            with gevent.Timeout(seconds + _LATE, RedisUnavailableError("Redis did not answer")):
+                self._connection.call(command, seconds)
+        finally:
+            self._is_asked = False
+            come, self._come = self._come, gevent.event.Event()
+            come.set()
+
+    def close(self) -> None:
+        """End the wait.  From whatever native thread."""
+        self._connection.close()
+
+
 class ManualJobs:
     """Takes jobs one by one for their callers.  Every method yields to the hub."""
 
@@ -69,7 +106,7 @@ class ManualJobs:
         tell: typing.Callable[..., None],
     ) -> None:
         self.options = options
-        self._client = Client(endpoint)
+        self._client = Client(endpoint, max_connections=options.max_connections)
         self._marker = keys.marker
         self._tell = tell
         self._exchange = SettleCall(
@@ -80,11 +117,34 @@ class ManualJobs:
             store, options, worker_name=worker_name, with_token=False, overseer=self
         )
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
-        self._waits: set[Connection] = set()  # of those that wait, of whatever native thread
         self._is_closed = False
+        self._news_of: weakref.WeakKeyDictionary[object, _News] = weakref.WeakKeyDictionary()
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
 
-    def take(self, lock_token: str) -> Job | None:
+    def next(self, lock_token: str, deadline: float) -> Job | None:
+        """The next job that may run, waited for until `deadline` on the monotonic clock, through
+        outages, too; the last one is raised if nothing was heard since."""
+        pause, timeout = _FIRST_PAUSE, None
+        while not self._is_closed:
+            left = deadline - clock.monotonic()
+            try:
+                job = self.take(lock_token, left if left > 0 else timeout)
+                if job is not None or left <= 0:
+                    return job
+                timeout = _LAST_LOOK
+                self._news().wait(left)
+            except RedisUnavailableError:
+                left = deadline - clock.monotonic()
+                if left <= 0:
+                    raise
+                gevent.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except GeventqError:
+                if not self._is_closed:
+                    raise
+        return None
+
+    def take(self, lock_token: str, timeout: float | None = None) -> Job | None:
         """The next job that may run, locked with `lock_token`; `None` if there is none now.
 
         What may not run (a broken hash, a recorded request, a deferred failure) is settled here
@@ -92,7 +152,7 @@ class ManualJobs:
         was lost, the next call with the same lock token finds the job that was taken then.
         """
         while True:
-            execution = self._take_again(lock_token) or self._take(lock_token)
+            execution = self._take_again(lock_token, timeout) or self._take(lock_token, timeout)
             if execution is None:
                 return None
             unrun = self._unrun(execution)
@@ -100,22 +160,6 @@ class ManualJobs:
                 self._handed_out.add(execution)
                 return execution.job
             self._settle_unrun(execution, unrun)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until there may be a job, `seconds` at most; `False` if it was closed meanwhile."""
-        connection = self._client.open_connection()
-        self._waits.add(connection)
-        try:
-            if not self._is_closed:
-                payload = pack(("BZPOPMIN", self._marker, f"{seconds:.3f}"))
-                checked(connection.call(payload, 1, seconds + _GRACE))
-        except RedisUnavailableError:
-            if not self._is_closed:  # else it was `close` that ended the call
-                raise
-        finally:
-            self._waits.discard(connection)
-            connection.close()
-        return not self._is_closed
 
     def settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         """Send one outcome.  Raises `LockLostError` if the job is not its taker's any more, and
@@ -135,20 +179,24 @@ class ManualJobs:
         raise LockLostError(text) if code in LOCK_GONE else GeventqError(text)
 
     def close(self) -> None:
-        """Close the connections, and end `wait`.  Jobs in hand stay locked until their locks
-        lapse."""
+        """Close the connections; who waits for a job gets none.  Jobs in hand stay locked until
+        their locks lapse."""
         self._is_closed = True
-        for connection in list(self._waits):
-            connection.close()
+        for news in list(self._news_of.values()):
+            news.close()
         self._store.close()
 
-    def _take(self, lock_token: str) -> _Held | None:
+    def _news(self) -> _News:
+        """Where one waits in this hub."""
+        return self._news_of.setdefault(get_hub(), _News(self._client, self._marker))
+
+    def _take(self, lock_token: str, timeout: float | None) -> _Held | None:
         while True:
             sent_at = clock.monotonic()
             try:
-                reply = self._exchange.settle((), 1, lock_token)
-            except RedisUnavailableError as error:
-                if error.may_be_done:
+                reply = self._exchange.settle((), 1, lock_token, timeout=timeout)
+            except BaseException as error:  # also of one who is killed, or out of time
+                if not isinstance(error, RedisUnavailableError) or error.may_be_done:
                     self._lost.add(lock_token)
                 raise
             for job_id, why in reply.broken:
@@ -160,12 +208,12 @@ class ManualJobs:
             if not reply.broken:
                 return None
 
-    def _take_again(self, lock_token: str) -> _Held | None:
+    def _take_again(self, lock_token: str, timeout: float | None) -> _Held | None:
         """The job that an earlier call took whose answer was lost."""
         if lock_token not in self._lost:
             return None
         sent_at = clock.monotonic()
-        jobs = self._exchange.recover(lock_token)
+        jobs = self._exchange.recover(lock_token, timeout=timeout)
         known = {held.job_id for held in self._handed_out if held.lock_token == lock_token}
         missed = [taken for taken in jobs if taken[0] not in known]
         if len(missed) <= 1:

@@ -31,6 +31,7 @@ from geventq.checks import (
 from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.postgresql import warn_if_queries_block
 from geventq.signatures import takes
+from geventq.store.endpoint import Endpoint
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import GivenProcessor, load_processor, takes_token
 from geventq.worker.settings import DEFAULTS, WorkerArguments, WorkerOptions
@@ -79,7 +80,7 @@ class Worker:
         self.id = str(uuid.uuid4())
         self._process = load_processor(process)
         self._with_token = takes_token(self._process)
-        self._connection = connection
+        self._connection = Endpoint.given(connection)
         self._concurrency = self.options.concurrency
         self._listeners = Listeners(queue_name)
         # Both from start() to the end of close(), and never one without the other.
@@ -192,7 +193,6 @@ class Worker:
         if self._engine is not None:
             return
         warn_if_queries_block()
-        from geventq.store.client import Endpoint  # this is where redis gets imported
         from geventq.worker.closing import Closing
         from geventq.worker.engine import Engine, Setup
         from geventq.worker.run.runners import untouched
@@ -404,9 +404,9 @@ class Worker:
         `token` is the lock token that it gets, for `lock_duration` seconds: `job.extend_lock`
         prolongs it.  The worker need not be started; one that takes jobs by itself neither
         renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
-        paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed.
-        Raises `ValueError`
-        or `TypeError` for a bad token and `RedisUnavailableError`; a job that was taken by a
+        paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed; an
+        outage that ends before that ends nothing.  Raises `ValueError` or `TypeError` for a bad
+        token and `RedisUnavailableError`; a job that was taken by a
         call whose answer was lost is found by the next call with the same token.
         """
         check_name("token", token)
@@ -418,14 +418,9 @@ class Worker:
         by_hand = self._by_hand
         if by_hand is None:
             by_hand = self._by_hand = self._make_by_hand()
-        job = by_hand.take(token)
-        left = deadline - clock.monotonic()
-        if job is None and left > 0 and by_hand.wait(left):
-            job = by_hand.take(token)
-        return job
+        return by_hand.next(token, deadline)
 
     def _make_by_hand(self) -> ManualJobs:
-        from geventq.store.client import Endpoint
         from geventq.store.keys import QueueKeys
         from geventq.worker.manual import ManualJobs
 

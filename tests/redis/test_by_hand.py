@@ -190,7 +190,7 @@ def test_a_job_whose_take_was_not_answered_is_found_by_the_next_call(
     sha = load("settle").sha.encode()
     proxy.swallow_next(lambda request: sha in request)
     with pytest.raises(RedisUnavailableError):
-        worker.get_next_job("mine")
+        worker.get_next_job("mine", block=False)
     assert queue.get_job_counts()["active"] == 2
     found = taken(worker)
     assert (found.id, found.attempts_started) == (second.id, 1)

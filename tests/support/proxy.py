@@ -82,6 +82,8 @@ class Proxy:
         self._flowing.set()
         # Seconds by which every answer is late.
         self.delay = 0.0
+        # Answers come in parts: so many bytes, and the seconds after each.
+        self.trickle: tuple[int, float] | None = None
         # The latest requests, as sent, in the order in which they came.
         self.requests: collections.deque[bytes] = collections.deque(maxlen=10_000)
 
@@ -89,8 +91,7 @@ class Proxy:
         """Lead new connections to another server; those there are stay, as behind a name or an
         address that a fail-over has moved."""
         parts = urllib.parse.urlsplit(target)
-        self._unix = parts.path if parts.scheme == "unix" else None
-        self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
+        self.lead_to(target)
         self._login = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
         self._database = parts.path.strip("/") if parts.scheme != "unix" else ""
 
@@ -105,6 +106,12 @@ class Proxy:
     def connected(self) -> int:
         """How many clients are connected now."""
         return len(self._connections)
+
+    def lead_to(self, target: str) -> None:
+        """Lead new connections to another server; those that there are stay."""
+        parts = urllib.parse.urlsplit(target)
+        self._unix = parts.path if parts.scheme == "unix" else None
+        self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
 
     def start(self) -> None:
         self.accept()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import typing
+
 import pytest
 import redis
 import redis.sentinel
 
-from geventq import Queue
+from geventq import Job, Queue, QueueEvents, QueueEventsProducer, Worker
 from geventq.store.endpoint import DEFAULT_URL, Endpoint, redact
 
 
@@ -94,7 +98,97 @@ def test_anything_else_is_no_connection(connection: object) -> None:
         Endpoint.of(connection)
 
 
-def test_a_bad_url_is_told_at_the_first_call() -> None:
-    """Not before: redis is imported for it, and `Queue` is made in programs that fork."""
-    with pytest.raises(ValueError, match=r"^connection: "):
-        Queue("q", "http://h").count()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda connection: Queue("q", connection),
+        lambda connection: Worker("q", print_job, connection),
+        lambda connection: QueueEvents("q", connection),
+        lambda connection: QueueEventsProducer("q", connection),
+    ],
+)
+@pytest.mark.parametrize("connection", ["http://h", "redis://h/first", 5, object()])
+def test_a_bad_connection_is_told_where_it_stands(
+    make: typing.Callable[[object], object], connection: object
+) -> None:
+    """Not at the first call, which may be another module's."""
+    with pytest.raises((ValueError, TypeError), match=r"^connection: "):
+        make(connection)
+
+
+def print_job(job: Job) -> None:
+    print(job.id)
+
+
+def test_a_queue_is_made_without_importing_redis() -> None:
+    """A program may make its queues before it is monkey-patched."""
+    program = """
+import sys
+from geventq import Queue, QueueEvents, Worker
+for url in ("redis://u:p@h:1/2", "rediss://h?ssl_cert_reqs=none", "unix:///s", None):
+    Queue("q", url), QueueEvents("q", url), Worker("q", lambda job: None, url)
+print(*sorted({"redis", "hiredis", "socket", "ssl"} & set(sys.modules)))
+"""
+    before = "import sys, geventq.queue, geventq.worker.worker\n" + program.splitlines()[-1]
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=True
+        ).stdout.split()
+        for text in (before, program)
+    ]
+    assert told[1] == told[0]
+
+
+@pytest.mark.parametrize("base", [redis.Connection, redis.SSLConnection])
+def test_a_client_with_a_connection_class_of_its_own_is_refused(base: type) -> None:
+    """It would be replaced by a connection to the host it names, without a word."""
+    own = type("OwnConnection", (base,), {})
+    pool = redis.ConnectionPool(connection_class=own, host="h")
+    with pytest.raises(ValueError, match=r"^connection: .*OwnConnection"):
+        Queue("q", redis.Redis(connection_pool=pool))
+
+
+@pytest.mark.parametrize("setting", ["redis_connect_func", "ssl_validate_ocsp"])
+def test_a_client_that_asks_more_of_its_connections_is_refused(setting: str) -> None:
+    pool = redis.ConnectionPool(host="h", **{setting: print})
+    with pytest.raises(ValueError, match=setting):
+        Queue("q", redis.Redis(connection_pool=pool))
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("redis://h?pasword=sekret", "query"),
+        ("redis://h?db=-1", "db"),
+        ("redis://h?db=1.5", "db"),
+        ("rediss://h?ssl_cert_reqs=maybe", "ssl_cert_reqs"),
+        ("rediss://h?ssl_include_verify_flags=sekret", "ssl_include_verify_flags"),
+        ("rediss://h?ssl_validate_ocsp=true", "query"),
+        ("redis://a..b", "host"),
+        ("redis:h", "//"),
+        ("unix://tmp/socket", "slash"),
+    ],
+)
+def test_what_redis_py_would_tell_at_the_first_call_is_told_at_once(url: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word) as caught:
+        Queue("q", url)
+    assert "sekret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:7/3",
+        "redis://u%40x:p%2F%C3%A9@h:7/3?db=4",
+        "redis://h?socket_keepalive=no&ssl_ciphers=a%2520b",
+        "rediss://h/0?ssl_check_hostname=false&ssl_cert_reqs=none&ssl_min_version=771",
+        "unix://u:p@/tmp/a%20b?db=3",
+        "redis://[::1]:7",
+        "redis://h?socket_timeout=3&max_connections=4",
+    ],
+)
+def test_a_url_means_what_it_means_to_redis_py(url: str) -> None:
+    theirs = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+    ours = Endpoint.of(url).settings
+    assert ours == {name: value for name, value in theirs.items() if name in ours}
+    assert set(theirs) - set(ours) <= {"connection_class", "socket_timeout", "max_connections"}

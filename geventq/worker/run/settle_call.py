@@ -105,8 +105,11 @@ class SettleCall:
         room: int = -1,
         lock_token: str = "",
         first: int | None = None,
+        *,
+        timeout: float | None = None,
     ) -> SettleReply:
-        """Settle a batch and take up to `room` jobs (-1: do not look for any).
+        """Settle a batch and take up to `room` jobs (-1: do not look for any), within `timeout`
+        seconds (`None`: the client's).
 
         The jobs' lock tokens are `lock_token` with the numbers from `first` on behind it, or,
         without `first`, `lock_token` itself.
@@ -128,7 +131,9 @@ class SettleCall:
                 self._more(execution, outcome, mates is None) if outcome.more else "",
             )
             mates = mates or outcome.mates
-        codes, jobs, broken, next_ms, told = self._client.script(self._settle, self._keys, args)
+        codes, jobs, broken, next_ms, told = self._client.script(
+            self._settle, self._keys, args, timeout=timeout
+        )
         return SettleReply(
             [_text(code) if isinstance(code, bytes) else code for code in codes],
             _taken(jobs),
@@ -149,7 +154,11 @@ class SettleCall:
         return json.dumps(more, separators=(",", ":"))
 
     def recover(
-        self, lock_token: str, numbers: typing.Iterable[tuple[int, int]] = ()
+        self,
+        lock_token: str,
+        numbers: typing.Iterable[tuple[int, int]] = (),
+        *,
+        timeout: float | None = None,
     ) -> list[Taken]:
         """The active jobs that are locked with `lock_token`, or, where `numbers` are given, with
         `lock_token` and a number of one of these ranges (first, how many) behind it; their
@@ -159,7 +168,9 @@ class SettleCall:
         start = 0
         while start >= 0:
             args: list[str | int] = [self._keys.base, lock_token, self._lock_ms, start, *sent]
-            jobs, start = self._client.script(self._recover, self._keys, args, again=True)
+            jobs, start = self._client.script(
+                self._recover, self._keys, args, again=True, timeout=timeout
+            )
             found.update({taken[0]: taken for taken in _taken(jobs)})
         return list(found.values())
 

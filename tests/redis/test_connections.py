@@ -1,0 +1,254 @@
+"""How many connections a process has: those of callers are bounded, what a worker needs comes on
+top, and what is idle is closed."""
+
+from __future__ import annotations
+
+import collections.abc
+import threading
+import typing
+
+import gevent
+import gevent.threadpool
+import pytest
+
+from geventq import GeventqError, Job, Queue, RedisUnavailableError, Worker
+from geventq.store import pools
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def slow(proxy: Proxy) -> Proxy:
+    """A network of 10 ms: calls overlap."""
+    proxy.delay = 0.01
+    return proxy
+
+
+class Peak:
+    """The most connections that a proxy has had at once."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self.most = 0
+        self._looking = gevent.spawn(self._look)
+
+    def _look(self) -> None:
+        while True:
+            self.most = max(self.most, self._proxy.connected)
+            gevent.sleep(0.001)
+
+    def __enter__(self) -> Peak:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._looking.kill()
+
+
+def all_of(
+    calls: int, call: collections.abc.Callable[[], object]
+) -> list[gevent.Greenlet[..., typing.Any]]:
+    calling = [gevent.spawn(call) for _ in range(calls)]
+    gevent.joinall(calling, timeout=60, raise_error=True)
+    return calling
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_callers_wait_for_a_connection(slow: Proxy, prefix: str, most: int) -> None:
+    """Reads, adds and scripts of many greenlets, on few connections, each in its turn."""
+    with Queue("q", slow.url, prefix, max_connections=most) as queue, Peak(slow) as peak:
+        job = queue.add("n", 7)
+        all_of(40, lambda: queue.get_job(job.id))
+        all_of(40, lambda: queue.add("n"))
+        all_of(40, job.get_state)
+        assert peak.most == most
+        assert queue.count() == 41
+
+
+def test_a_caller_waits_within_his_time(redis_url: str, prefix: str) -> None:
+    """The one connection is in a call that takes longer: nothing was done, and he is told why."""
+    with (
+        Proxy(redis_url) as proxy,
+        Queue("q", proxy.url, prefix, max_connections=1, timeout=0.5) as queue,
+        Queue("q", proxy.url, prefix) as patient,  # the smallest number counts
+    ):
+        queue.count()
+        held = proxy.hold_request(b"HGETALL")
+        first = gevent.spawn(patient.get_job, "1")
+        held.wait()
+        with pytest.raises(RedisUnavailableError, match="max_connections") as caught:
+            queue.count()
+        assert not caught.value.may_be_done
+        held.release()
+        assert first.get(timeout=20) is None
+        assert queue.count() == 0
+
+
+def test_a_caller_who_is_killed_while_he_waits_takes_nothing_with_him(
+    redis_url: str, prefix: str
+) -> None:
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix, max_connections=1) as queue:
+        queue.count()
+        held = proxy.hold_request(b"HGETALL")
+        first = gevent.spawn(queue.get_job, "1")
+        held.wait()
+        waiting = [gevent.spawn(queue.count) for _ in range(4)]
+        gevent.sleep(0.05)
+        waiting[0].kill()
+        waiting[2].kill()
+        held.release()
+        assert first.get(timeout=20) is None
+        assert [waiting[one].get(timeout=20) for one in (1, 3)] == [0, 0]
+        assert proxy.connected == 1
+
+
+def test_a_caller_who_is_killed_in_mid_call_leaves_his_place(redis_url: str, prefix: str) -> None:
+    with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix, max_connections=1) as queue:
+        for _ in range(3):
+            held = proxy.hold_request(b"HGETALL")
+            calling = gevent.spawn(queue.get_job, "1")
+            held.wait()
+            waiting = gevent.spawn(queue.count)
+            gevent.sleep(0)
+            calling.kill()
+            assert waiting.get(timeout=20) == 0
+            held.release()
+
+
+def test_a_waiter_takes_the_place_of_an_idle_connection_of_another_hub(
+    redis_url: str, prefix: str
+) -> None:
+    """Of each thread's hub, and of another queue: what is idle is closed for who needs it."""
+    threads = gevent.threadpool.ThreadPool(3)
+    try:
+        with Proxy(redis_url) as proxy, Queue("q", proxy.url, prefix, max_connections=2) as queue:
+            for _ in range(2):
+                for result in [threads.spawn(queue.count) for _ in range(3)]:
+                    assert result.get(timeout=30) == 0
+                assert queue.count() == 0
+                with Queue("other", proxy.url, prefix) as other:
+                    assert other.count() == 0
+                assert proxy.connected <= 2
+    finally:
+        threads.kill()
+
+
+def test_the_smallest_number_given_holds_for_all(slow: Proxy, prefix: str) -> None:
+    """Per process and server; it goes with the queue that gave it."""
+    with Queue("a", slow.url, prefix, max_connections=20) as a:
+        all_of(20, a.count)
+        eventually(lambda: slow.connected == 20)
+        b = Queue("b", slow.url, prefix, max_connections=3)
+        b.count()
+        eventually(lambda: slow.connected <= 3)
+        with Peak(slow) as peak:
+            all_of(30, lambda: (a.count(), b.count()))
+        assert peak.most <= 3
+        b.close()
+        with Peak(slow) as peak:
+            all_of(30, a.count)
+        assert peak.most > 3
+
+
+def test_idle_connections_are_closed_after_a_while(
+    slow: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call has to come for that."""
+    monkeypatch.setattr(pools, "_IDLE", 0.2)
+    monkeypatch.setattr(pools, "_LOOK", 0.1)
+    with Queue("q", slow.url, prefix) as queue:
+        all_of(20, queue.count)
+        assert slow.connected > 5
+        eventually(lambda: not slow.connected)
+        assert queue.count() == 0
+
+
+def test_jobs_share_the_callers_connections_and_the_worker_has_its_own(
+    slow: Proxy, prefix: str, queue: Queue
+) -> None:
+    """100 jobs at once that write to Redis: none waits for its lock's renewal or its outcome."""
+    failed: list[BaseException] = []
+
+    def process(job: Job) -> None:
+        for number in range(3):
+            job.update_progress(number)
+
+    with Peak(slow) as peak:
+        worker = Worker("q", process, slow.url, prefix, concurrency=100, max_connections=4)
+        worker.on("failed", lambda job, error: failed.append(error))
+        with worker:
+            jobs = [queue.add("n") for _ in range(100)]
+            eventually(lambda: queue.get_job_counts()["completed"] == len(jobs), 40)
+    assert not failed
+    assert peak.most <= 4 + 4 + 4  # callers, lanes, and the renewer, checker, idle wait and a spare
+
+
+def test_a_worker_does_not_wait_for_callers(redis_url: str, prefix: str, queue: Queue) -> None:
+    """Its jobs hold all connections there may be; it renews, settles and takes all the same."""
+    with Proxy(redis_url) as proxy:
+        held = proxy.hold_request(b"HGETALL")
+
+        def process(job: Job) -> None:
+            if job.name == "reads":
+                with Queue("q", proxy.url, prefix) as of_the_job:
+                    of_the_job.get_job(job.id)
+
+        worker = Worker("q", process, proxy.url, prefix, concurrency=2, max_connections=1)
+        with worker:
+            reads = queue.add("reads")
+            held.wait()
+            assert queue.add("n").wait_until_finished(20) is None
+            held.release()
+            assert reads.wait_until_finished(20) is None
+
+
+def test_a_server_that_is_full_is_an_outage(own_server: Server, prefix: str) -> None:
+    """ "max number of clients reached": no job fails by it, and a worker comes in when it may."""
+    failed: list[object] = []
+
+    def process(job: Job) -> int:
+        job.update_progress(1)
+        return 7
+
+    worker = Worker("q", process, own_server.url, prefix, concurrency=20)
+    worker.on("failed", lambda job, error: failed.append(error))
+    worker.on("error", lambda error: None)
+    with own_server.client() as admin, Queue("q", own_server.url, prefix) as queue:
+        for _ in range(40):
+            queue.add("n", attempts=3)
+        queue.close()
+        admin.config_set("maxclients", 1)
+        with pytest.raises(RedisUnavailableError) as caught:
+            queue.add("n")
+        assert isinstance(caught.value, GeventqError)
+        worker.start()
+        gevent.sleep(0.5)
+        admin.config_set("maxclients", 9)
+        eventually(lambda: admin.zcard(f"{prefix}:q:completed") == 40, 60)
+        admin.config_set("maxclients", 1000)
+        worker.close(0)
+        assert not failed
+
+
+def test_scripts_that_are_flushed_all_the_time_run(own_server: Server, prefix: str) -> None:
+    """3.7: between the loading of a script and its call another may flush: a big add takes its
+    time on the line."""
+    stop = threading.Event()
+
+    def flush() -> None:
+        with own_server.client() as client:
+            while not stop.is_set():
+                client.script_flush()
+
+    thread = gevent.threadpool.ThreadPool(1)
+    flushing = thread.spawn(flush)
+    try:
+        with Queue("q", own_server.url, prefix) as queue:
+            for number in range(100):
+                queue.add("small", number)
+                queue.add("big", "x" * 400_000, remove_on_complete=True)
+            assert queue.count() == 200
+    finally:
+        stop.set()
+        flushing.get(timeout=20)
+        thread.kill()
