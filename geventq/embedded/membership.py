@@ -2,8 +2,8 @@
 
 Owns the membership of this process in such directories, and sees to it that a member finds a
 server that answers: the keeper process (`geventq.embedded.keeper`) owns that.  Must not know
-redis-py, links or queues.  No greenlets of its own: whoever joins waits, and while it waits the
-hub turns, in monkey-patched and in unpatched processes.
+redis-py, connections or queues.  No greenlets of its own: whoever joins waits, and while it waits
+the hub turns, in monkey-patched and in unpatched processes.
 
 A member holds a shared flock on ``members.lock``.  The kernel drops it when the process ends,
 however it ends, so that nobody has to be told who has left.  A forked child would share it, and
@@ -28,7 +28,7 @@ from geventq.embedded.directory import choose_socket, directory_of, socket_in
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
 
-__all__ = ["Membership", "join"]
+__all__ = ["Membership", "enter", "join"]
 
 JOIN_TIMEOUT: typing.Final = 30.0  # seconds; the time that a server takes to load does not count
 _PROBE_TIMEOUT: typing.Final = 1.0
@@ -75,11 +75,29 @@ class Membership:
     it ends; a use that is only forgotten counts until the process ends.  In a forked child it is
     closed."""
 
-    def __init__(self, directory: str, socket_path: str) -> None:
+    def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.socket_path = socket_path
+        self.socket_path = ""
+        """Where the server answered last."""
         self._generation = fork.generation
         self._closed = False
+
+    def find_server(self) -> str:
+        """The path of a socket on which the server answers.
+
+        Starts the server if there is none, waits for one that is being started or stopped, and
+        starts it again if it has died, so that calling it before each connection is right, and
+        cheap (one ``PING``).  Who gives up waiting stays a member, and a server that still reads
+        its data goes on with that.  Yields to the hub.
+
+        Raises `GeventqError` if no server program is found or the directory cannot be used,
+        `RedisUnavailableError` if the server does not start.
+        """
+        try:
+            self.socket_path = _ensure(self.directory)
+        except _Forked:
+            raise RedisUnavailableError("embedded: the process was forked meanwhile") from None
+        return self.socket_path
 
     def close(self) -> None:
         """Leave; when nobody is left the server stops, with its data on disk.  Does not wait for
@@ -101,34 +119,41 @@ class Membership:
         return f"<Membership of {self.directory}{' (closed)' if self._closed else ''}>"
 
 
-def join(url: str) -> Membership:
-    """Become a member of the directory that `url` names, with a server that answers.
+def enter(url: str) -> Membership:
+    """Become a member of the directory that `url` names; `Membership.find_server` comes next.
+    Waits for a server that is being stopped.  Yields to the hub.
 
-    Starts the server if there is none, waits for one that is being started or stopped, and starts
-    it again if it has died, so that calling it before each connection is right, and cheap (one
-    ``PING``).  Yields to the hub.
-
-    Raises `ValueError` for a malformed `url`, `GeventqError` if no server program is found or the
-    directory cannot be used, `RedisUnavailableError` if the server does not start.
+    Raises `ValueError` for a malformed `url`, `GeventqError` if the directory cannot be used,
+    `RedisUnavailableError` if the former server does not end.
     """
     directory = directory_of(url)
     while True:
-        since = fork.generation
         try:
-            try:
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-                _enter(directory)
-            except OSError as error:
-                raise GeventqError(f"embedded: {directory} cannot be used: {error}") from error
-            try:
-                return Membership(directory, _ensure(directory))
-            except BaseException:
-                if since == fork.generation:
-                    with _guard:
-                        _release(directory)
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            _enter(directory)
+            return Membership(directory)
+        except OSError as error:
+            if isinstance(error, RedisUnavailableError):
                 raise
+            raise GeventqError(f"embedded: {directory} cannot be used: {error}") from error
         except _Forked:
             continue
+
+
+def join(url: str) -> Membership:
+    """`enter`, with a server that answers.  Raises what that and `Membership.find_server` do; then
+    the process is no member."""
+    while True:
+        since = fork.generation
+        membership = enter(url)
+        try:
+            membership.find_server()
+        except BaseException:
+            if since != fork.generation:
+                continue  # a forked child begins anew
+            membership.close()
+            raise
+        return membership
 
 
 # -- membership ------------------------------------------------------------------------------

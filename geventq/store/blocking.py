@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["BlockingConnection"]
 
-_GRACE: typing.Final = 5.0  # seconds past its own wait that an answer may take (3.6)
+_GRACE: typing.Final = 5.0  # seconds past its own wait that an answer may take, at most (3.6)
 
 
 class _ClosedWhileOpeningError(BaseException):
@@ -37,6 +37,7 @@ class BlockingConnection:
         self._connection: Connection | None = None
         self._opener: tuple[typing.Any, typing.Any] | None = None  # the hub and the greenlet
         self._is_closed = False
+        self._grace = min(_GRACE, client.timeout)
 
     def call(self, command: tuple[Argument, ...], wait: float = 0.0) -> Answer:
         """The reply to `command`, for which the server may take `wait` seconds.  Yields.
@@ -46,7 +47,7 @@ class BlockingConnection:
         connection = self.opened()
         since = fork.generation
         try:
-            return checked(connection.call(pack(command), 1, wait + _GRACE))[0]
+            return checked(connection.call(pack(command), 1, wait + self._grace))[0]
         except RedisUnavailableError:
             self._refuse_if_closed()
             if since == fork.generation:
@@ -60,7 +61,7 @@ class BlockingConnection:
             self._refuse_if_closed()
             self._opener = (get_hub(), getcurrent())
             try:
-                connection = self._client.open_connection(name=self._name, limit=_GRACE)
+                connection = self._client.open_connection(name=self._name, limit=self._grace)
             except _ClosedWhileOpeningError:
                 self._refuse_if_closed()
                 raise

@@ -159,20 +159,29 @@ class Client:
 
     def _joined(self, url: str) -> str:
         """The socket of the embedded server, which is started again if it has died."""
+        membership = self._membership
+        if membership is None:
+            membership = self._entered(url)
+        return membership.find_server()
+
+    def _entered(self, url: str) -> Membership:
+        """A membership that stays until `close`, also while the server does not answer."""
         from geventq.embedded import membership as embedded  # only where it is used
 
         since = fork.generation
-        joined = embedded.join(url)
+        entered = embedded.enter(url)
         if since != fork.generation:  # what was to be sent is for the parent to send
-            joined.close()
+            entered.close()
             raise unavailable("the process was forked before it had a connection to Redis", False)
         with self._guard:
             if self._membership is None and not self._closed:
-                self._membership = joined
-                return joined.socket_path
-        joined.close()  # one is enough
-        self._refuse_if_closed()
-        return joined.socket_path
+                self._membership = entered
+            member = self._membership
+        if member is not entered:
+            entered.close()  # one is enough
+        if member is None:
+            raise GeventqError("this client is closed")
+        return member
 
     def _call_once(self, payload: bytes, count: int, limit: float, deadline: float) -> list[Answer]:
         pool = self._pool()

@@ -30,8 +30,8 @@ if typing.TYPE_CHECKING:
 __all__ = ["Pool", "Server"]
 
 _IDLE_CHECK: typing.Final = 0.5  # seconds unused after which a connection is looked at before use
-_IDLE: typing.Final = 5.0  # seconds unused after which it is closed, at the next look
-_LOOK: typing.Final = 2.0  # seconds between two looks
+_IDLE: typing.Final = 3.0  # seconds unused after which it is closed, at the next look
+_LOOK: typing.Final = 1.0  # seconds between two looks
 
 # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.  The
 # collector may end a greenlet of ours, and so come here, while this thread holds it.

@@ -405,9 +405,9 @@ class Worker:
         prolongs it.  The worker need not be started; one that takes jobs by itself neither
         renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
         paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed; an
-        outage that ends before that ends nothing.  Raises `ValueError` or `TypeError` for a bad
-        token and `RedisUnavailableError`; a job that was taken by a
-        call whose answer was lost is found by the next call with the same token.
+        outage that ends before that ends nothing.  All who wait in one hub share a connection.
+        Raises `ValueError` or `TypeError` for a bad token and `RedisUnavailableError`; a job that
+        was taken by a call whose answer was lost is found by the next call with the same token.
         """
         check_name("token", token)
         deadline = clock.monotonic() + (self.options.drain_delay if block else 0.0)

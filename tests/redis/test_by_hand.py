@@ -9,7 +9,7 @@ import typing
 import gevent
 import pytest
 
-from geventq import GeventqError, Job, LockLostError, Queue, RedisUnavailableError, Worker
+from geventq import GeventqError, Job, JobSpec, LockLostError, Queue, RedisUnavailableError, Worker
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
@@ -216,3 +216,41 @@ def test_an_outcome_whose_answer_was_lost_is_a_success(
 def test_a_bad_lock_token_is_named(by_hand: By, lock_token: typing.Any) -> None:
     with pytest.raises((TypeError, ValueError), match="token"):
         by_hand().get_next_job(lock_token)
+
+
+def test_all_who_wait_for_a_job_share_a_connection(queue: Queue, by_hand: By, proxy: Proxy) -> None:
+    """However many they are; each job goes to one of them."""
+    worker = by_hand(drain_delay=20.0, max_connections=3, url=proxy.url)
+    waiting = [gevent.spawn(worker.get_next_job, f"token{number}") for number in range(20)]
+    eventually(lambda: any(b"BZPOPMIN" in request for request in proxy.requests))
+    gevent.sleep(0.1)
+    assert proxy.connected <= 4
+    ids = [job.id for job in queue.add_bulk([JobSpec("n")] * 20)]
+    jobs = [one.get(timeout=20) for one in waiting]
+    assert sorted(job.id for job in jobs) == sorted(ids)
+    for job in jobs:
+        job.move_to_completed()
+
+
+def test_a_close_ends_the_wait_for_a_job(by_hand: By) -> None:
+    worker = by_hand(drain_delay=60.0)
+    waiting = [gevent.spawn(worker.get_next_job, f"token{number}") for number in range(3)]
+    gevent.sleep(0.1)
+    worker.close()
+    assert [one.get(timeout=10) for one in waiting] == [None, None, None]
+
+
+def test_a_take_whose_caller_is_killed_is_found_by_the_next_call(
+    queue: Queue, by_hand: By, proxy: Proxy
+) -> None:
+    """3.6, Take: the server has carried it out, whatever ended the waiting."""
+    worker = by_hand(url=proxy.url)
+    job = queue.add("n")
+    held = proxy.hold_answer(load("settle").sha.encode())
+    calling = gevent.spawn(worker.get_next_job, "mine")
+    held.wait()
+    calling.kill()
+    held.release()
+    found = taken(worker)
+    assert (found.id, found.attempts_started) == (job.id, 1)
+    found.move_to_completed()

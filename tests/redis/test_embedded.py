@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 
 import gevent
 import pytest
@@ -574,3 +575,32 @@ def test_the_keeper_needs_nothing_but_the_standard_library() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
     )
     assert not {"gevent", "geventq", "redis", "subprocess"} & set(done.stdout.split())
+
+
+def test_a_call_ends_in_its_own_time_while_the_server_hangs(home: _Home) -> None:
+    """3.7: also one that still looks for the server.  It stays a member, so that the server is
+    not stopped meanwhile, and the next call goes on when the server does."""
+    with embedded.join(home.url) as first:
+        pid = _pid(first.socket_path)
+        with Queue("q", home.url, timeout=0.5) as queue:
+            assert queue.count() == 0
+            first.close()  # from here on only the queue keeps it
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for call in (queue.count, lambda: queue.add("n"), queue.is_paused):
+                    began = time.perf_counter()
+                    with pytest.raises(RedisUnavailableError):
+                        call()
+                    assert time.perf_counter() - began < 4.0
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            eventually(lambda: _is_empty(queue))
+            assert queue._store._client._membership is not None
+            assert _pid(queue._store._client._membership.socket_path) == pid
+
+
+def _is_empty(queue: Queue) -> bool:
+    try:
+        return queue.count() == 0
+    except RedisUnavailableError:
+        return False
