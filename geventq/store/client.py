@@ -218,15 +218,15 @@ class Client:
         server = self._server
         if server is None:
             return self.open_connection(limit=deadline - clock.monotonic())
-        idle = server.admit(pool, deadline)
-        if idle is not None:
-            return idle
+        place = server.admit(pool, deadline)
+        if place.connection is not None:
+            return place.connection
         try:
             connection = self.open_connection(limit=deadline - clock.monotonic())
         except BaseException:
-            server.not_opened()
+            server.not_opened(place)
             raise
-        server.opened(connection)
+        server.opened(place, connection)
         return connection
 
     def _pool(self) -> Pool:

@@ -86,6 +86,10 @@ class Connection:
             raise RedisUnavailableError(text) from error
         return cls(sock, address)
 
+    def __del__(self) -> None:
+        """Nobody has it any more: a Ctrl-C took it from its caller at a bad moment."""
+        self.close()
+
     @property
     def closed(self) -> bool:
         return self._sock is None

@@ -134,9 +134,10 @@ class Pool:
 
 
 class _Waiter:
-    """A caller who waits for a connection: an idle one of his pool, or the place for a new one."""
+    """A caller who waits for a connection: an idle one of his pool, or the place for a new one.
+    Once served, it is that place, until he has connected."""
 
-    __slots__ = ("_event", "connection", "is_served", "pool")
+    __slots__ = ("__weakref__", "_event", "connection", "is_served", "pool")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -174,8 +175,9 @@ class Server:
         self._guard = _new_guard()
         self._limits: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-        self._open: set[Connection] = set()
-        self._opening = 0  # places given to callers who have not connected yet
+        # Both are weak: what a Ctrl-C has taken from its caller at a bad moment does not count.
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._opening: weakref.WeakSet[_Waiter] = weakref.WeakSet()  # who has a place
         self._waiting: deque[_Waiter] = deque()  # in their order
         self._limit = 1
 
@@ -210,9 +212,9 @@ class Server:
         with self._guard:
             self._pools.add(pool)
 
-    def admit(self, pool: Pool, deadline: float) -> Connection | None:
-        """Wait for a connection: an idle one of `pool`, or `None`, the place for a new one, of
-        which `opened` or `not_opened` is to be told.
+    def admit(self, pool: Pool, deadline: float) -> _Waiter:
+        """Wait for a connection: an idle one of `pool`, or the place for a new one, of which
+        `opened` or `not_opened` is to be told.
 
         A caller takes the place of another pool's idle connection, which is closed; else he waits
         for one, each in his turn, until `deadline`.  Raises `RedisUnavailableError`.  Yields.
@@ -223,7 +225,7 @@ class Server:
             self.serve()
         try:
             if waiter.wait(deadline):
-                return waiter.connection
+                return waiter
             raise RedisUnavailableError(
                 f"no connection to Redis was free in time: all {self._limit} are in use "
                 "(max_connections)"
@@ -232,16 +234,16 @@ class Server:
             self._withdraw(waiter)
             raise
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, place: _Waiter, connection: Connection) -> None:
         """A place is taken."""
         with self._guard:
-            self._opening -= 1
             self._open.add(connection)
+            self._opening.discard(place)
 
-    def not_opened(self) -> None:
+    def not_opened(self, place: _Waiter) -> None:
         """A place is not needed."""
         with self._guard:
-            self._opening -= 1
+            self._opening.discard(place)
             self.serve()
 
     def left(self, connection: Connection) -> None:
@@ -276,13 +278,11 @@ class Server:
                     if not self._has_room() and not self._make_room():
                         self._waiting.appendleft(waiter)
                         return
-                    self._opening += 1
+                    self._opening.add(waiter)
                 waiter.serve(connection)
 
     def _has_room(self) -> bool:
-        if len(self._open) + self._opening >= self._limit:
-            self._open = {one for one in self._open if not one.closed}
-        return len(self._open) + self._opening < self._limit
+        return len(self._open) + len(self._opening) < self._limit
 
     def _make_room(self) -> bool:
         """Close an idle connection, whosever it is."""
@@ -302,7 +302,7 @@ class Server:
                     self._waiting.remove(waiter)
                 return
         if waiter.connection is None:
-            self.not_opened()
+            self.not_opened(waiter)
         else:
             waiter.pool.put(waiter.connection)
 

@@ -4,6 +4,7 @@ top, and what is idle is closed."""
 from __future__ import annotations
 
 import collections.abc
+import gc
 import threading
 import typing
 
@@ -113,6 +114,31 @@ def test_a_caller_who_is_killed_in_mid_call_leaves_his_place(redis_url: str, pre
             calling.kill()
             assert waiting.get(timeout=20) == 0
             held.release()
+
+
+@pytest.mark.parametrize("at", ["admit", "opened", "put"])
+def test_a_ctrl_c_at_a_bad_moment_takes_no_place_for_ever(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Python raises it between any two steps: behind the admission, behind the connecting, and
+    when the connection should become idle."""
+    owner: type = pools.Pool if at == "put" else pools.Server
+    step = getattr(owner, at)
+
+    def interrupted(*args: typing.Any) -> typing.Any:
+        if at == "admit":
+            step(*args)
+        monkeypatch.setattr(owner, at, step)
+        raise KeyboardInterrupt
+
+    with Queue("q", redis_url, prefix, max_connections=1, timeout=5.0) as queue:
+        for _ in range(3):
+            queue._store._client._pool().close()
+            monkeypatch.setattr(owner, at, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                queue.count()
+            gc.collect()
+            assert queue.count() == 0
 
 
 def test_a_waiter_takes_the_place_of_an_idle_connection_of_another_hub(

@@ -394,8 +394,10 @@ def test_options_that_cannot_be_read_fail_the_job_without_running(
     assert failed_reason.startswith("opts: cannot be used")
 
 
-def test_a_start_that_failed_may_be_followed_by_a_close() -> None:
-    worker = Worker("q", lambda job: None, "nonsense://host")
+def test_a_start_that_failed_may_be_followed_by_a_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is read by the start, for the command line sets it."""
+    worker = Worker("q", lambda job: None)
+    monkeypatch.setenv("GEVENTQ_REDIS_URL", "nonsense://host")
     with pytest.raises(ValueError, match="connection"):
         worker.start()
     assert not worker.is_running
