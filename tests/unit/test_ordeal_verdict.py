@@ -96,6 +96,20 @@ TICK_A = (A, "tick", ["a"])
             stored("failed"),
             id="cancelled for good",
         ),
+        pytest.param(
+            [*added(kind="later"), (PRODUCER, "cancelled", ["s1", "cancelled"])],
+            stored("failed", atm=0),
+            id="cancelled from afar before it ran",
+        ),
+        pytest.param(
+            [
+                *added(),
+                (PRODUCER, "cancelled", ["s1", "requested"]),
+                *ran(A, "a", "completed"),
+            ],
+            stored(),
+            id="requested of a run that was about to begin, and that ignored it",
+        ),
     ],
 )
 def test_what_is_in_order(script: list[typing.Any], ended: dict[str, dict[str, str]]) -> None:
@@ -177,6 +191,24 @@ def test_what_is_in_order(script: list[typing.Any], ended: dict[str, dict[str, s
             stored(),
             "contradicted",
             id="a waiter was told otherwise",
+        ),
+        pytest.param(
+            [*added(), (PRODUCER, "cancelled", ["s1", "cancelled"]), *ran(A, "a", "failed")],
+            stored("failed"),
+            "contradicted",
+            id="cancelled from afar, and ran",
+        ),
+        pytest.param(
+            [
+                *added(),
+                START_A,
+                (PRODUCER, "cancelled", ["s1", "requested"]),
+                START_B,
+                *ran(A, "c", "failed"),
+            ],
+            stored("failed", stc=2),
+            "contradicted",
+            id="requested, and ran again and again",
         ),
     ],
 )

@@ -223,7 +223,20 @@ class Producer:
                 self._record.write("added", [serial, job.id])
                 if self._serial % 8 == 0:
                     gevent.spawn(self._wait, job, serial)
+                if self._serial % 9 == 0:
+                    gevent.spawn_later(random.random() * 0.5, self._cancel, job.id, serial)
                 return
+
+    def _cancel(self, job_id: str, serial: str) -> None:
+        """From afar, whatever state it is in."""
+        try:
+            result = self._queue.cancel_job(job_id, "from afar", retry=False)
+        except RedisUnavailableError:
+            return  # it may be cancelled or not: nobody was told
+        except GeventqError as error:
+            self._record.write("complaint", f"cancel of {serial}: {error!r}")
+        else:
+            self._record.write("cancelled", [serial, result.status])
 
     def _wait(self, job: Job, serial: str) -> None:
         try:

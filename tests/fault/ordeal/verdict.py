@@ -9,7 +9,8 @@ Pure: lines and hashes go in, counts and violations come out.  What is counted:
   more often than it ended, stalled and was given back;
 - *active*: left in `active`, or locked, when all was calm;
 - *contradicted*: a cancel that took effect was told as completed, or the job ran again although
-  that was forbidden; or a waiter was told another end than the job had.
+  that was forbidden; one that was cancelled from afar before it ran did run; or a waiter was told
+  another end than the job had.
 
 After the data were taken away nothing is expected of what was added before.
 """
@@ -60,8 +61,8 @@ class Given:
     may_be_stored: bool = True
     runs: dict[str, Run] = dataclasses.field(default_factory=dict)
     ends: list[tuple[float, str]] = dataclasses.field(default_factory=list)  # as they were told
-    given_back: int = 0
     waited: list[typing.Any] = dataclasses.field(default_factory=list)
+    cancelled: list[tuple[float, str]] = dataclasses.field(default_factory=list)  # from afar
     stored: list[dict[str, str]] = dataclasses.field(default_factory=list)
     is_excused: bool = False  # the data were taken away meanwhile
 
@@ -126,8 +127,8 @@ def _gather(lines: list[Line]) -> dict[str, Given]:
                 run_of.ticks.append(line.at)
             else:
                 run_of.asked.append(what[1])
-        elif line.tag in ("added", "refused", "told", "waited"):
-            serial = what[1 + (line.tag == "told")] if line.tag == "told" else what[0]
+        elif line.tag in ("added", "refused", "told", "waited", "cancelled"):
+            serial = what[2] if line.tag == "told" else what[0]
             if serial in given:
                 _note(given[serial], line, runs)
     return given
@@ -143,6 +144,8 @@ def _note(one: Given, line: Line, runs: dict[str, tuple[Given, Run]]) -> None:
         one.may_be_stored = what[1] or len(one.ids) > 0
     elif line.tag == "waited":
         one.waited.append(what[1:])
+    elif line.tag == "cancelled":
+        one.cancelled.append((line.at, what[1]))
     else:
         run, event, _ = what
         if event in _ENDS:
@@ -165,6 +168,7 @@ def _judge_one(verdict: Verdict, phase: str, one: Given) -> None:
     _judge_doubles(verdict, phase, one, runs)
     _judge_ends(verdict, phase, one, runs)
     _judge_waits(verdict, phase, one)
+    _judge_cancels(verdict, phase, one, runs)
 
 
 def _judge_told(verdict: Verdict, phase: str, one: Given, run: Run) -> None:
@@ -221,3 +225,15 @@ def _judge_waits(verdict: Verdict, phase: str, one: Given) -> None:
     for end in one.waited:
         if end[0] not in state:
             verdict.violated(phase, "contradicted", f"{one.serial} is {state}, told {end}")
+
+
+def _judge_cancels(verdict: Verdict, phase: str, one: Given, runs: list[Run]) -> None:
+    """``cancelled`` means that it will not run; after ``requested`` the run that the request was
+    for may begin, and no other."""
+    state = {fields["state"] for fields in one.stored}
+    for at, status in one.cancelled:
+        later = [run for run in runs if run.start > at]
+        if len(later) > (status == "requested") and status in ("cancelled", "requested"):
+            verdict.violated(phase, "contradicted", f"{one.serial} was {status}, and ran: {later}")
+        if status == "cancelled" and "completed" in state:
+            verdict.violated(phase, "contradicted", f"{one.serial} was {status}, and completed")
