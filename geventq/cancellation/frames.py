@@ -17,6 +17,13 @@ import typing
 __all__ = ["release"]
 
 
+# An error of the user's may have made its own of these, which may raise: they are not asked.
+_trace_of: typing.Final = vars(BaseException)["__traceback__"].__get__
+_context_of: typing.Final = vars(BaseException)["__context__"].__get__
+_cause_of: typing.Final = vars(BaseException)["__cause__"].__get__
+_members_of: typing.Final = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
 def release(error: BaseException) -> None:
     """Let go what the frames of `error` hold, of what it came from, and of its group's members.
 
@@ -31,7 +38,7 @@ def release(error: BaseException) -> None:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        _clear(one.__traceback__)
+        _clear(_trace_of(one))
         pending.extend(_behind(one))
 
 
@@ -43,9 +50,8 @@ def _clear(trace: types.TracebackType | None) -> None:
 
 
 def _behind(error: BaseException) -> typing.Iterator[BaseException]:
-    if error.__context__ is not None:
-        yield error.__context__
-    if error.__cause__ is not None:
-        yield error.__cause__
-    if isinstance(error, BaseExceptionGroup):
-        yield from error.exceptions
+    for other in (_context_of(error), _cause_of(error)):
+        if other is not None:
+            yield other
+    if issubclass(type(error), BaseExceptionGroup):
+        yield from _members_of(error)

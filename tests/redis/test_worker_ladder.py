@@ -23,7 +23,7 @@ def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder's second is 30 ms, so that stuck comes after 120 ms."""
     monkeypatch.setattr("geventq.cancellation.ladder.INTERVAL", 0.03)
     monkeypatch.setattr("geventq.cancellation.calls.INTERVAL", 0.03)
-    monkeypatch.setattr("geventq.cancellation.tree.GAP", 0.0)
+    monkeypatch.setattr("geventq.cancellation.throws.GAP", 0.0)
 
 
 class Immortal:
@@ -73,7 +73,7 @@ def test_a_stuck_job_is_told_recorded_and_replaced(
     record = next(one for one in caplog.records if "is stuck" in one.getMessage())
     assert stack in record.getMessage()
     stored = json.loads(redis_client.hget(f"{prefix}:q:{job.id}", "gqc"))
-    assert (stored["reason"], stored["retry"], stored["atm"]) == ("die", False, 0)
+    assert (json.loads(stored["reason"]), stored["retry"], stored["atm"]) == ("die", False, 0)
     assert redis_client.hget(f"{prefix}:q:{job.id}", "defa") == "Job cancelled: die"
     another = queue.add("n")
     eventually(lambda: queue.get_job_state(another.id) == "completed")

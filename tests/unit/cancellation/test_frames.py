@@ -151,3 +151,28 @@ def test_an_error_that_is_its_own_context_is_walked_once() -> None:
     error.__cause__, other.__context__ = other, error
     error.__context__ = other
     frames.release(error)
+
+
+class Hostile(Exception):
+    """Answers nothing that is asked of it."""
+
+    def __getattribute__(self, name: str) -> typing.NoReturn:
+        raise RuntimeError(name)
+
+    def _refuse(self) -> typing.NoReturn:
+        raise RuntimeError("refused")
+
+    __traceback__ = __cause__ = __context__ = __class__ = property(_refuse)  # type: ignore[assignment]
+
+
+def test_an_error_that_refuses_to_be_looked_at_is_released_too() -> None:
+    """2.13: an attempt whose end raises would never end."""
+
+    def process(token: typing.Any) -> None:
+        try:
+            _holds()
+        except ValueError:
+            raise Hostile from None
+
+    Run(process).start().join()
+    assert held == ["released"]
