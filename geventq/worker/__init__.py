@@ -16,13 +16,15 @@ run/            one job
   settle_call.py  the two script calls of the main line
 lanes.py        THE MAIN LOOP: settles what has ended and takes what comes next, many at a time
 idle.py         waits for jobs while there are none
+marker.py       what it waits for
 renewer.py      keeps the locks, and notices the loss of one
 stalled.py      brings back the jobs of dead workers
+eviction.py     warns of a server that evicts
 engine.py       makes, starts, ends and buries these parts
 closing.py      how a worker ends
 told.py         the worker's events, each with its arguments
 listeners.py    who listens to them, and how they are called
-background.py   what idle, renewer and stalled have in common
+background.py   what idle, renewer, stalled and eviction have in common
 manual.py       jobs that a program takes and settles itself
 settings.py     the options;  processor.py  the user's callable;  signals.py  SIGTERM and SIGINT
 

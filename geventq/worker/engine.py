@@ -17,6 +17,7 @@ from geventq.fork import workers as fork
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
 from geventq.store.queue_store import QueueStore
+from geventq.worker.eviction import EvictionCheck
 from geventq.worker.idle import IdleWait
 from geventq.worker.lanes import Lanes
 from geventq.worker.renewer import Renewer
@@ -111,6 +112,7 @@ class Engine:
         self.parts: list[Part] = [
             *(self.lanes, self.life.runners, self.idle_wait, self.renewer),
             *self.stalled_checker,
+            EvictionCheck(self.listeners.emit, client, keys.name),
             *(self.giving_up, self.life),
         ]
         self._mortal: fork.Mortal | None = None  # kept alive by what runs here

@@ -13,8 +13,8 @@ import gevent.event
 from geventq import clock
 from geventq.errors import GeventqError
 from geventq.store.blocking import BlockingConnection
-from geventq.store.scripts import load
 from geventq.worker.background import Background
+from geventq.worker.marker import Marker
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
@@ -23,9 +23,6 @@ if typing.TYPE_CHECKING:
     from geventq.worker.run.slots import Slots
 
 __all__ = ["IdleWait"]
-
-_LONGEST: typing.Final = 10.0  # seconds of one blocking call (wire-format 17.13)
-_SHORTEST: typing.Final = 0.002
 
 
 class MayBeMore(typing.Protocol):
@@ -61,8 +58,7 @@ class IdleWait(Background):
         super().__init__("idle", "waiting for jobs", keys.name, tell)
         self._slots = slots
         self._may_be_more = may_be_more
-        self._client = client
-        self._keys = keys
+        self._marker = Marker(client, keys)
         name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._connection = BlockingConnection(client, name=name)
         self._drain_delay = drain_delay
@@ -119,7 +115,7 @@ class IdleWait(Background):
         elif self._slots.limited_for():
             return  # meanwhile the markers are for others
         elif self._missed:
-            self._pop(_SHORTEST)
+            self._pop(0.0)
             self._missed = False
             self._wake()
         elif self._is_dry:
@@ -138,10 +134,10 @@ class IdleWait(Background):
         while not self._stop.is_set():
             seconds = self._drain_delay
             if due_ms:
-                seconds = min((due_ms - clock.wall_ms()) / 1000, _LONGEST)
+                seconds = (due_ms - clock.wall_ms()) / 1000
                 if seconds <= 0:
                     return True
-            popped_ms = self._pop(max(_SHORTEST, min(seconds, _LONGEST)))
+            popped_ms = self._pop(seconds)
             if popped_ms is None or popped_ms <= clock.wall_ms():
                 return True
             due_ms = min(due_ms or popped_ms, popped_ms)
@@ -150,17 +146,16 @@ class IdleWait(Background):
     def _pop(self, seconds: float) -> int | None:
         """The time of the first marker, waited for; `None` if there is none.  Only its answer
         says that an outage is over: a server may let everybody in and refuse every call."""
-        command = ("BZPOPMIN", self._keys.marker, f"{seconds:.3f}")
         try:
-            reply = self._connection.call(command, seconds)
+            due_ms = self._marker.pop(self._connection, seconds)
         except GeventqError:
             self._connection.renew()  # nobody else uses it, so a new one costs little
             raise
         self._outage.over()
-        return None if reply is None else int(float(reply[2]))
+        return due_ms
 
     def _put_back(self) -> None:
-        self._client.script(load("hand_on"), self._keys, [], timeout=1.0)
+        self._marker.put_back()
         self._owes = False
 
     def _end(self) -> None:

@@ -26,6 +26,7 @@ from geventq.errors import (
 from geventq.store.blocking import BlockingConnection
 from geventq.store.client import Client
 from geventq.store.queue_store import QueueStore
+from geventq.worker.marker import Marker
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take
 from geventq.worker.run.decide import decide
@@ -65,13 +66,15 @@ class _Held(Execution):
 
 class _News:
     """Waits for markers, for all who want a job in one hub, on one connection: one of them asks,
-    and when he is answered all look."""
+    and when he is answered all look.  A marker for a later time is waited for in turn."""
 
-    def __init__(self, client: Client, marker: str) -> None:
+    def __init__(self, client: Client, marker: Marker) -> None:
         self._marker = marker
         self._connection = BlockingConnection(client)
         self._is_asked = False
         self._come = gevent.event.Event()  # another one after each answer
+        self._due_ms = 0  # of a marker that was popped before its time (0: of none)
+        self.waiters = 0
 
     def wait(self, seconds: float) -> None:
         """Wait until there may be a job, `seconds` at most.  Yields."""
@@ -80,13 +83,28 @@ class _News:
             return
         self._is_asked = True
         try:
-            command = ("BZPOPMIN", self._marker, f"{max(seconds, 0.001):.3f}")  # 0 is for ever
+            if self._due_ms:
+                seconds = min(seconds, self._due_ms / 1000 - clock.wall())
+            if seconds <= 0:
+                self._due_ms = 0  # it is looked for now
+                return
             with gevent.Timeout(seconds + _LATE, RedisUnavailableError("Redis did not answer")):
-                self._connection.call(command, seconds)
+                popped_ms = self._marker.pop(self._connection, seconds)
+            if popped_ms is not None and popped_ms > clock.wall_ms():
+                self._due_ms = min(self._due_ms or popped_ms, popped_ms)
         finally:
             self._is_asked = False
             come, self._come = self._come, gevent.event.Event()
             come.set()
+
+    def leave(self) -> bool:
+        """One waits no more; whether he is the last one, and nobody looks when the job is due for
+        which a marker was popped."""
+        self.waiters -= 1
+        owes = not self.waiters and self._due_ms > clock.wall_ms()
+        if owes:
+            self._due_ms = 0
+        return owes
 
     def close(self) -> None:
         """End the wait.  From whatever native thread."""
@@ -107,7 +125,7 @@ class ManualJobs:
     ) -> None:
         self.options = options
         self._client = Client(endpoint, max_connections=options.max_connections)
-        self._marker = keys.marker
+        self._marker = Marker(self._client, keys)
         self._tell = tell
         self._exchange = SettleCall(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
@@ -124,6 +142,15 @@ class ManualJobs:
     def next(self, lock_token: str, deadline: float) -> Job | None:
         """The next job that may run, waited for until `deadline` on the monotonic clock, through
         outages, too; the last one is raised if nothing was heard since."""
+        news = self._news()
+        news.waiters += 1
+        try:
+            return self._next(news, lock_token, deadline)
+        finally:
+            if news.leave() and not self._is_closed:
+                self._put_back()
+
+    def _next(self, news: _News, lock_token: str, deadline: float) -> Job | None:
         pause, timeout = _FIRST_PAUSE, None
         while not self._is_closed:
             left = deadline - clock.monotonic()
@@ -132,7 +159,7 @@ class ManualJobs:
                 if job is not None or left <= 0:
                     return job
                 timeout = _LAST_LOOK
-                self._news().wait(left)
+                news.wait(left)
             except RedisUnavailableError:
                 left = deadline - clock.monotonic()
                 if left <= 0:
@@ -182,9 +209,20 @@ class ManualJobs:
         """Close the connections; who waits for a job gets none.  Jobs in hand stay locked until
         their locks lapse."""
         self._is_closed = True
+        is_waited = False
         for news in list(self._news_of.values()):
+            is_waited |= news.waiters > 0
             news.close()
+        if is_waited:
+            self._put_back()
         self._store.close()
+
+    def _put_back(self) -> None:
+        """A marker may have been popped, and nobody looks: others are to (wire-format 7)."""
+        try:
+            self._marker.put_back()
+        except GeventqError as error:
+            self._tell("error", error)
 
     def _news(self) -> _News:
         """Where one waits in this hub."""

@@ -6,6 +6,7 @@ import collections.abc
 import time
 import typing
 
+import gevent
 import gevent.event
 import pytest
 
@@ -13,6 +14,7 @@ from geventq import Queue, Worker
 from geventq.errors import GeventqError
 from geventq.store.client import Client
 from geventq.store.scripts import load
+from geventq.worker.marker import Marker
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.told import Told, engine_of
@@ -165,19 +167,17 @@ def test_while_redis_refuses_the_idle_wait_tells_so_once_and_backs_off(
 ) -> None:
     """3.7: connections can be made, and each call on them is refused: one outage, one line, and
     no storm of tries; its end is told when a wait has succeeded."""
-    from geventq.worker.idle import IdleWait
-
-    pop = IdleWait._pop
+    pop = Marker.pop
     refused: list[float] = []
     refusing = gevent.event.Event()
 
-    def pops(self: IdleWait, link: typing.Any, seconds: float) -> int | None:
+    def pops(self: Marker, connection: typing.Any, seconds: float) -> int | None:
         if not refusing.is_set():
-            return pop(self, link, seconds)
+            return pop(self, connection, seconds)
         refused.append(time.perf_counter())
         raise GeventqError("Redis refused: READONLY You can't write against a read only replica.")
 
-    monkeypatch.setattr(IdleWait, "_pop", pops)
+    monkeypatch.setattr(Marker, "pop", pops)
     worker = Worker("q", lambda job: None, redis_url, prefix, drain_delay=0.01)
     told = Told(worker)
     refusing.set()
@@ -189,3 +189,50 @@ def test_while_redis_refuses_the_idle_wait_tells_so_once_and_backs_off(
     assert len(told.args("error")) == 1
     assert caplog.text.count("waiting for jobs of queue q failed") == 1
     assert caplog.text.count("waiting for jobs of queue q works again") == 1
+
+
+def test_who_waits_by_hand_and_leaves_puts_the_marker_back(
+    queue: Queue, make: Make, redis_url: str, redis_client: typing.Any, prefix: str
+) -> None:
+    """wire-format 7: `get_next_job` pops the marker of a later time, and its time is over before:
+    a worker that idles runs the job in time."""
+    by_hand = Worker("q", lambda job: None, redis_url, prefix, drain_delay=0.7)
+    waiting = gevent.spawn(by_hand.get_next_job, "mine")
+    eventually(lambda: any("b" in one["flags"] for one in redis_client.client_list()))
+    starts = Starts()
+    make(starts.of("worker"), drain_delay=60.0)
+    wait_until_idle(redis_client, prefix, 1)
+    due = time.perf_counter() + 1.5
+    job = queue.add("n", delay=1.5)
+    assert waiting.get(timeout=20) is None
+    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    assert starts.at - due < _SOON
+    by_hand.close()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+def test_who_waits_by_hand_gets_a_job_when_it_is_due(
+    queue: Queue, redis_url: str, redis_client: typing.Any, prefix: str, delay: float
+) -> None:
+    by_hand = Worker("q", lambda job: None, redis_url, prefix, drain_delay=60.0)
+    waiting = gevent.spawn(by_hand.get_next_job, "mine")
+    eventually(lambda: any("b" in one["flags"] for one in redis_client.client_list()))
+    began = time.perf_counter()
+    added = queue.add("n", delay=delay)
+    job = waiting.get(timeout=30)
+    assert job is not None
+    assert job.id == added.id
+    assert delay - 0.01 < time.perf_counter() - began < delay + _SOON
+    by_hand.close()
+
+
+def test_close_lets_go_who_waits_by_hand(
+    redis_url: str, redis_client: typing.Any, prefix: str
+) -> None:
+    by_hand = Worker("q", lambda job: None, redis_url, prefix, drain_delay=60.0)
+    waiting = gevent.spawn(by_hand.get_next_job, "mine")
+    eventually(lambda: any("b" in one["flags"] for one in redis_client.client_list()))
+    began = time.perf_counter()
+    by_hand.close()
+    assert waiting.get(timeout=20) is None
+    assert time.perf_counter() - began < _SOON

@@ -1,0 +1,41 @@
+"""The queue's marker: what who waits for a job waits for (wire-format 7).
+
+A marker wakes one waiter only, so whoever has popped one and does not look puts it back.  Knows
+Redis, and no greenlets; every call yields.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq.store.scripts import load
+
+if typing.TYPE_CHECKING:
+    from geventq.store.blocking import BlockingConnection
+    from geventq.store.client import Client
+    from geventq.store.keys import QueueKeys
+
+__all__ = ["Marker"]
+
+_LONGEST: typing.Final = 10.0  # seconds of one blocking call (wire-format 17.13)
+_SHORTEST: typing.Final = 0.002
+_PUT_BACK: typing.Final = 1.0  # seconds that putting one back may take: a close waits for it
+
+
+class Marker:
+    """The marker of one queue.  Its calls raise `GeventqError`."""
+
+    def __init__(self, client: Client, keys: QueueKeys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def pop(self, connection: BlockingConnection, seconds: float) -> int | None:
+        """Wait `seconds`, 2 ms at least and 10 s at most.  When the job that it tells of is due,
+        in ms of the wire (0: now); `None` if none came."""
+        wait = max(_SHORTEST, min(seconds, _LONGEST))
+        reply = connection.call(("BZPOPMIN", self._keys.marker, f"{wait:.3f}"), wait)
+        return None if reply is None else int(float(reply[2]))
+
+    def put_back(self) -> None:
+        """Wake another one, for what waits or for the next delayed job, if there is any."""
+        self._client.script(load("hand_on"), self._keys, [], timeout=_PUT_BACK)
