@@ -15,7 +15,7 @@ import weakref
 import gevent
 
 from geventq.cancellation import throws, tree
-from geventq.hubs import get_ident, in_thread_of, wait_for
+from geventq.hubs import get_ident, in_thread_of, interrupt_main, wait_for
 
 __all__ = ["LIMIT", "Callback", "at_work"]
 
@@ -108,6 +108,8 @@ class Callback:
             if not limit.passed:
                 raise
             _log.warning("an on_cancel callback was stopped after %g s: %r", LIMIT, self._fn)
+        except KeyboardInterrupt as error:  # it hit this greenlet by chance
+            interrupt_main(error)
         except BaseException:  # also SystemExit, which would end the process here  # noqa: BLE001
             _log.exception("an on_cancel callback failed: %r", self._fn)
         finally:

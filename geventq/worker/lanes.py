@@ -7,7 +7,7 @@ next batch gathers.  So a single job has no added delay, and a hundred cost one 
 An answer that was lost may stand for a call that was carried out (cancellation.md 3.6): outcomes
 are sent again with the counters of their take, and no job is taken before the worker has asked
 which ids in *active* are locked with the lock tokens it had sent.  The server may also carry out
-such a call later than that, so the renewer lets the intake ask again for a while.
+such a call later than that, so the renewer lets the lanes ask again for a while.
 """
 
 from __future__ import annotations
@@ -175,11 +175,11 @@ class Lanes:
     def _take_turns(self) -> None:
         """The task of each lane (`geventq.guarded`): begun anew, it sees by itself what to do."""
         while True:
-            room = self._room() if self.hungry else 0
+            room = self._free_slots() if self.hungry else 0
             if self._pending or room > 0 or self._lost_takes:
                 if self._lost_takes:
                     self._recover()
-                if self._pending or self._room() > 0:
+                if self._pending or self._free_slots() > 0:
                     self._make_call()
                 self._outage.over()
             elif self._stopping:
@@ -200,7 +200,7 @@ class Lanes:
                 if lane in line:
                     line.remove(lane)
 
-    def _room(self) -> int:
+    def _free_slots(self) -> int:
         """How many jobs to ask for: a lane's share at most, so that the lanes' calls overlap and
         neither the server nor this process waits for the other's whole batch."""
         if self._stopping:
@@ -229,7 +229,7 @@ class Lanes:
             self._in_calls.remove(batch)
 
     def _call_with(self, batch: list[Settled]) -> None:
-        room = -1 if self._stopping else max(0, self._room())
+        room = -1 if self._stopping else max(0, self._free_slots())
         first = self._next_lock
         self._next_lock += max(0, room)
         self.asked += max(0, room)
@@ -275,8 +275,9 @@ class Lanes:
         self._pending = batch + self._pending
 
     def _note_supply(self, reply: SettleReply, room: int, wanted: int) -> None:
-        """Whether to look for more.  An answer that tells of too few jobs says nothing about those
-        that were announced while it was under way: the idle wait has taken their marker."""
+        """Whether to ask again.  An answer with too few jobs means that no more were there when the
+        server made it.  Jobs that were announced since the call was sent may have come later, and
+        the idle wait has popped their marker: then ask again."""
         if wanted == self._wanted:
             self._owes_a_look = False
         if len(reply.jobs) + len(reply.broken) >= room or reply.next_ms == MORE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import typing
 
 import pytest
@@ -223,6 +224,36 @@ while True:
     program.signal(signal.SIGTERM)
     assert program.ends() == 7
     assert len(program.events("mine")) == 1
+
+
+@both
+def test_a_signal_that_comes_twice_is_one_also_when_the_worker_has_closed_meanwhile(
+    start: Start, number: signal.Signals
+) -> None:
+    """7.2: supervisors do so; a script ends after `run` with status 0."""
+    for gap in (0.0, 0.01, 0.03, 0.05, 0.07, 0.1, 0.2):
+        program = start()
+        program.signal(number)
+        time.sleep(gap)
+        if program.is_running:
+            program.signal(number)
+        assert program.ends() == 0
+        assert program.err == ""
+
+
+@pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])
+def test_after_a_moment_a_signal_ends_the_program_as_ever(programs: Programs, patch: str) -> None:
+    """7.2: a program that goes on after `run`, for long, can be ended."""
+    program = _script(programs, patch + SCRIPT + RUN + "while True:\n    gevent.sleep(0.1)\n")
+    program.until_event("ready")
+    program.signal(signal.SIGTERM)
+    program.until_event("after")
+    began = time.perf_counter()
+    while program.is_running and time.perf_counter() - began < 60:
+        program.signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert time.perf_counter() - began > 1.5
+    assert program.ends() == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("patch", ["", PATCH], ids=["unpatched", "patched"])

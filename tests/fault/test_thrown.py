@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import typing
 
 import gevent
+import gevent.event
 import pytest
 
-from geventq import Queue, QueueEvents, Worker
+from geventq import Job, Queue, QueueEvents, Worker
 from geventq.errors import RedisUnavailableError
+from tests.conftest import Make
 from tests.support.throws import Thrower
+from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
 #: The roles that every worker, queue and `QueueEvents` has.
@@ -110,3 +114,37 @@ def test_whatever_is_thrown_at_a_greenlet_of_ours_the_work_goes_on(
     assert work.told == dict.fromkeys(work.ids, 1)
     assert redis_client.zcard(f"{prefix}:q:completed") == len(work.ids)
     assert redis_client.llen(f"{prefix}:q:active") == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, gevent.GreenletExit, gevent.Timeout])
+def test_a_stuck_job_is_given_up_whatever_is_thrown_at_who_does_it(
+    queue: Queue, through: Make, redis_client: typing.Any, prefix: str, error: type[BaseException]
+) -> None:
+    """2.10: it is hit while it records the request; the job is told as stuck once, its lock is not
+    renewed any more, and the request is there for the next worker."""
+    go = gevent.event.Event()
+
+    def swallows(job: Job) -> None:
+        while not go.is_set():
+            with contextlib.suppress(BaseException):
+                go.wait()
+
+    worker = through(swallows, lock_duration=3600.0, lock_renew_time=0.2)
+    told = Told(worker)
+    worker.start()
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    interrupts = 0
+    with Thrower(error) as thrower:
+        assert worker.cancel_job(job.id, "stop", hard=True, kill_after=0)
+        owed = error is KeyboardInterrupt
+        while not told.args("stuck") or (owed and interrupts < thrower.thrown):
+            try:
+                gevent.sleep(0.01)
+            except KeyboardInterrupt:
+                interrupts += 1
+    assert "stuck" in thrower.kinds()
+    assert told.of(job) == ["stuck"]
+    assert not engine_of(worker).slots.held
+    assert redis_client.hget(f"{prefix}:q:{job.id}", "gqc") is not None
+    go.set()

@@ -3,9 +3,9 @@
 Nothing is written for it any more, its lock is not renewed, and its listeners are told once.  The
 run itself may go on; whatever it ends with is dropped (`geventq.worker.run.life`).
 
-Knows what is held and who is told.  Greenlets named ``geventq-stuck`` call `stuck` and are joined
-by `stop`; all else is called in the hub's greenlets and does not yield.  Numbers alone in
-comments are sections of cancellation.md.
+Knows what is held and who is told.  The greenlets ``geventq-stuck-<queue>`` run here, joined by
+`stop`; all else is called in others and does not yield.  Numbers alone in comments are sections
+of cancellation.md.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import logging
 import typing
 
-import gevent
-from gevent import getcurrent
+import gevent.event
 
 from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.errors import GeventqError
+from geventq.guarded import Guarded
+from geventq.outage import Outage
 
 if typing.TYPE_CHECKING:
+    from geventq.job import Job
     from geventq.worker.listeners import Tell
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.slots import Slots
@@ -73,18 +75,20 @@ class GivingUp:
         self._may_be_more = may_be_more
         self._no_slot = no_slot
         self._has_told_no_slot = False  # since the last job became stuck
-        self._reports: set[typing.Any] = set()  # greenlets that are in `stuck`
+        self._reports: list[Guarded] = []  # they give up a stuck job each
+        self._outage = Outage("giving up a stuck job", recorder.queue_name, gevent.event.Event())
 
     def start(self) -> None:
         """Nothing: what is given up begins elsewhere."""
 
     def stop(self) -> None:
         """Wait for what is still being told.  Yields."""
-        gevent.joinall(list(self._reports))
+        for report in list(self._reports):
+            report.join()
 
     def disown(self) -> list[typing.Any]:
         """In a forked child: the greenlets, which are the parent's."""
-        return list(self._reports)
+        return [report.greenlet for report in self._reports if not report.done.is_set()]
 
     # -- a lost lock ------------------------------------------------------------------------
 
@@ -112,22 +116,23 @@ class GivingUp:
     # -- a stuck job ------------------------------------------------------------------------
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
-        """The ladder's end: stop renewing, open a replacement slot, tell (2.10).  Yields."""
+        """The ladder's end: open a replacement slot; then, in a greenlet of its own, stop
+        renewing, and tell (2.10)."""
         execution = self._slots.running.of(attempt)
         if execution is None:
             return
-        report = getcurrent()
-        self._reports.add(report)
-        try:
-            self._give_up_stuck(execution, stack)
-        finally:
-            self._reports.discard(report)
-
-    def _give_up_stuck(self, execution: Execution, stack: str) -> None:
-        slots = self._slots
-        slots.running.stuck += 1
+        self._slots.running.stuck += 1
+        execution.clears_record = True  # if it ends by itself meanwhile
         job = execution.job  # it may be over when Redis has answered
         queue_name = self._recorder.queue_name
+        report = Guarded(
+            lambda: self._give_up_stuck(execution, job, stack),
+            *(f"stuck-{queue_name}", self._outage),
+            tell=lambda error: self._tell("error", error),
+        )
+        self._reports = [one for one in self._reports if not one.done.is_set()]
+        self._reports.append(report)
+        report.start()
         log.error(
             "job %s of queue %s is stuck: it is alive although it was killed\n%s",
             execution.job_id,
@@ -135,7 +140,10 @@ class GivingUp:
             stack,
             extra={"job": execution.job_id, "queue": queue_name},
         )
-        execution.clears_record = True  # if it ends by itself meanwhile
+
+    def _give_up_stuck(self, execution: Execution, job: Job, stack: str) -> None:
+        """Also begun anew, where something was thrown at its greenlet."""
+        slots = self._slots
         try:
             self._record(execution)
         except GeventqError as error:
