@@ -144,9 +144,9 @@ def again(what):
         file.write(what + " ")
 
 restore = signals._restore
-def restored():
+def restored(**how):
     again("before")
-    restore()
+    restore(**how)
     again("after")
 signals._restore = restored
 atexit.register(again, "atexit")

@@ -60,11 +60,11 @@ ROOMS: typing.Final = {
     "worker": [
         {"settings", "processor", "signals", "told", "run.policy", "run.execution"},
         {"listeners"},
-        {"background", "run.slots", "run.runners", "run.outcome"},
+        {"background", "marker", "run.slots", "run.runners", "run.outcome"},
         {"run.admission", "run.decide", "run.giving_up"},
         {"run.settle_call"},
         {"run.life"},
-        {"lanes", "idle", "renewer", "stalled", "manual"},
+        {"lanes", "idle", "renewer", "stalled", "eviction", "manual"},
         {"engine"},
         {"closing"},
         {"worker"},
