@@ -292,3 +292,31 @@ def test_a_limit_asks_where_there_is_a_token(queue: Queue, make: Make) -> None:
     job = queue.add("n", timeout=0.02)
     assert told.wait("completed")[1] == "timeout"
     assert told.of(job) == ["completed"]
+
+
+def test_what_a_result_that_is_not_json_holds_ends_in_the_jobs_greenlet(
+    queue: Queue, make: Make
+) -> None:
+    """2.13: the processor returns a half-used generator whose `finally` takes its time: it does
+    so in the greenlet of the job, not in one that takes and settles jobs for all."""
+    ended_in: list[str] = []
+
+    def rows() -> collections.abc.Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            ended_in.append(gevent.getcurrent().name)
+
+    def process(job: Job) -> object:
+        found = rows()
+        next(found)
+        return found
+
+    worker = make(process)
+    told = Told(worker)
+    job = queue.add("n")
+    told.wait("failed")
+    eventually(lambda: ended_in)
+    assert ended_in == ["geventq-run-q"]
+    assert told.of(job) == ["failed"]

@@ -97,6 +97,9 @@ class _Ending:
         try:
             value = encoded(result)
         except (TypeError, ValueError) as error:  # this text beats losing what the job did
+            # Its frames, and their callers', hold the result, which may be anything (2.13).
+            error.__context__ = None
+            error = error.with_traceback(None)
             if request is not None and request.kind == "shutdown":
                 self._request = None  # it has ended by itself, so it does not go back (7.1)
             return self._failed(error)
