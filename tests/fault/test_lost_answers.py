@@ -122,7 +122,8 @@ def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
     queue: Queue, proxy: Proxy, redis_client: typing.Any, prefix: str, seen: Seen
 ) -> None:
     """The connection breaks before the server reads the take; the worker asks, and nothing is
-    locked; only then the server reads it.  The job must not wait for the stalled check."""
+    locked; only then the server reads it.  The job must not wait for the stalled check: a worker
+    that is paused by then gives it back, uncounted, and runs it when it goes on."""
     trap = proxy.lose_next(settles(b""))
     recover = load("recover").sha.encode()
     worker = Worker("q", seen.process, proxy.url, prefix, lock_duration=4.0, lock_renew_time=0.2)
@@ -137,6 +138,8 @@ def test_a_take_that_the_server_carries_out_late_is_found_by_the_next_renewals(
         with redis_client.client() as late:  # a connection of its own
             late.connection.send_packed_command([request])
             late.connection.read_response()
+        eventually(lambda: queue.get_job_state(job.id) == "waiting")
+        worker.resume()
         eventually(lambda: queue.get_job_state(job.id) == "completed")
     finally:
         worker.close(0)

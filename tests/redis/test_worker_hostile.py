@@ -347,11 +347,11 @@ def test_a_prioritized_job_that_cannot_go_to_waiting_keeps_its_place(
     assert job.get_state() == "prioritized"
 
 
-def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
+def test_a_call_that_is_refused_makes_no_lost_lock_of_a_success(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str
 ) -> None:
-    """3.6, 3.7: the first job is completed and its lock deleted, the second one active and locked,
-    though the answer is an error: the outcome is sent again, the taken job looked for."""
+    """3.6, 3.7: the call is refused before its first write, so that the first job is active as
+    before; its outcome is sent again, and both jobs run once."""
     go = gevent.event.Event()
     worker = make(lambda job: bool(go.wait()))
     told = Told(worker)
@@ -361,7 +361,7 @@ def test_a_script_that_fails_half_way_makes_no_lost_lock_of_a_success(
     redis_client.set(f"{prefix}:q:marker", "foreign")
     go.set()
     told.wait("error")
-    assert jobs[0].get_state() == "completed"
+    assert jobs[0].get_state() == "active"
     redis_client.delete(f"{prefix}:q:marker")
     eventually(lambda: len(told.args("completed")) == 2, what="both are completed")
     assert [told.of(job) for job in jobs] == [["completed"]] * 2
