@@ -19,6 +19,7 @@ import gevent.socket
 from geventq.cancellation import CancellationToken
 from geventq.commands.board import Board
 from geventq.commands.console import Console, safe
+from geventq.errors import RedisUnavailableError
 from geventq.job import Job
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
@@ -198,8 +199,12 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
                 with worker:
                     _tell(worker, ids, story, lambda job: _break_lock(client, keys, ids[job]))
             return _table(queue, ids, console)
+        except RedisUnavailableError:
+            ids.clear()  # what is there cannot be reached, and each try would take its time
+            raise
         finally:
-            _clear(queue, client, keys, ids)
+            if ids:
+                _clear(queue, client, keys, ids)
             client.close()
 
 

@@ -37,6 +37,7 @@ from geventq.store.endpoint import Endpoint
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
+    from geventq.store.endpoint import Given
     from geventq.store.event_reader import Batch, EventReader
     from geventq.store.event_watch import Follower
 
@@ -97,7 +98,7 @@ class QueueEvents:
     def __init__(
         self,
         name: str,
-        connection: object = None,
+        connection: Given = None,
         prefix: str = "bull",
         last_event_id: str = "$",
         *,
@@ -251,7 +252,7 @@ class QueueEventsProducer:
     def __init__(
         self,
         name: str,
-        connection: object = None,
+        connection: Given = None,
         prefix: str = "bull",
         *,
         timeout: Seconds = 10.0,

@@ -40,6 +40,7 @@ from geventq.store.endpoint import Endpoint
 
 if typing.TYPE_CHECKING:
     from geventq.store.add_batches import AddBatches
+    from geventq.store.endpoint import Given
     from geventq.store.queue_store import NewJob, QueueStore
 
 __all__ = ["Queue"]
@@ -72,7 +73,7 @@ class Queue:
     def __init__(
         self,
         name: str,
-        connection: object = None,
+        connection: Given = None,
         prefix: str = "bull",
         default_job_options: JobOptions | None = None,
         *,

@@ -13,6 +13,12 @@ import sys
 import typing
 import urllib.parse
 
+if typing.TYPE_CHECKING:
+    import redis
+
+    Given = str | redis.Redis | redis.RedisCluster | None
+    """What a user may hand in as ``connection=``, as type checkers see it."""
+
 __all__ = ["DEFAULT_URL", "Endpoint", "redact"]
 
 DEFAULT_URL: typing.Final = "redis://127.0.0.1:6379/0"

@@ -40,6 +40,7 @@ from geventq.worker.told import Event, QuietEvent, tells
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
+    from geventq.store.endpoint import Given
     from geventq.worker.closing import Closing
     from geventq.worker.engine import Engine
     from geventq.worker.manual import ManualJobs
@@ -63,7 +64,7 @@ class Worker:
         self,
         queue_name: str,
         process: GivenProcessor | str,
-        connection: object = None,
+        connection: Given = None,
         prefix: str = "bull",
         name: str | None = None,
         **options: typing.Unpack[WorkerArguments],

@@ -145,6 +145,7 @@ def test_without_the_source_only_the_texts_are_missing(
 RIGHT = """
 import datetime
 import gevent
+import redis
 from geventq import (
     Cancellation, CancellationToken, CancelResult, DelayedError, Job, JobCancelled, JobOptions,
     JobSpec, Queue, QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments, detach,
@@ -155,6 +156,10 @@ minute = datetime.timedelta(minutes=1)
 queue = Queue("q", "redis://localhost", timeout=5, max_connections=20,
               default_job_options={"attempts": 3, "backoff": minute})
 Queue("q", timeout=minute)
+Queue("q", redis.Redis())
+Queue("q", redis.Redis(decode_responses=True))
+Queue("q", redis.Redis.from_url("redis://localhost"))
+QueueEvents("q", redis.Redis())
 job: Job = queue.add("n", {"rows": [1]}, delay=minute, timeout=2, attempts=3, priority=1,
                      backoff={"type": "exponential", "delay": minute, "jitter": 0.5},
                      remove_on_complete={"age": minute, "count": 5}, remove_on_fail=True)
@@ -312,6 +317,9 @@ WRONG = {
     'JobSpec("n", {}, {"delay": "1"})': '"JobSpec"',
     'Queue("q", default_job_options={"attempt": 1})': '"default_job_options"',
     'Queue("q", timeout="5")': '"timeout"',
+    'Queue("q", 6379)': '"Queue"',
+    'Queue("q", ("localhost", 6379))': '"Queue"',
+    'Worker("q", process, 6379)': '"Worker"',
     'Queue("q", max_connections=1.5)': '"max_connections"',
     'Queue("q", max_connection=5)': "max_connection",
     'queue.retry_jobs("delayed")': '"retry_jobs"',
