@@ -40,19 +40,22 @@ class Record(typing.NamedTuple):
     signature: str | None
 
 
-def record_of(request: Cancellation, attempts_made: int, timestamp_ms: int) -> bytes:
-    """The record of a request to the run that found `attempts_made`, which its worker knows."""
+def record_of(
+    request: Cancellation, attempts_made: int, timestamp_ms: int, nonces: list[str]
+) -> bytes:
+    """The record of a request to the run that found `attempts_made`, which its worker knows;
+    `nonces` are those of the requests from elsewhere in it."""
     told = {
         **members_of(request),
         "hard": request.hard,
         "kill_after": None,
         "default_grace": True,
-        "nonce": "",
+        "nonce": nonces[-1] if nonces else "",
         "waits": False,
         "atm": attempts_made,
         "ts": timestamp_ms,
         "at": round(request.requested_at * 1000),
-        "nonces": [],
+        "nonces": nonces[-8:],
     }
     return encode("reason", told)
 

@@ -124,5 +124,9 @@ def _told(known: typing.Mapping[str, Described]) -> str:
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(
-        " ".join(text.split()), _WIDTH, initial_indent="    ", subsequent_indent="    "
+        " ".join(text.split()),
+        _WIDTH,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
     )

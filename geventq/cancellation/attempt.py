@@ -59,6 +59,7 @@ class Attempt:
         "is_stuck",
         "job_id",
         "observer",
+        "on_stage",
         "requested_monotonic",
         "strongest",
         "token",
@@ -87,6 +88,9 @@ class Attempt:
         self.was_thrown = False
         self.was_lock_lost = False  # whatever else was asked, nothing may be written
         self.is_stuck = False  # told to the observer; never taken back
+        #: Called with each stage that is reached, in the hub or in the job's greenlet: it must
+        #: not yield.  `None` while nobody wants to know.
+        self.on_stage: typing.Callable[[str], object] | None = None
         self._hard = hard
         self._kill_after = kill_after
         self._hub = gevent.get_hub()
@@ -239,6 +243,15 @@ class Attempt:
 
     def precede(self, request: Cancellation) -> None:
         """A request that was recorded before this run began: it will not run (2.8)."""
+        self.answer(request)
+
+    def answer(self, request: Cancellation) -> None:
+        """The outcome answers `request` as well, which did not reach the processor: it takes no
+        token and was asked softly, or has ended (2.5)."""
+        before = self.strongest
+        if before is not None:
+            self.strongest = before.merged(request)
+            return
         self.strongest = request
         self.requested_monotonic = clock.monotonic()
 
@@ -250,6 +263,7 @@ class Attempt:
         ladder = self._ladder
         if ladder is None:
             self._ladder = Ladder(self, self._hub.loop, deadline)
+            self._reached("grace")
             return True
         if ladder.throws or deadline >= ladder.deadline:
             return False
@@ -314,7 +328,13 @@ class Attempt:
 
     def threw(self) -> None:
         """The ladder throws."""
-        self.was_thrown = True
+        if not self.was_thrown:
+            self.was_thrown = True
+            self._reached("thrown")
+
+    def _reached(self, stage: str) -> None:
+        if self.on_stage is not None:
+            self.on_stage(stage)
 
     def became_stuck(self, greenlet: typing.Any = None) -> None:
         """The ladder's end, or a call of `token.run` or a helper that swallows its kill.

@@ -107,9 +107,7 @@ class Connection:
             raise unavailable(f"the connection to Redis at {self.address} is closed", False)
         whole = False
         try:
-            if limit != self._limit:
-                sock.settimeout(max(limit, 0.001))  # 0 would mean not to wait for the system
-                self._limit = limit
+            self._set_limit(sock, limit)
             try:
                 if len(payload) <= _SEND:
                     sock.sendall(payload)
@@ -132,6 +130,55 @@ class Connection:
             if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
                 self._sock = None
                 sock.close()
+
+    # -- where answers come by themselves ------------------------------------------------
+
+    def send(self, payload: bytes, limit: float) -> None:
+        """Send packed commands whose replies `receive` brings.  Yields and raises as `call`."""
+        with self._in_use() as sock:
+            self._set_limit(sock, limit)
+            sock.sendall(payload)
+
+    def receive(self, limit: float) -> Answer | None:
+        """The next reply, to whatever it is one; `None` if no byte came for `limit` seconds, and
+        nothing is lost by that.  Yields and raises as `call`."""
+        with self._in_use() as sock:
+            reader = self._reader
+            while (answer := reader.gets()) is _NEVER:
+                self._set_limit(sock, limit)
+                try:
+                    data = sock.recv(_RECEIVE)
+                except TimeoutError:
+                    return None
+                if not data:
+                    raise unavailable(f"Redis at {self.address} closed the connection", True)
+                reader.feed(data)
+            return answer
+
+    @contextlib.contextmanager
+    def _in_use(self) -> typing.Iterator[gevent.socket.socket]:
+        self._busy = True  # as in `call`
+        sock = self._sock
+        if sock is None:
+            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
+        try:
+            yield sock
+        except (OSError, hiredis.ProtocolError) as error:
+            self._sock = None
+            if isinstance(error, RedisUnavailableError):
+                raise
+            raise unavailable(f"Redis at {self.address}: {_plain(error)}", True) from error
+        finally:
+            self._busy = False
+            if self._sock is None:
+                sock.close()
+
+    def _set_limit(self, sock: gevent.socket.socket, limit: float) -> None:
+        if limit != self._limit:
+            sock.settimeout(max(limit, 0.001))  # 0 would mean not to wait for the system
+            self._limit = limit
+
+    # -- the parts of a call ---------------------------------------------------------------
 
     def _receive(
         self, sock: gevent.socket.socket, count: int

@@ -322,13 +322,14 @@ class QueueStore:
         request: Cancellation,
         attempts_made: int,
         timestamp_ms: int,
+        nonces: list[str],
     ) -> None:
         """Record a request with the job that it was made to, as long as `lock_token` locks it
         (cancellation.md 2.10, 4.3)."""
         deferred = "" if request.retry else request.failed_reason()
         args: list[Argument] = [
             lock_token,
-            record_of(request, attempts_made, timestamp_ms),
+            record_of(request, attempts_made, timestamp_ms, nonces),
             deferred,
         ]
         self._client.script(load("record_request"), self.keys.of_job(job_id), args, again=True)

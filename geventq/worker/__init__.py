@@ -20,6 +20,8 @@ marker.py       what it waits for
 renewer.py      keeps the locks, and notices the loss of one
 stalled.py      brings back the jobs of dead workers
 eviction.py     warns of a server that evicts
+subscription.py what is asked from other processes: messages, and the records behind them
+stages.py       tells those who wait for a cancellation how far it has come
 engine.py       makes, starts, ends and buries these parts
 closing.py      how a worker ends
 told.py         the worker's events, each with its arguments

@@ -22,10 +22,13 @@ from geventq.worker.idle import IdleWait
 from geventq.worker.lanes import Lanes
 from geventq.worker.renewer import Renewer
 from geventq.worker.run.giving_up import GivingUp
+from geventq.worker.run.hearing import Hearing
 from geventq.worker.run.life import JobLife
 from geventq.worker.run.settle_call import SettleCall
 from geventq.worker.run.slots import Slots
+from geventq.worker.stages import Stages
 from geventq.worker.stalled import StalledChecker
+from geventq.worker.subscription import Subscription
 
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Listeners
@@ -84,6 +87,7 @@ class Engine:
             client, keys, lock_duration=options.lock_duration, worker_name=setup.worker_name
         )
         self.lanes = Lanes(calls, slots, setup.listeners.emit, keys.name, setup.worker_id)
+        self.stages = Stages(setup.listeners.emit, client, keys, worker_id=setup.worker_id)
         self.giving_up = GivingUp(
             slots,
             QueueStore(client, keys),
@@ -92,6 +96,16 @@ class Engine:
             is_hard=options.cancel_mode == "hard",
             may_be_more=self.lanes.may_be_more,
             no_slot=setup.no_slot,
+            stages=self.stages,
+        )
+        self.hearing = Hearing(
+            slots,
+            self.giving_up,
+            self.stages,
+            prefix=setup.prefix,
+            database=client.database,
+            trusts=options.hints == "trusted",
+            grace=options.kill_after,
         )
         self.life = JobLife(
             setup.process,
@@ -100,11 +114,21 @@ class Engine:
             slots,
             setup.listeners,
             self.giving_up,
+            self.hearing,
             worker_name=setup.worker_name,
             with_token=setup.with_token,
         )
         self.idle_wait = self._make_idle_wait()
         self.renewer = self._make_renewer()
+        self.subscription = Subscription(
+            self.hearing,
+            self.giving_up,
+            slots.held,
+            setup.listeners.emit,
+            client,
+            keys,
+            worker_id=setup.worker_id,
+        )
         self.stalled_checker = self._make_stalled_checker()  # none or one
         self.lanes.jobs, self.life.settler = self.life, self.lanes
         self.life.idle_wait, self.life.lock_keeper = self.idle_wait, self.renewer
@@ -113,7 +137,7 @@ class Engine:
             *(self.lanes, self.life.runners, self.idle_wait, self.renewer),
             *self.stalled_checker,
             EvictionCheck(self.listeners.emit, client, keys.name),
-            *(self.giving_up, self.life),
+            *(self.subscription, self.giving_up, self.life, self.stages),
         ]
         self._mortal: fork.Mortal | None = None  # kept alive by what runs here
 
@@ -136,6 +160,7 @@ class Engine:
         return Renewer(
             self.slots.held,
             self.giving_up,
+            self.hearing.record,
             self._round_over,
             self.listeners.emit,
             self._client,

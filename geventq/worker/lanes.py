@@ -54,8 +54,14 @@ _LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried
 class Jobs(typing.Protocol):
     """Whose jobs are taken and settled: `geventq.worker.run.life`.  None of these yields."""
 
+    def take_begins(self, number: int) -> None:
+        """A call is sent that may take jobs; `number` is that of its first lock token."""
+
     def taken(self, jobs: list[Taken], take: Take) -> None:
         """Jobs are ours."""
+
+    def take_is_over(self, number: int) -> None:
+        """Its answer was handled, or it has taken nothing."""
 
     def skipped(self, job_id: str, why: str) -> None:
         """An id without a readable hash was dropped."""
@@ -87,7 +93,7 @@ class Lanes:
         self._calls = calls
         self._slots = slots
         self._tell = tell
-        self._lock_base = f"{worker_id}:"
+        self._lock_base = f"gq:{worker_id}:"  # by it others know that this worker listens (5.1)
         self._next_lock = 1
         self._pending: list[Settled] = []
         self._in_calls: list[list[Settled]] = []  # what the calls under way carry
@@ -234,12 +240,16 @@ class Lanes:
         self._next_lock += max(0, room)
         self.asked += max(0, room)
         sent_at, wanted = clock.monotonic(), self._wanted
+        if room > 0:
+            self.jobs.take_begins(first)
         try:
             reply = self._calls.settle(batch, room, self._lock_base, first)
         except BaseException as error:
             lost = _may_be_done(error)
             if lost and room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
+            elif room > 0:
+                self.jobs.take_is_over(first)
             if lost:
                 _mark_sent(batch)
             self._take_back(batch, unsent=not lost and isinstance(error, RedisUnavailableError))
@@ -253,7 +263,7 @@ class Lanes:
             reply.jobs.clear()
             self._wanted += 1  # so that this answer does not tell of a dry queue
         try:
-            self._handle(batch, reply, sent_at)
+            self._handle(batch, reply, sent_at, first)
         except BaseException:  # asked again, the server tells what was left half-way
             if room > 0:
                 self._lost_takes.append((sent_at, (first, room)))
@@ -262,7 +272,12 @@ class Lanes:
             self._pending = unsettled + self._pending
             raise
         if room > 0:
+            if not self._is_lost(first):
+                self.jobs.take_is_over(first)
             self._note_supply(reply, room, wanted)
+
+    def _is_lost(self, take: int) -> bool:
+        return any(numbers[0] == take for _, numbers in self._lost_takes)
 
     def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
         """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
@@ -286,10 +301,15 @@ class Lanes:
             self.hungry = False
             self.jobs.dry(reply.next_ms)
 
-    def _handle(self, batch: list[Settled], reply: SettleReply, sent_at: float) -> None:
+    def _handle(
+        self, batch: list[Settled], reply: SettleReply, sent_at: float, number: int
+    ) -> None:
         life = self.jobs
         if reply.jobs:
-            life.taken(reply.jobs, Take(sent_at, reply.taken_ms, reply.place))
+            life.taken(
+                reply.jobs,
+                Take(sent_at, reply.taken_ms, reply.place, reply.requests, (number,)),
+            )
         for (execution, outcome), code in zip(batch, reply.codes, strict=True):
             try:
                 if code in OURS:
@@ -328,10 +348,13 @@ class Lanes:
         ]
         if jobs:
             try:
-                self.jobs.taken(jobs, Take(sent_at, None))
+                numbers_sent = tuple(numbers[0] for _, numbers in lost)
+                self.jobs.taken(jobs, Take(sent_at, None, numbers=numbers_sent))
             except BaseException:
                 self._lost_takes += lost
                 raise
+        for _, numbers in lost:
+            self.jobs.take_is_over(numbers[0])
 
     def recover_late(self) -> None:
         """Ask again for what was lost within the last minute.  Does not yield."""

@@ -29,9 +29,10 @@ from geventq.store.queue_store import QueueStore
 from geventq.worker.marker import Marker
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take
-from geventq.worker.run.decide import decide
+from geventq.worker.run.decide import decide, decide_again
 from geventq.worker.run.execution import Execution
-from geventq.worker.run.settle_call import LOCK_GONE, OURS, SettleCall, refusal
+from geventq.worker.run.hearing import answer_late
+from geventq.worker.run.settle_call import LOCK_GONE, OURS, Code, SettleCall, Unheard, refusal
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -191,19 +192,27 @@ class ManualJobs:
     def settle(self, execution: Execution, outcome: outcomes.Outcome) -> None:
         """Send one outcome.  Raises `LockLostError` if the job is not its taker's any more, and
         `GeventqError` if it is gone or refused; then nothing was written."""
+        code = self._send(execution, outcome)
+        while isinstance(code, Unheard):  # asked of it since it was taken (2.5)
+            answer_late(execution, code.record)
+            outcome = decide_again(execution, outcome, self.options.backoff_strategies)
+            code = self._send(execution, outcome)
+        if code in OURS:
+            return
+        text = refusal(execution.job_id, code)
+        raise LockLostError(text) if code in LOCK_GONE else GeventqError(text)
+
+    def _send(self, execution: Execution, outcome: outcomes.Outcome) -> Code:
+        outcome.note_heard(execution)
         for left in range(_TRIES - 1, -1, -1):
             try:
-                code = self._exchange.settle([(execution, outcome)]).codes[0]
-                break
+                return self._exchange.settle([(execution, outcome)]).codes[0]
             except RedisUnavailableError as error:
                 if not left:
                     raise
                 if error.may_be_done:
                     outcome.send_again(execution)
-        if code in OURS:
-            return
-        text = refusal(execution.job_id, code)
-        raise LockLostError(text) if code in LOCK_GONE else GeventqError(text)
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close the connections; who waits for a job gets none.  Jobs in hand stay locked until
@@ -241,7 +250,7 @@ class ManualJobs:
                 self._tell("error", GeventqError(f"job {job_id} was skipped: {why}"))
             if reply.jobs:
                 return self._admission.execution(
-                    reply.jobs[0], _Held, Take(sent_at, reply.taken_ms)
+                    reply.jobs[0], _Held, Take(sent_at, reply.taken_ms, requests=reply.requests)
                 )
             if not reply.broken:
                 return None

@@ -41,13 +41,15 @@ class LockLoser(typing.Protocol):
 class Renewer(Background):
     """Renews the locks of what is `held` (by lock token); owned and joined by the worker.
 
-    `round_over` is called after each round; it must not yield.
+    `hear` is told what is recorded with a job, `round_over` is called after each round; neither may
+    yield.
     """
 
     def __init__(
         self,
         held: typing.Mapping[str, Execution],
         loser: LockLoser,
+        hear: typing.Callable[[Execution, bytes], None],
         round_over: typing.Callable[[], None],
         tell: Tell,
         client: Client,
@@ -60,6 +62,7 @@ class Renewer(Background):
         super().__init__("renewer", "renewing the locks", keys.name, tell)
         self._held = held
         self._loser = loser
+        self._hear = hear
         self._round_over = round_over
         self._client = client
         self._keys = keys
@@ -132,13 +135,15 @@ class Renewer(Background):
         late = RedisUnavailableError(f"no answer within {limit:.3g} s")
         sent = clock.monotonic()
         with gevent.Timeout(limit, late):
-            answers = self._client.script(self._script, self._keys, args)
+            answers, asked = self._client.script(self._script, self._keys, args)
         held = self._held
         for execution, life_ms in zip(due, answers, strict=True):
             if life_ms:  # more than the usual where it was extended meanwhile
                 execution.stamp(self._stamp_of(sent, life_ms / 1000), sent)
             elif held.get(execution.lock_token) is execution and not execution.settling:
                 self._loser.lock_lost(execution)
+        for number, record in asked:
+            self._hear(due[number - 1], record)
 
     def _let_go(self, now: float) -> None:
         """Treat as lost what may have expired on the server (3.3).  An attempt that has ended

@@ -114,8 +114,9 @@ class WorkerArguments(typing.TypedDict, total=False):
     """The secret that requests from other processes are signed with.  Not supported yet.
     Default: none, requests need no signature."""
     hints: typing.Literal["trusted", "recorded-only"]
-    """Whether messages that ask to cancel are acted on at once, or only with a record in Redis.
-    Not supported yet."""
+    """What a message that asks to cancel a job is worth.  "trusted": it is acted on at once; one
+    of another program, without a record in Redis, cancels softly.  "recorded-only": the record is
+    read first, and a message without one is ignored."""
     telemetry: object
     """What traces jobs.  Not supported yet.  Default: none."""
     around: collections.abc.Sequence[typing.Callable[..., typing.ContextManager[object]]]
@@ -207,7 +208,7 @@ class WorkerOptions:
     watchdog: bool = _later(False)
     isolate: bool = _later(False)
     cancel_secret: object = _later(None)
-    hints: str = _later("trusted")
+    hints: str = _row("trusted", _choice("trusted", "recorded-only"))
     telemetry: object = _later(None)
     around: object = _later(())
 

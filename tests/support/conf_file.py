@@ -69,7 +69,7 @@ NOT_OF_THE_WORKER: typing.Final = {
 _GROUPS: typing.Final = {
     "what runs": "processor queue name node concurrency processes",
     "closing": "close_timeout exit_when_stuck",
-    "cancellation": "cancel_mode kill_after job_timeout",
+    "cancellation": "cancel_mode kill_after job_timeout hints",
     "locks and stalled jobs": "lock_duration lock_renew_time skip_lock_renewal stalled_interval "
     "max_stalled_count skip_stalled_check max_started_attempts",
     "taking jobs, and connections": "drain_delay max_connections",

@@ -1,15 +1,16 @@
--- Renew locks for their full duration (wire-format 9.10; cancellation.md 3.1).  A lock that was
--- extended beyond that meanwhile stays as it is.
+-- Renew locks for their full duration (wire-format 9.10; cancellation.md 3.1), and tell what is asked
+-- of their jobs.  A lock that was extended beyond that meanwhile stays as it is.
 --
 -- KEYS   stalled
 -- Also   <id> :lock
 -- ARGV   1 key base  2 lock duration in ms  3... pairs of job id and lock token
--- Reply  for each pair, in order: how many ms the lock lives from now on, 0 if it is gone or
---        another's
+-- Reply  {for each pair, in order: how many ms the lock lives from now on, 0 if it is gone or
+--        another's; requests to cancel that are recorded with these jobs {number of the pair,
+--        record}}
 -- Events none
 
 local duration = tonumber(ARGV[2])
-local lock_keys, renewed, lives = {}, {}, {}
+local lock_keys, renewed, lives, asked = {}, {}, {}, {}
 for at = 3, #ARGV, 2 do
   lock_keys[#lock_keys + 1] = ARGV[1] .. ARGV[at] .. ':lock'
 end
@@ -24,9 +25,13 @@ for n, lock_key in ipairs(lock_keys) do
       lives[n] = duration
     end
     renewed[#renewed + 1] = ARGV[at]
+    local record = redis.pcall('HGET', ARGV[1] .. ARGV[at], 'gqc')
+    if type(record) == 'string' then
+      asked[#asked + 1] = { n, record }
+    end
   end
 end
 if #renewed > 0 then -- a foreign key in the place of `stalled` takes nobody's lock
   redis.pcall('SREM', keys.stalled, unpack(renewed))
 end
-return lives
+return { lives, asked }

@@ -13,23 +13,26 @@
 --        3 how many jobs to take; -1: the caller does not ask
 --        4 lock token, or its beginning  5 number of the first new lock token, '' = 4 is whole
 --        6 lock duration in ms  7 worker name or ''
---        8... seven values an outcome:
+--        8 the smallest count of requests to cancel that is known for one of the outcomes;
+--          '' = it is not known
+--        9... seven values an outcome:
 --          kind      c complete, f fail, r retry now, d delay, w to wait, b give back
 --          job id, lock token, ms of the end,
 --          value     c: result JSON; f, r, d: failedReason ('' = leave the field)
 --          atm       attempts made, after this end
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), move (the
 --                    attempt does not count), lifo, clear (the recorded request), exhausted,
---                    event (fields of an extra event); of b: turn (text, which sorts as their
---                    takes), and of the first one mates (turns by id of what its worker has given back before); of an
---                    outcome that is sent again: atm0 and stc0 (as at the take), lapsed (its lock
---                    can have expired since)
+--                    event (fields of an extra event), heard (nonces of the requests that it has
+--                    been decided with; '*' = whatever is recorded); of b: turn (text, which sorts
+--                    as their takes), and of the first one mates (turns by id of what its worker
+--                    has given back before); of an outcome that is sent again: atm0 and stc0 (as at
+--                    the take), lapsed (its lock can have expired since)
 -- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms of the next delayed job or 0; -1: there is more to take now,
---         id of the last event that tells of jobs taken, or ''}
+--         id of the last event that tells of jobs taken, or '', the count of requests to cancel}
 --        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
---        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; or a text: why it
---        could not be carried out.
+--        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; a text: why it could
+--        not be carried out; or {record}: the request that it was decided without.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: job
 --- include: promote
@@ -40,7 +43,7 @@
 keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
 local room = tonumber(ARGV[3])
-local FIRST, STRIDE = 8, 7
+local FIRST, STRIDE = 9, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
 local NOTHING = {}
 local LATER, UNREADABLE = 2, -21
@@ -141,10 +144,31 @@ local function judge_children(job_key)
   return type(failed) == 'number' and failed > 0 and -9 or 0
 end
 
+-- The recorded request that an outcome was decided without, or nil (cancellation.md 2.5, 4.6).
+local function unheard(job_key, heard)
+  local record = redis.pcall('HGET', job_key, 'gqc')
+  if type(record) ~= 'string' then
+    return nil
+  elseif type(heard) ~= 'table' then
+    return record
+  end
+  local known = {}
+  for _, nonce in ipairs(heard) do
+    known[nonce] = true
+  end
+  local read, request = pcall(cjson.decode, record)
+  local nonces = read and type(request) == 'table' and request.nonces
+  for _, nonce in ipairs(type(nonces) == 'table' and not known['*'] and nonces or NOTHING) do
+    if not known[nonce] then
+      return record
+    end
+  end
+end
+
 -- Gives each outcome its code, 0 for what is to be carried out, and answers what those are about.
 -- Only reads, with one command for all where the common case allows it.  Where very many jobs are
 -- active, so that it takes long to find one, some outcomes have to come again.
-local function judge(active_count)
+local function judge(active_count, has_news)
   local most = math.max(1, math.floor(MOST_SEARCHED / math.max(1, active_count)))
   local lock_keys, job_keys, child_keys = {}, {}, {}
   for n = 1, count do
@@ -173,7 +197,10 @@ local function judge(active_count)
     elseif children and ARGV[at] == 'c' then
       code = judge_children(job_keys[n])
     end
-    if code == 0 and #accepted == most then
+    local record = code == 0 and has_news and unheard(job_keys[n], more.heard)
+    if record then
+      code = { record }
+    elseif code == 0 and #accepted == most then
       code = LATER
     elseif code == 0 then
       accepted[#accepted + 1] = { n, at, more }
@@ -390,8 +417,8 @@ local function give_all_back()
   end
 end
 
-local function settle(active_count)
-  local codes, accepted, ids, locks = judge(active_count)
+local function settle(active_count, has_news)
+  local codes, accepted, ids, locks = judge(active_count, has_news)
   if #accepted == 0 then
     return codes
   end
@@ -430,7 +457,7 @@ end
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
 -- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
 -- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
-local paused, most_active = read_meta(keys)
+local paused, most_active, requests = read_meta(keys)
 redis.call('LLEN', keys.wait)
 redis.call('XLEN', keys.events)
 redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.completed, keys.failed, keys.stalled,
@@ -440,7 +467,8 @@ if room > 0 and not string.match(ARGV[6], '^[1-9]%d*$') then
   return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
 end
 
-local codes = count > 0 and settle(active_count) or {}
+-- Hashes are looked at only where somebody has asked since the jobs were taken.
+local codes = count > 0 and settle(active_count, tonumber(ARGV[8]) ~= requests) or {}
 
 -- take ----------------------------------------------------------------------------------------
 
@@ -480,4 +508,4 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
-return { codes, jobs, broken, next_ms, told or '' }
+return { codes, jobs, broken, next_ms, told or '', string.format('%.0f', requests) }

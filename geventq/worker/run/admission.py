@@ -12,7 +12,7 @@ import typing
 from geventq.cancellation import Attempt
 from geventq.job import Job
 from geventq.record import read_record
-from geventq.worker.run.execution import Execution, Overseer
+from geventq.worker.run.execution import Execution, Heard, Overseer
 from geventq.worker.run.policy import Policies
 
 if typing.TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Take(typing.NamedTuple):
     their take was lost."""
     place: str = ""
     """Sorts calls in the order in which the server has carried them out."""
+    requests: int = -1
+    """The queue's count of requests to cancel, as it has told it; -1: it has not."""
+    numbers: tuple[int, ...] = ()
+    """The first lock token's number of the call; of one that has found jobs, those of all calls
+    whose answers were lost."""
 
 
 Made = typing.TypeVar("Made", bound=Execution)
@@ -75,7 +80,7 @@ class Admission:
         this run is in its attempt, as if it had been made before the first turn (2.8).
         """
         job_id, lock_token, flat = taken
-        sent_at, taken_ms, place = take
+        sent_at, taken_ms, place = take[:3]
         pairs = iter(flat)
         fields = dict(zip(pairs, pairs, strict=True))
         job = Job(self._store, job_id, fields)
@@ -105,6 +110,7 @@ class Admission:
         counters = made, started, stalls
         execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._overseer, most)
         execution.take_place = place
+        execution.requests_known = take.requests
         job.owned_by(execution)
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)
@@ -138,10 +144,12 @@ def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bo
     it without running.  Else the record is void.  This run's outcome clears a void record; the
     deferred failure that was written with it is ignored.
     """
-    execution.clears_record = True
+    heard = execution.heard = Heard()
     record = read_record(fields[b"gqc"])
     if record is None:
+        heard.nonces.add("*")
         return
+    heard.nonces.update(record.nonces)
     request = record.request
     is_for_this = record.attempts_made == execution.attempts_made
     if is_for_this or not (request.retry or first_run):

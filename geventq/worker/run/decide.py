@@ -20,6 +20,9 @@ from geventq.errors import (
     WaitingError,
 )
 from geventq.worker.run.outcome import (
+    COMPLETE,
+    DELAY,
+    WAIT,
     Outcome,
     Strategies,
     completion,
@@ -35,7 +38,7 @@ if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
     from geventq.worker.run.execution import Execution
 
-__all__ = ["NotEnded", "decide"]
+__all__ = ["NotEnded", "decide", "decide_again"]
 
 
 class NotEnded(Exception):
@@ -65,6 +68,27 @@ def decide(
     try:
         return ending.returned(result) if error is None else ending.raised(error)
     except BaseException as broken:  # noqa: BLE001 (an attempt without an outcome never ends)
+        broken.__context__ = error
+        return ending.broken(broken)
+
+
+def decide_again(execution: Execution, outcome: Outcome, strategies: Strategies) -> Outcome:
+    """What becomes of `outcome`, which was not carried out, because the job had a request that
+    nobody here knew (2.5); by now it is in ``execution.attempt.strongest``.  As `decide`."""
+    request = execution.attempt.strongest
+    is_move = outcome.kind in (WAIT, DELAY) and not outcome.value
+    if request is None or (is_move and request.retry):
+        return outcome
+    ending = _Ending(execution, outcome.ended_ms, strategies, is_plain=outcome.is_plain)
+    if outcome.kind == COMPLETE:
+        ending.ignored(outcome, request)
+        return outcome
+    error: BaseException = outcome.error or NotEnded("it goes back")
+    if is_move:
+        error = JobCancelled(request)
+    try:
+        return ending.raised(error)
+    except BaseException as broken:  # noqa: BLE001 (as above)
         broken.__context__ = error
         return ending.broken(broken)
 
@@ -105,8 +129,12 @@ class _Ending:
             return self._failed(error)
         outcome = completion(self._execution, value, self._ended_ms, result)
         if request is not None:
-            self._add_event(outcome, "cancel-ignored", request)
+            self.ignored(outcome, request)
         return outcome
+
+    def ignored(self, outcome: Outcome, request: Cancellation) -> None:
+        """The result came first."""
+        self._add_event(outcome, "cancel-ignored", request)
 
     def raised(self, error: BaseException) -> Outcome:
         """The processor raised `error`."""
@@ -141,7 +169,7 @@ class _Ending:
         if self._lock_is_lost(request):
             return lost(self._ended_ms, request)
         if request.kind == "shutdown":
-            return self._given_back(request)
+            return self._given_back(request, error)
         return self._cancelled(request, error)
 
     def _lock_is_lost(self, request: Cancellation) -> bool:
@@ -155,7 +183,7 @@ class _Ending:
             if isinstance(error, NotEnded):
                 error = JobCancelled(request)
             return self._cancelled(request, error)
-        return self._given_back(request)
+        return self._given_back(request, error)
 
     def _cancelled(self, request: Cancellation, error: BaseException) -> Outcome:
         """A failure with the text of what was asked (2.6)."""
@@ -167,7 +195,7 @@ class _Ending:
         may forbid a retry."""
         request = self._request
         if request is not None and request.kind == "shutdown" and text is None:
-            return self._given_back(request)
+            return self._given_back(request, error)
         outcome = failure(
             self._execution,
             error,
@@ -183,8 +211,9 @@ class _Ending:
                 self._add_event(outcome, "cancelled", request)
         return outcome
 
-    def _given_back(self, request: Cancellation | None) -> Outcome:
+    def _given_back(self, request: Cancellation | None, error: BaseException) -> Outcome:
         outcome = give_back(self._execution, self._ended_ms)
+        outcome.error = error
         if request is not None:
             outcome.cancellation = request
             self._add_event(outcome, "cancelled", request)

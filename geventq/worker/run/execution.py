@@ -6,6 +6,7 @@ Redis, nor who runs it; no greenlets run here.
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 
 from geventq import clock
@@ -16,7 +17,7 @@ if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.worker.run.policy import RunPolicy
 
-__all__ = ["Execution", "Overseer"]
+__all__ = ["Execution", "Heard", "Overseer"]
 
 
 class Overseer(AttemptObserver, typing.Protocol):
@@ -32,6 +33,20 @@ class Overseer(AttemptObserver, typing.Protocol):
         `surely`, may have."""
 
 
+@dataclasses.dataclass(slots=True)
+class Heard:
+    """The requests to cancel that an attempt was told of from elsewhere."""
+
+    nonces: set[str] = dataclasses.field(default_factory=set)
+    """Of all of them; ``"*"``: what is recorded cannot be read, and is not heeded."""
+    waiting: list[str] = dataclasses.field(default_factory=list)
+    """Of those whose callers wait: they are told of each stage (5.4)."""
+    seen_at: float = 0.0
+    """When the first one was seen (monotonic)."""
+    stopped_at: float = 0.0
+    """When the processor had ended (monotonic); 0 before."""
+
+
 class Execution:
     """One attempt of one job in this worker."""
 
@@ -39,7 +54,7 @@ class Execution:
         "attempt",
         "attempts_made",
         "attempts_started",
-        "clears_record",
+        "heard",
         "job",
         "job_id",
         "lock_token",
@@ -48,6 +63,7 @@ class Execution:
         "overseer",
         "policy",
         "renewed_at",
+        "requests_known",
         "stalls",
         "stamped_at",
         "take_place",
@@ -85,8 +101,11 @@ class Execution:
         self.overseer = overseer
         #: Why the job fails without running; `None` for one that may run.
         self.unrunnable: str | None = None
-        #: A request is recorded with the job, and its outcome clears it (4.4).
-        self.clears_record = False
+        #: What was asked of it from elsewhere, made with the first request: something is recorded
+        #: with the job, and its outcome clears it (4.4).
+        self.heard: Heard | None = None
+        #: The queue's count of requests that its take has told; -1: not known.
+        self.requests_known = -1
         #: How the attempt ended, or ends without having begun: an `Outcome`, which is on its way
         #: to Redis until `over`.
         self.outcome: typing.Any = None
@@ -132,6 +151,8 @@ class Execution:
         run dies with it, without the collector."""
         del self.job
         self.outcome = None
+        if self.heard is not None:
+            self.attempt.on_stage = None
 
     @property
     def settling(self) -> bool:

@@ -19,6 +19,7 @@ from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.errors import GeventqError
 from geventq.guarded import Guarded
 from geventq.outage import Outage
+from geventq.worker.run.execution import Heard
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -44,9 +45,17 @@ class RequestRecorder(typing.Protocol):
         request: Cancellation,
         attempts_made: int,
         timestamp_ms: int,
+        nonces: list[str],
     ) -> None:
         """Write it into the job's hash, if the lock is still that one (4.3).  Yields; raises
         `GeventqError`."""
+
+
+class StuckTeller(typing.Protocol):
+    """What tells those who wait for a cancellation how far it has come."""
+
+    def stuck(self, execution: Execution, stack: str) -> None:
+        """The job is alive although it was killed.  Does not yield."""
 
 
 class GivingUp:
@@ -66,7 +75,9 @@ class GivingUp:
         is_hard: bool,
         may_be_more: typing.Callable[[], None],
         no_slot: typing.Callable[[], None],
+        stages: StuckTeller,
     ) -> None:
+        self._stages = stages
         self._slots = slots
         self._recorder = recorder
         self._tell = tell
@@ -122,8 +133,10 @@ class GivingUp:
         if execution is None:
             return
         self._slots.running.stuck += 1
-        execution.clears_record = True  # if it ends by itself meanwhile
+        if execution.heard is None:
+            execution.heard = Heard()  # if it ends by itself meanwhile, it clears the record
         job = execution.job  # it may be over when Redis has answered
+        self._stages.stuck(execution, stack)
         queue_name = self._recorder.queue_name
         report = Guarded(
             lambda: self._give_up_stuck(execution, job, stack),
@@ -188,4 +201,5 @@ class GivingUp:
                 request,
                 execution.attempts_made,
                 round(execution.job.timestamp * 1000),
+                sorted(execution.heard.nonces) if execution.heard is not None else [],
             )

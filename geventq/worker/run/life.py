@@ -25,9 +25,17 @@ from geventq.errors import GeventqError, JobCancelled, RateLimitError, Unrecover
 from geventq.hubs import interrupt_main
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take, Taken
-from geventq.worker.run.decide import NotEnded, decide
+from geventq.worker.run.decide import NotEnded, decide, decide_again
+from geventq.worker.run.hearing import answer_late
 from geventq.worker.run.runners import Runners, untouched
-from geventq.worker.run.settle_call import JOB_LOST, PENDING_CHILDREN, UNREADABLE, Code, refusal
+from geventq.worker.run.settle_call import (
+    JOB_LOST,
+    PENDING_CHILDREN,
+    UNREADABLE,
+    Code,
+    Unheard,
+    refusal,
+)
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt
@@ -36,6 +44,7 @@ if typing.TYPE_CHECKING:
     from geventq.worker.processor import Processor
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.giving_up import GivingUp
+    from geventq.worker.run.hearing import Hearing
     from geventq.worker.run.outcome import Outcome
     from geventq.worker.run.slots import Slots
     from geventq.worker.settings import WorkerOptions
@@ -99,6 +108,7 @@ class JobLife:
         slots: Slots,
         listeners: Listeners,
         giving_up: GivingUp,
+        hearing: Hearing,
         *,
         worker_name: str,
         with_token: bool,
@@ -112,6 +122,7 @@ class JobLife:
         self._listeners = listeners
         self._tell = listeners.emit
         self._giving_up = giving_up
+        self._hearing = hearing
         self._admission = Admission(
             store, options, worker_name=worker_name, with_token=with_token, overseer=self
         )
@@ -136,6 +147,14 @@ class JobLife:
 
     # -- taken -----------------------------------------------------------------------------
 
+    def take_begins(self, number: int) -> None:
+        """A call is sent that may take jobs."""
+        self._hearing.take_begins(number)
+
+    def take_is_over(self, number: int) -> None:
+        """Its answer was handled, or it has taken nothing."""
+        self._hearing.take_is_over(number)
+
     def taken(self, jobs: list[Taken], take: Take) -> None:
         """Jobs are ours."""
         slots = self._slots
@@ -143,6 +162,7 @@ class JobLife:
         if take.taken_ms is None:  # a throw may have left the handling of the answer half-way
             jobs = [one for one in jobs if one[1] not in slots.held and one[1] not in slots.running]
         executions = self._admission.executions(jobs, take, self._not_admitted)
+        self._hearing.taken(executions, take.requests, take.numbers)
         try:
             for execution in executions:
                 slots.held[execution.lock_token] = execution
@@ -266,6 +286,8 @@ class JobLife:
         if error is not None:
             self._heed(error, outcome)
         self._slots.running.leave(execution)
+        if execution.heard is not None:
+            self._hearing.stopped(execution)
         self._settle(execution, outcome)
 
     def _heed(self, error: BaseException, outcome: Outcome) -> None:
@@ -293,8 +315,8 @@ class JobLife:
             execution.over()
             self.settler.may_be_more()
             return
-        if execution.clears_record and outcome.kind != outcomes.GIVE_BACK:  # it was not acted on
-            outcome.more = {**(outcome.more or {}), "clear": True}
+        if execution.heard is not None:
+            outcome.note_heard(execution)
         if outcome.kind == outcomes.GIVE_BACK:
             self._note_mate(execution, outcome)
         execution.outcome = outcome
@@ -313,6 +335,8 @@ class JobLife:
     def settled(self, execution: Execution, outcome: Outcome) -> None:
         """The outcome is in Redis: tell it once."""
         self._slots.held.pop(execution.lock_token, None)
+        if execution.heard is not None:
+            self._hearing.settled(execution)
         job, event = execution.job, outcome.event
         execution.over()
         is_heard = event is not None and self._listeners.wants(event)
@@ -328,8 +352,12 @@ class JobLife:
             self.settler.may_be_more()
 
     def refused(self, execution: Execution, outcome: Outcome, code: Code) -> None:
-        """The outcome was refused: it cannot be stored, or the job is gone, or another's."""
-        if code in PENDING_CHILDREN and outcome.kind == outcomes.COMPLETE:
+        """The outcome was refused: it cannot be stored, was decided without a request to cancel,
+        or the job is gone, or another's."""
+        if isinstance(code, Unheard):
+            answer_late(execution, code.record)
+            self._settle(execution, decide_again(execution, outcome, self._strategies))
+        elif code in PENDING_CHILDREN and outcome.kind == outcomes.COMPLETE:
             error = GeventqError(f"job {execution.job_id} returned while its children are pending")
             self._settle_instead(execution, outcome, error)
         elif code == UNREADABLE and not outcome.is_plain:

@@ -24,6 +24,9 @@ if typing.TYPE_CHECKING:
     from geventq.worker.run.execution import Execution
 
 __all__ = [
+    "COMPLETE",
+    "DELAY",
+    "WAIT",
     "Outcome",
     "Strategies",
     "completion",
@@ -135,6 +138,15 @@ class Outcome:
         if more.get("clear"):
             fields[b"gqc"] = None
         return fields
+
+    def note_heard(self, execution: Execution) -> None:
+        """Say which requests from elsewhere it was decided with, and that it clears their record
+        (cancellation.md 4.4); not one that gives the job back: that was not acted on."""
+        if execution.heard is None:
+            return
+        self.more = {**(self.more or {}), "heard": sorted(execution.heard.nonces)}
+        if self.kind != GIVE_BACK:
+            self.more["clear"] = True
 
     def send_again(self, execution: Execution) -> None:
         """The answer to this outcome was lost: with the counters of its take beside it the script

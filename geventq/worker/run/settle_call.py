@@ -33,12 +33,23 @@ __all__ = [
     "SettleCall",
     "SettleReply",
     "Settled",
+    "Unheard",
     "refusal",
 ]
 
 Settled = tuple["Execution", "Outcome"]
-Code = int | str
-"""What became of one outcome: a number of settle.lua, or why it could not be carried out."""
+
+
+class Unheard(typing.NamedTuple):
+    """An outcome was not carried out: it was decided without this request, recorded with the job
+    meanwhile (2.5)."""
+
+    record: bytes
+
+
+Code = int | str | Unheard
+"""What became of one outcome: a number of settle.lua, why it could not be carried out, or what it
+was decided without."""
 
 SAFETY: typing.Final = 0.9  # of a lock's life: past that it is ours no more (3.3)
 
@@ -64,7 +75,10 @@ _REFUSALS: typing.Final = {
 
 def refusal(job_id: str, code: Code) -> str:
     """Why the outcome of a job was refused, as a sentence."""
-    why = code if isinstance(code, str) else _REFUSALS.get(code, f"code {code}")
+    if isinstance(code, Unheard):
+        why = "it does not know of a request to cancel"
+    else:
+        why = code if isinstance(code, str) else _REFUSALS.get(code, f"code {code}")
     return f"the outcome of job {job_id} was refused: {why}"
 
 
@@ -73,8 +87,8 @@ class SettleReply(typing.NamedTuple):
 
     `codes` stand in the order of the outcomes, a text where one could not be carried out;
     `broken` are ids that were not taken and why; `next_ms` is when the next delayed job is due
-    (0: none), or `MORE`: the data of those that were taken fill a call.  `taken_ms` and
-    `place` are `Take`'s.
+    (0: none), or `MORE`: the data of those that were taken fill a call.  `taken_ms`, `place` and
+    `requests` are `Take`'s.
     """
 
     codes: list[Code]
@@ -83,6 +97,7 @@ class SettleReply(typing.NamedTuple):
     next_ms: int
     taken_ms: int
     place: str
+    requests: int
 
 
 class SettleCall:
@@ -115,9 +130,11 @@ class SettleCall:
         without `first`, `lock_token` itself.
         """
         now_ms = clock.wall_ms()
+        known = min([execution.requests_known for execution, _ in batch], default=-1)
         args: list[str | bytes | int | float] = [
             *(self._keys.base, str(now_ms), str(room), lock_token),
             *("" if first is None else str(first), str(self._lock_ms), self._worker_name),
+            "" if known < 0 else str(known),
         ]
         mates: typing.Mapping[str, str] | None = None  # of one worker all have the same
         for execution, outcome in batch:
@@ -131,16 +148,17 @@ class SettleCall:
                 self._more(execution, outcome, mates is None) if outcome.more else "",
             )
             mates = mates or outcome.mates
-        codes, jobs, broken, next_ms, told = self._client.script(
+        codes, jobs, broken, next_ms, told, requests = self._client.script(
             self._settle, self._keys, args, timeout=timeout
         )
         return SettleReply(
-            [_text(code) if isinstance(code, bytes) else code for code in codes],
+            [code if isinstance(code, int) else _other(code) for code in codes],
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,
             now_ms,
             _place(told) if told else "",
+            int(requests),
         )
 
     def _more(self, execution: Execution, outcome: Outcome, with_mates: bool) -> str:
@@ -183,6 +201,10 @@ def _place(event_id: bytes) -> str:
 
 def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:
     return [(_text(job_id), _text(lock_token), flat) for job_id, lock_token, flat in jobs]
+
+
+def _other(code: bytes | list[bytes]) -> Code:
+    return Unheard(code[0]) if isinstance(code, list) else _text(code)
 
 
 def _text(value: bytes) -> str:

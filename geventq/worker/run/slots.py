@@ -132,6 +132,13 @@ class Running:
         """The run that `attempt` belongs to, if it still has its slot."""
         return next((run for run in self._by_lock.values() if run.attempt is attempt), None)
 
+    def find(self, job_id: str) -> list[Execution]:
+        """The runs of one job."""
+        if self._overtaken:
+            return [run for run in self if run.job_id == job_id]
+        found = self._by_id.get(job_id)
+        return [] if found is None else [found]
+
     def cancel(
         self,
         job_id: str | None,

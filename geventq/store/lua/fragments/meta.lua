@@ -12,10 +12,11 @@ local function max_len(keys)
   return length
 end
 
--- Whether the queue is paused, and how many jobs may run in all, or nil.
+-- Whether the queue is paused, how many jobs may run in all, or nil, and the count of the requests
+-- to cancel that running jobs got: it only ever rises (cancellation.md 4.3).
 local function read_meta(keys)
-  local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency')
-  return meta[1] ~= false, tonumber(meta[2])
+  local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency', 'gqn')
+  return meta[1] ~= false, tonumber(meta[2]), tonumber(meta[3] or 0) or 0
 end
 
 -- Whether no job may be taken now: the queue is paused, or as many run as may.

@@ -1,0 +1,4 @@
+"""Reaching jobs and workers from other processes (cancellation.md 5).
+
+messages.py   what is published: its form, its limits, and what is ignored
+"""

@@ -1,0 +1,90 @@
+"""Channels of Redis, heard on a connection of one's own.
+
+Who listens is one greenlet; any other may close the connection.  A link that is dead without
+being closed is found out by asking.  No greenlets run here.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from geventq import clock
+from geventq.store.blocking import BlockingConnection
+from geventq.store.client import checked
+from geventq.store.connection import unavailable
+from geventq.store.scripts import pack
+
+if typing.TYPE_CHECKING:
+    from geventq.store.client import Client
+
+__all__ = ["Channels"]
+
+_ANSWER: typing.Final = 5.0  # seconds for one
+_SILENCE: typing.Final = 5.0  # seconds after which the server is asked whether it is there
+
+Push = tuple[str, bytes]
+"""The channel, and what was published on it."""
+
+
+class Channels:
+    """The subscription to some channels.  What yields raises `RedisUnavailableError` when the
+    link is down, and `GeventqError` once it is closed."""
+
+    def __init__(self, client: Client, names: typing.Sequence[str]) -> None:
+        self._names = names
+        self._connection = BlockingConnection(client)
+        self._heard: list[Push] = []  # while something else was waited for
+        self._heard_at = 0.0  # the last word of the server, monotonic
+        self._asked_at = 0.0  # when it was asked for one; 0 if it answered since
+
+    def subscribe(self) -> None:
+        """Connect if need be, and return when each channel is confirmed: what is published from
+        now on is heard.  Raises `GeventqError` for one that this user may not hear; the others
+        are heard all the same.  Yields."""
+        connection = self._connection.opened()
+        # One by one: where a user may not hear one of them, all of a command are refused.
+        payload = b"".join([pack(("SUBSCRIBE", name)) for name in self._names])
+        answers: list[typing.Any] = []
+        deadline = clock.monotonic() + _ANSWER
+        connection.send(payload, _ANSWER)
+        while len(answers) < len(self._names):
+            answer = connection.receive(deadline - clock.monotonic())
+            if answer is None:
+                raise unavailable("SUBSCRIBE was not answered", False)
+            if not self._keep(answer):
+                answers.append(answer)
+        self._heard_at, self._asked_at = clock.monotonic(), 0.0
+        checked(answers)
+
+    def next(self, wait: float) -> Push | None:
+        """What was published next, waited for `wait` seconds; `None` if nothing was.  Yields."""
+        if self._heard:
+            return self._heard.pop(0)
+        connection = self._connection.opened()
+        now = clock.monotonic()
+        if self._asked_at and now - self._asked_at > _ANSWER:
+            raise unavailable(f"Redis at {connection.address} does not answer", False)
+        if not self._asked_at and now - self._heard_at > _SILENCE:
+            self._asked_at = now
+            connection.send(pack(("PING",)), _ANSWER)
+        answer = connection.receive(wait)
+        if answer is not None:
+            self._heard_at, self._asked_at = clock.monotonic(), 0.0
+            self._keep(answer)
+        return self._heard.pop(0) if self._heard else None
+
+    def _keep(self, answer: typing.Any) -> bool:
+        """Keep it if it is a message; whether it is."""
+        is_message = isinstance(answer, list) and len(answer) == 3 and answer[0] == b"message"
+        if is_message:
+            self._heard.append((answer[1].decode("utf-8", "replace"), answer[2]))
+        return is_message
+
+    def renew(self) -> None:
+        """Connect anew at the next `subscribe`."""
+        self._heard.clear()
+        self._connection.renew()
+
+    def close(self) -> None:
+        """End, whatever is waited for.  Idempotent.  Does not yield."""
+        self._connection.close()

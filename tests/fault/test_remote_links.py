@@ -1,0 +1,204 @@
+"""5.2: whatever cuts a worker off from its channels, a recorded request reaches the job."""
+
+from __future__ import annotations
+
+import logging
+import typing
+import urllib.parse
+
+import pytest
+import redis
+
+from geventq import CancellationToken, Job, Queue, Worker
+from tests.support.calls import takes
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.waiting import eventually
+
+
+class Held:
+    """Jobs that run until they are asked to stop."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.stopped: list[str] = []
+
+    def process(self, job: Job, token: CancellationToken) -> None:
+        self.begun.append(job.id)
+        token.wait()
+        self.stopped.append(token.get().reason)
+        token.raise_if_cancelled()
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+def engine_of(worker: Worker) -> typing.Any:
+    assert worker._engine is not None
+    return worker._engine
+
+
+def up(worker: Worker) -> None:
+    eventually(lambda: engine_of(worker).subscription.is_up)
+
+
+def is_subscribe(request: bytes) -> bool:
+    return b"SUBSCRIBE" in request
+
+
+def test_a_request_while_the_subscription_is_not_confirmed(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held
+) -> None:
+    """5.2: nobody hears the message; the sweep that follows the confirmation finds the record."""
+    late = proxy.hold_request(is_subscribe)
+    # Renewals are far away, so that only the sweep can tell.
+    with Worker("q", held.process, proxy.url, prefix, lock_duration=600) as worker:
+        late.wait()
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        assert queue.cancel_job(job.id, "unheard").status == "requested"
+        assert not held.stopped
+        late.release()
+        eventually(lambda: held.stopped == ["unheard"])
+        up(worker)
+
+
+def test_a_take_that_the_sweep_came_too_early_for(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held
+) -> None:
+    """5.2, 5.3: taken; asked, while nobody listens; swept, before the take's answer arrives."""
+    late = proxy.hold_request(is_subscribe)
+    with Worker("q", held.process, proxy.url, prefix, lock_duration=600) as worker:
+        late.wait()
+        answer = proxy.hold_answer(takes)
+        job = queue.add("n")
+        answer.wait()
+        eventually(lambda: job.get_state() == "active")
+        assert queue.cancel_job(job.id, "between").status == "requested"
+        late.release()
+        up(worker)
+        answer.release()
+        eventually(lambda: held.stopped == ["between"])
+
+
+def test_a_subscription_that_is_cut(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    """5.2: it polls meanwhile, tells the outage once and the recovery, and trusts hints again."""
+    with Worker("q", held.process, proxy.url, prefix, concurrency=2, lock_duration=600) as worker:
+        up(worker)
+        first, second = queue.add("n"), queue.add("n")
+        eventually(lambda: len(held.begun) == 2)
+        with caplog.at_level(logging.WARNING, "geventq"), proxy.refusing():
+            assert queue.cancel_job(first.id, "while it was cut")
+            eventually(lambda: not engine_of(worker).subscription.is_up)
+        eventually(lambda: held.stopped == ["while it was cut"])
+        up(worker)
+        told = [one for one in caplog.messages if one.startswith("hearing of requests")]
+        assert len(told) == 2, told
+        assert queue.cancel_job(second.id, "again")
+        eventually(lambda: held.stopped == ["while it was cut", "again"])
+
+
+def test_a_link_that_is_dead_without_being_closed(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held
+) -> None:
+    """5.2: nothing comes any more, and nobody says so; it asks, and connects anew."""
+    with Worker("q", held.process, proxy.url, prefix, lock_duration=600) as worker:
+        up(worker)
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        proxy.half_open()
+        assert queue.cancel_job(job.id, "into the void")
+        eventually(lambda: held.stopped == ["into the void"], 60)
+        proxy.cut_half_open()
+
+
+def test_redis_is_restarted(own_server: Server, held: Held) -> None:
+    """5.2: nobody listened as it was asked; the record outlives the server."""
+    with (
+        Queue("q", own_server.url) as queue,
+        Worker("q", held.process, own_server.url, lock_duration=600) as worker,
+    ):
+        up(worker)
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        own_server.restart()
+        eventually(lambda: bool(queue.cancel_job(job.id, "after the restart")))
+        eventually(lambda: held.stopped == ["after the restart"], 60)
+        eventually(lambda: job.get_state() == "failed", 60)
+
+
+def test_users_without_channels(
+    redis_url: str,
+    redis_client: redis.Redis,
+    queue: Queue,
+    prefix: str,
+    held: Held,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """5.2: SUBSCRIBE and PUBLISH are refused: told once, and the records are looked at."""
+    name, secret = f"{prefix}-user", "secret"
+    redis_client.acl_setuser(
+        *(name,),
+        enabled=True,
+        passwords=[f"+{secret}"],
+        keys=["*"],
+        commands=["+@all"],
+        channels=[],
+        reset=True,
+    )
+    parts = urllib.parse.urlsplit(redis_url)
+    url = urllib.parse.urlunsplit(
+        parts._replace(netloc=f"{name}:{secret}@{parts.netloc.rpartition('@')[2]}")
+    )
+    try:
+        with (
+            caplog.at_level(logging.WARNING, "geventq"),
+            Worker("q", held.process, url, prefix, concurrency=2, lock_duration=600) as worker,
+            Queue("q", url, prefix) as refused,
+        ):
+            jobs = [queue.add("n"), queue.add("n")]
+            eventually(lambda: len(held.begun) == 2)
+            assert refused.cancel_job(jobs[0].id, "by the record").status == "requested"
+            eventually(lambda: held.stopped == ["by the record"])
+            assert queue.cancel_job(jobs[1].id, "once more")
+            eventually(lambda: len(held.stopped) == 2)
+            assert not engine_of(worker).subscription.is_up
+        told = [one for one in caplog.messages if one.startswith("hearing of requests")]
+        assert len(told) == 1, told
+        assert secret not in caplog.text
+    finally:
+        redis_client.acl_deluser(name)
+
+
+def test_a_request_is_read_in_the_renewal(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held, redis_client: redis.Redis
+) -> None:
+    """5.2: its message was published to nobody, and no subscription is made anew."""
+    with Worker("q", held.process, proxy.url, prefix, lock_duration=1.0) as worker:
+        up(worker)
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        # As a server does that has lost the subscriptions' state: the link stays open.
+        engine_of(worker).subscription.heard = lambda data: None
+        assert queue.cancel_job(job.id, "renewed")
+        eventually(lambda: held.stopped == ["renewed"])
+
+
+def test_a_worker_that_died_between_the_request_and_the_end(
+    queue: Queue, prefix: str, redis_url: str, redis_client: redis.Redis
+) -> None:
+    """3.5, 5.2: the job stalls, and the next worker ends it unrun."""
+    ran: list[str] = []
+    dead = Worker("q", print, redis_url, prefix, lock_duration=0.2, skip_stalled_check=True)
+    job = queue.add("n", attempts=3)
+    assert dead.get_next_job("gq:dead:1") is not None
+    assert queue.cancel_job(job.id, "it is dead").worker == "dead"
+    dead.close()
+    with Worker("q", lambda job: ran.append(job.id), redis_url, prefix, stalled_interval=0.1):
+        eventually(lambda: job.get_state() == "failed")
+    assert ran == []
+    assert redis_client.hget(f"{prefix}:q:{job.id}", "failedReason") == "Job cancelled: it is dead"

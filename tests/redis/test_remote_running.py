@@ -1,0 +1,290 @@
+"""4.4, 4.6, 5.1, 5.2: a request from another process reaches the job that runs, once, and is never
+lost."""
+
+from __future__ import annotations
+
+import json
+import typing
+
+import gevent
+import gevent.event
+import pytest
+import redis
+
+from geventq import CancellationToken, DelayedError, Job, Queue, Worker
+from geventq.store.scripts import load
+from tests.conftest import Make
+from tests.support.proxy import Proxy
+from tests.support.told import Told, stream_of
+from tests.support.waiting import eventually
+
+
+class Obedient:
+    """A processor that stops when it is asked to, and tells with which request."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.tokens: list[CancellationToken] = []
+        self.go = gevent.event.Event()
+
+    def process(self, job: Job, token: CancellationToken) -> str:
+        self.tokens.append(token)
+        self.begun.append(job.id)
+        gevent.wait([token, self.go], count=1)
+        token.raise_if_cancelled()
+        return "done"
+
+
+@pytest.fixture
+def obedient() -> Obedient:
+    return Obedient()
+
+
+def subscribed(worker: Worker) -> None:
+    """Wait until a message reaches the worker."""
+    engine = worker._engine
+    assert engine is not None
+    eventually(lambda: engine.subscription.is_up)
+
+
+def of(events: list[dict[str, str]], name: str) -> list[dict[str, str]]:
+    return [event for event in events if event["event"] == name]
+
+
+def test_it_is_told_at_once_and_the_receipt_says_how(
+    queue: Queue, make: Make, obedient: Obedient, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.1, 5.4, 4.4: by a message to this worker alone; the record goes with the end."""
+    worker = make(obedient.process)
+    told = Told(worker)
+    subscribed(worker)
+    job = queue.add("n", attempts=3)
+    eventually(lambda: obedient.begun)
+    result = queue.cancel_job(job.id, {"why": []}, wait=30)
+    assert (result.status, result.stage, result.worker) == ("stopped", "seen", worker.id)
+    told.wait("failed")
+    (token,) = obedient.tokens
+    assert token.get().reason == {"why": []}
+    assert (token.get().kind, token.get().retry) == ("remote", False)
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.failed_reason == 'Job cancelled: {"why": []}'
+    assert (read.attempts_made, read.deferred_failure) == (1, None)
+    assert not redis_client.hexists(f"{prefix}:q:{job.id}", "gqc")
+    events = stream_of(redis_client, prefix, job)
+    assert [one["event"] for one in events if one["event"].startswith("cancel")] == [
+        *("cancel-requested", "cancel-stage", "cancelled")
+    ]
+
+
+def test_with_retry_the_job_runs_again(queue: Queue, make: Make, obedient: Obedient) -> None:
+    """4.4: the request covers the run that it found, and nothing is left of it."""
+    worker = make(obedient.process)
+    subscribed(worker)
+    job = queue.add("n", attempts=2)
+    eventually(lambda: obedient.begun)
+    assert queue.cancel_job(job.id, "this run", retry=True)
+    eventually(lambda: len(obedient.begun) == 2)
+    obedient.go.set()
+    assert job.wait_until_finished(30) == "done"
+
+
+def hold_end(proxy: Proxy) -> typing.Any:
+    """The next outcome is held before it reaches the server."""
+    sha = load("settle").sha.encode()
+    return proxy.hold_request(lambda sent: sha in sent and b"\r\nc\r\n" in sent)
+
+
+def test_a_request_between_the_processors_end_and_the_outcome(
+    queue: Queue, proxy: Proxy, prefix: str, obedient: Obedient, redis_client: redis.Redis
+) -> None:
+    """2.5, 4.6: the script finds it, the worker decides again, and the result counts."""
+    with Worker("q", obedient.process, proxy.url, prefix) as worker:
+        subscribed(worker)
+        job = queue.add("n")
+        eventually(lambda: obedient.begun)
+        held = hold_end(proxy)
+        obedient.go.set()
+        held.wait()
+        assert queue.cancel_job(job.id, "too late").status == "requested"
+        held.release()
+        assert job.wait_until_finished(30) == "done"
+        (ignored,) = of(stream_of(redis_client, prefix, job), "cancel-ignored")
+        assert (ignored["reason"], ignored["kind"]) == ("too late", "remote")
+        fields = redis_client.hgetall(f"{prefix}:q:{job.id}")
+        assert not {"gqc", "defa"} & fields.keys()
+        obedient.go.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "retry", "state"),
+    [
+        ("fails", False, "failed"),
+        ("fails", True, "waiting"),
+        ("moves", False, "failed"),
+        ("moves", True, "delayed"),
+    ],
+)
+def test_an_end_of_its_own_answers_a_request_that_nobody_had_seen(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    redis_client: redis.Redis,
+    error: str,
+    retry: bool,
+    state: str,
+) -> None:
+    """2.5: an error keeps its text, and `retry=False` is final; a move is done with `retry=True`,
+    else the job is cancelled instead."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job) -> None:
+        inside.set()
+        go.wait()
+        worker.pause()
+        if error == "moves":
+            raise DelayedError(600)
+        raise RuntimeError("by itself")
+
+    worker = Worker("q", process, proxy.url, prefix)
+    with worker:
+        job = queue.add("n", attempts=5)
+        inside.wait()
+        sha = load("settle").sha.encode()
+        held = proxy.hold_request(
+            lambda sent: (sha in sent and b'"stack"' in sent) or b'"move"' in sent
+        )
+        go.set()
+        held.wait()
+        assert queue.cancel_job(job.id, "stop", retry=retry)
+        held.release()
+        eventually(lambda: job.get_state() == state)
+        fields = redis_client.hgetall(f"{prefix}:q:{job.id}")
+        assert not {"gqc", "defa"} & fields.keys()
+        if error == "fails":
+            assert fields["failedReason"] == "by itself"
+            assert of(stream_of(redis_client, prefix, job), "cancelled")
+        elif not retry:
+            assert fields["failedReason"] == "Job cancelled: stop"
+
+
+def test_a_soft_request_to_a_processor_without_a_token(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """2.1, 2.5: it cannot be stopped softly, but its failure is final."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job) -> None:
+        inside.set()
+        go.wait()
+        raise RuntimeError("by itself")
+
+    subscribed(make(process))
+    job = queue.add("n", attempts=5)
+    inside.wait()
+    assert queue.cancel_job(job.id, "stop", wait=0.5).stage == "seen"
+    go.set()
+    eventually(lambda: job.get_state() == "failed")
+    assert redis_client.hget(f"{prefix}:q:{job.id}", "failedReason") == "by itself"
+
+
+def test_the_grace_counts_from_the_moment_it_is_heard(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.6, 5.4: hard, with the grace asked for; each stage is told to who waits."""
+    inside = gevent.event.Event()
+
+    def process(job: Job) -> None:
+        inside.set()
+        gevent.event.Event().wait()
+
+    subscribed(make(process))
+    job = queue.add("n")
+    inside.wait()
+    result = queue.cancel_job(job.id, kill_after=0.2, wait=30)
+    assert (result.status, result.stage) == ("stopped", "thrown")
+    assert result.seconds is not None
+    assert result.seconds >= 0.2
+    stages = of(stream_of(redis_client, prefix, job), "cancel-stage")
+    assert [one["stage"] for one in stages] == ["seen", "grace", "thrown"]
+
+
+def test_a_forced_cancel_is_heard_as_a_lost_lock(
+    queue: Queue, make: Make, obedient: Obedient
+) -> None:
+    """4.5: the worker stops at once, and tells no failure."""
+    worker = make(obedient.process)
+    told = Told(worker)
+    subscribed(worker)
+    job = queue.add("n")
+    eventually(lambda: obedient.begun)
+    assert queue.cancel_job(job.id, "taken", force=True).status == "stopped"
+    eventually(lambda: obedient.tokens[0].cancelled)
+    assert obedient.tokens[0].get().kind == "lock_lost"
+    told.wait("lock_lost")
+
+
+def test_a_hint_that_comes_before_the_answer_to_the_take(
+    queue: Queue, proxy: Proxy, prefix: str, obedient: Obedient, redis_url: str
+) -> None:
+    """5.3: it is kept until then, and stops the job before its first turn."""
+    sha = load("settle").sha.encode()
+    with Worker("q", obedient.process, proxy.url, prefix) as worker:
+        subscribed(worker)
+        told = Told(worker)
+        held = proxy.hold_answer(lambda sent: sha in sent and b"\r\n-1\r\n" not in sent)
+        job = queue.add("n")
+        held.wait()
+        eventually(lambda: job.get_state() == "active")
+        assert queue.cancel_job(job.id, "early").status == "requested"
+        engine = worker._engine
+        assert engine is not None
+        eventually(lambda: engine.hearing._kept)
+        held.release()
+        told.wait("failed")
+        assert not obedient.begun
+        eventually(lambda: not engine.hearing._kept)
+
+
+def test_recorded_only_reads_the_record_first(
+    queue: Queue, make: Make, obedient: Obedient, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.1: a message with our members and no record behind it stops nothing."""
+    worker = make(obedient.process, hints="recorded-only", concurrency=2)
+    subscribed(worker)
+    jobs = [queue.add("n"), queue.add("n")]
+    eventually(lambda: len(obedient.begun) == 2)
+    forged = {"queue": "q", "jobId": jobs[0].id, "reason": "x", "prefix": prefix, "db": 0}
+    timestamp = int(jobs[0].timestamp * 1000)
+    forged |= {"nonce": "n1", "atm": 0, "ts": timestamp, "at": timestamp, "retry": False}
+    redis_client.publish(f"bullmq:cancel:{worker.id}", json.dumps(forged))
+    redis_client.publish("bullmq:cancel", json.dumps({"queue": "q", "jobId": jobs[0].id}))
+    queue.cancel_job(jobs[1].id, "recorded")
+    eventually(lambda: jobs[1].get_state() == "failed")
+    assert jobs[0].get_state() == "active"
+    engine = worker._engine
+    assert engine is not None
+    assert engine.subscription.ignored.counts["no record"] == 1
+    obedient.go.set()
+    assert jobs[0].wait_until_finished(30) == "done"
+
+
+@pytest.mark.parametrize(("end", "state"), [("completed", "completed"), ("failed", "failed")])
+def test_a_job_taken_by_hand_answers_when_it_is_settled(
+    queue: Queue, redis_url: str, prefix: str, redis_client: redis.Redis, end: str, state: str
+) -> None:
+    """4.7, 2.5: nobody tells it while it runs; a result counts, and a failure is final."""
+    worker = Worker("q", print, redis_url, prefix)
+    added = queue.add("n", attempts=5)
+    job = worker.get_next_job("mine")
+    assert job is not None
+    assert queue.cancel_job(added.id, "by hand").status == "requested"
+    if end == "completed":
+        job.move_to_completed("result")
+    else:
+        job.move_to_failed(RuntimeError("why"))
+    assert added.get_state() == state
+    assert not {"gqc", "defa"} & redis_client.hgetall(f"{prefix}:q:{added.id}").keys()
+    name = "cancel-ignored" if end == "completed" else "cancelled"
+    assert of(stream_of(redis_client, prefix, added), name)
+    worker.close()
