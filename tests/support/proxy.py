@@ -215,6 +215,10 @@ class Proxy:
         """Forward the next request that matches, and keep its answer back until `release()`."""
         return self._trap("hold_answer", match)
 
+    def remove_traps(self) -> None:
+        """Let everything pass that no trap has caught yet."""
+        self._traps.clear()
+
     def _trap(self, action: str, match: Match) -> Trap:
         trap = Trap(action, match)
         self._traps.append(trap)

@@ -299,7 +299,7 @@ class Storm:
         """Let everything end, close, and look at what is left."""
         gevent.joinall(self.closers)
         for proxy in self.proxies:
-            proxy._traps.clear()
+            proxy.remove_traps()
             proxy.flow()
         for worker in self.workers:
             worker.resume()

@@ -193,6 +193,12 @@ def test_what_is_in_order(script: list[typing.Any], ended: dict[str, dict[str, s
             id="a waiter was told otherwise",
         ),
         pytest.param(
+            [*added(), *ran(A, "a", "lock_lost")],
+            stored(),
+            "contradicted",
+            id="completed, and told that the lock was lost",
+        ),
+        pytest.param(
             [*added(), (PRODUCER, "cancelled", ["s1", "cancelled"]), *ran(A, "a", "failed")],
             stored("failed"),
             "contradicted",

@@ -1,6 +1,6 @@
 """Processes of workers and producers on a server that somebody ruins.
 
-Two worker processes and a producer work one queue through one address (`field`).  Fault after
+Two worker processes and a producer work one queue (`field`).  Fault after
 fault happens to them (`faults`): processes killed and stopped, the server stopped, restarted with
 and without its data, full, read-only, failed over, links that are slow or half-open.  Each process
 writes down what it sees, line by line, in a file that survives it (`record`); at the end the

@@ -36,7 +36,7 @@ LOCK: typing.Final = 1.5  # seconds that a lock lives
 TICK: typing.Final = 0.05  # seconds between two signs of life of a job
 #: What a job is, how often of a hundred, and the options of its add.
 KINDS: typing.Final[dict[str, tuple[int, dict[str, typing.Any]]]] = {
-    "quick": (36, {}),
+    "quick": (32, {}),
     "ticks": (20, {}),
     "obeys": (12, {"attempts": 2}),
     "deaf": (8, {"attempts": 2}),
@@ -44,7 +44,7 @@ KINDS: typing.Final[dict[str, tuple[int, dict[str, typing.Any]]]] = {
     "later": (8, {"delay": 0.3}),
     "urgent": (4, {"priority": 3}),
     "bulky": (2, {}),
-    "lasts": (2, {}),
+    "lasts": (6, {}),
 }
 _MOST_WAITING: typing.Final = 60
 _PULSE: typing.Final = 0.02

@@ -92,7 +92,8 @@ def failed_over(field: Field) -> collections.abc.Iterator[None]:
     with old.client() as was, new.client() as will:
         will.replicaof("127.0.0.1", was.config_get("port")["port"])
         eventually(lambda: will.info("replication")["master_link_status"] == "up", 60)
-        field.address.stall()
+        for link in field.links.values():
+            link.stall()
 
         def has_all() -> bool:
             wrote = was.info("replication")["master_repl_offset"]
@@ -103,58 +104,98 @@ def failed_over(field: Field) -> collections.abc.Iterator[None]:
         will.replicaof("NO", "ONE")
         was.replicaof("127.0.0.1", will.config_get("port")["port"])
     field.server = new
-    field.address.retarget(new.url)
-    field.address.flow()
+    for link in field.links.values():
+        link.retarget(new.url)
+        link.flow()
     yield
     old.remove()
 
 
 def links_slow(field: Field) -> collections.abc.Iterator[None]:
-    field.address.delay = 0.1
+    for link in field.links.values():
+        link.delay = 0.1
     gevent.sleep(BEYOND_LOCKS)
-    field.address.delay = 0.0
+    for link in field.links.values():
+        link.delay = 0.0
     yield
 
 
 def links_held(field: Field) -> collections.abc.Iterator[None]:
     """Nothing gets through for longer than locks live; then all of it arrives, late."""
-    field.address.stall()
+    for link in field.links.values():
+        link.stall()
     gevent.sleep(BEYOND_LOCKS)
-    field.address.flow()
+    for link in field.links.values():
+        link.flow()
     yield
 
 
 def links_half_open(field: Field) -> collections.abc.Iterator[None]:
-    field.address.half_open()
+    for link in field.links.values():
+        link.half_open()
     yield
-    field.address.cut_half_open()
+    for link in field.links.values():
+        link.cut_half_open()
+
+
+def one_link_held(field: Field) -> collections.abc.Iterator[None]:
+    """One worker hears nothing, and the other takes its jobs when their locks are over: by then
+    they have stopped (3.3)."""
+    field.links["steady"].stall()
+    gevent.sleep(2 * BEYOND_LOCKS)
+    field.links["steady"].flow()
+    yield
+
+
+def one_link_half_open(field: Field) -> collections.abc.Iterator[None]:
+    """As before, but what was on its way never arrives."""
+    field.links["steady"].half_open()
+    yield
+    field.links["steady"].cut_half_open()
+
+
+def answers_lost(field: Field) -> collections.abc.Iterator[None]:
+    """Calls are carried out, and nobody hears of it (3.6)."""
+    for _ in range(25):
+        for link in field.links.values():
+            link.swallow_next(b"EVALSHA")
+        gevent.sleep(0.1)
+    for link in field.links.values():
+        link.remove_traps()
+    yield
 
 
 def links_orphaned(field: Field) -> collections.abc.Iterator[None]:
     """The server goes on serving clients that are gone: a blocked one takes the next marker."""
-    field.address.orphan()
+    for link in field.links.values():
+        link.orphan()
     yield
-    field.address.cut_half_open()
+    for link in field.links.values():
+        link.cut_half_open()
 
 
 def links_cut(field: Field) -> collections.abc.Iterator[None]:
     for _ in range(5):
-        field.address.cut()
+        for link in field.links.values():
+            link.cut()
         gevent.sleep(0.2)
     yield
 
 
 def links_refused(field: Field) -> collections.abc.Iterator[None]:
-    field.address.refuse()
+    for link in field.links.values():
+        link.refuse()
     gevent.sleep(LOCK)
-    field.address.accept()
+    for link in field.links.values():
+        link.accept()
     yield
 
 
 def server_crowded(field: Field) -> collections.abc.Iterator[None]:
     with field.client() as client:
         client.config_set("maxclients", 3)
-        field.address.cut()
+        for link in field.links.values():
+            link.cut()
         gevent.sleep(LOCK)
         client.config_set("maxclients", 10_000)
     yield
@@ -175,4 +216,5 @@ FAULTS: typing.Final[tuple[Fault, ...]] = (
     *(server_stopped, server_restarted, data_lost, memory_full, read_only, failed_over),
     *(server_crowded, scripts_flushed),
     *(links_slow, links_held, links_half_open, links_orphaned, links_cut, links_refused),
+    *(one_link_held, one_link_half_open, answers_lost),
 )

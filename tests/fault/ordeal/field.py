@@ -1,7 +1,7 @@
-"""The field of an ordeal: a server, one address in front of it, worker processes and a producer.
+"""The field of an ordeal: a server, worker processes and a producer, and their links to it.
 
-Everybody talks to the server through `Field.address`, a proxy in this process's hub, so this
-process must give its hub turns.  What is read and set on the server from here goes past it.
+Each of the three has a link of its own, a proxy in this process's hub, so this process must give
+its hub turns.  What is read and set on the server from here goes past it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Field:
         self.records = Records(folder)
         self.violations: list[str] = []
         self.server = self.new_server()
-        self.address = Proxy(self.server.url)
+        self.links = {name: Proxy(self.server.url) for name in ("steady", "victim", "producer")}
         self.processes: list[Process] = []
         self._known: set[str] = set()  # complaints that were told
         #: When data were taken away (from, until), on the records' clock.
@@ -118,17 +118,18 @@ class Field:
 
     def start(self) -> None:
         self.server.start()
-        self.address.start()
+        for link in self.links.values():
+            link.start()
         self._own = Record(self.folder)
         self._pulse = gevent.spawn(pulse, self._own)
-        self.steady = self._start("worker", patched=False)
-        self.victim = self._start("worker", patched=True)
-        self.producer = self._start("producer", patched=False)
+        self.steady = self._start("worker", "steady", patched=False)
+        self.victim = self._start("worker", "victim", patched=True)
+        self.producer = self._start("producer", "producer", patched=False)
         for process in self.processes:
             self._until(process, "ready")
 
-    def _start(self, role: str, *, patched: bool) -> Process:
-        process = Process(role, self.address.url, self.folder, patched=patched)
+    def _start(self, role: str, link: str, *, patched: bool) -> Process:
+        process = Process(role, self.links[link].url, self.folder, patched=patched)
         self.processes.append(process)
         return process
 
@@ -163,7 +164,7 @@ class Field:
 
     @contextlib.contextmanager
     def client(self) -> collections.abc.Iterator[redis.Redis]:
-        """Past the address; it blocks this process."""
+        """Past the links; it blocks this process."""
         with self.server.client() as client:
             yield client
 
@@ -176,7 +177,7 @@ class Field:
 
     def replace_victim(self) -> None:
         """A new worker in the place of the one that has ended, as a supervisor would start."""
-        self.victim = self._start("worker", patched=True)
+        self.victim = self._start("worker", "victim", patched=True)
 
     @property
     def workers(self) -> list[Process]:
@@ -189,7 +190,7 @@ class Field:
             self.violations.append(f"a worker ended with {status}: {process.errors[-800:]}")
 
     def expect_no_lost_locks(self, since: float) -> None:
-        """Nobody was held up: where no process stood still, this one with the address included,
+        """Nobody was held up: where no process stood still, this one with the links included,
         locks were not lost.  A single one may have been the server's, on a busy machine; those
         that went with the data do not count."""
         gone_until = max((until for _, until in self.losses), default=0.0)
@@ -318,7 +319,8 @@ class Field:
             process.kill()
         self._pulse.kill()
         self._own.close()
-        self.address.close()
+        for link in self.links.values():
+            link.close()
         self.server.remove()
 
 

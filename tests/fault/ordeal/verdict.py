@@ -9,8 +9,8 @@ Pure: lines and hashes go in, counts and violations come out.  What is counted:
   more often than it ended, stalled and was given back;
 - *active*: left in `active`, or locked, when all was calm;
 - *contradicted*: a cancel that took effect was told as completed, or the job ran again although
-  that was forbidden; one that was cancelled from afar before it ran did run; or a waiter was told
-  another end than the job had.
+  that was forbidden; one that was cancelled from afar before it ran did run; a waiter was told
+  another end than the job had; or a job is completed, and each of its runs was told otherwise.
 
 After the data were taken away nothing is expected of what was added before.
 """
@@ -207,6 +207,14 @@ def _judge_doubles(verdict: Verdict, phase: str, one: Given, runs: list[Run]) ->
 def _judge_ends(verdict: Verdict, phase: str, one: Given, runs: list[Run]) -> None:
     if len(one.ends) > 1:
         verdict.violated(phase, "too often", f"{one.serial} ended as {one.ends}")
+    if (
+        runs
+        and any(fields["state"] == "completed" for fields in one.stored)
+        and all(run.told and "completed" not in run.told for run in runs)
+    ):
+        verdict.violated(
+            phase, "contradicted", f"{one.serial} is completed, told otherwise: {runs}"
+        )
     late = [run for run in runs if one.ends and run.start > one.ends[0][0]]
     if late:
         verdict.violated(phase, "too often", f"{one.serial} ran after its end: {late}")
