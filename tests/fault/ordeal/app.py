@@ -104,7 +104,7 @@ class Processor:
         return job.data["serial"]
 
     def lasts(self, run: str, job: Job, token: CancellationToken) -> object:
-        self._ticks(run, 2.5 * LOCK)
+        self._ticks(run, 3 * LOCK)
         return job.data["serial"]
 
     def fails(self, run: str, job: Job, token: CancellationToken) -> object:

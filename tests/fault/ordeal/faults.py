@@ -141,6 +141,7 @@ def links_half_open(field: Field) -> collections.abc.Iterator[None]:
 def one_link_held(field: Field) -> collections.abc.Iterator[None]:
     """One worker hears nothing, and the other takes its jobs when their locks are over: by then
     they have stopped (3.3)."""
+    field.until_begun("lasts", field.steady)
     field.links["steady"].stall()
     gevent.sleep(2 * BEYOND_LOCKS)
     field.links["steady"].flow()
@@ -149,6 +150,7 @@ def one_link_held(field: Field) -> collections.abc.Iterator[None]:
 
 def one_link_half_open(field: Field) -> collections.abc.Iterator[None]:
     """As before, but what was on its way never arrives."""
+    field.until_begun("lasts", field.steady)
     field.links["steady"].half_open()
     yield
     field.links["steady"].cut_half_open()

@@ -183,6 +183,19 @@ class Field:
     def workers(self) -> list[Process]:
         return [self.steady, self.victim]
 
+    def until_begun(self, kind: str, process: Process) -> None:
+        """Wait until a process has just begun a job of that kind."""
+        since = time.monotonic()
+
+        def begun() -> bool:
+            return any(
+                line.at > since and line.tag == "start" and line.what[3] == kind
+                for line in reversed(self.records.lines()[-200:])
+                if line.pid == process.pid
+            )
+
+        eventually(begun, PATIENCE, every=0.05, what=f"a {kind} job of {process.role}")
+
     def expect_status_0(self, process: Process) -> None:
         """It was told to close: it ends, with status 0."""
         status = process.ends()

@@ -48,6 +48,13 @@ class Run:
     told: list[str] = dataclasses.field(default_factory=list)
     asked: list[bool] = dataclasses.field(default_factory=list)  # `retry` of each request
 
+    def __repr__(self) -> str:
+        last = f"{self.ticks[-1]:.3f}" if self.ticks else "none"
+        return (
+            f"<run {self.name} from {self.start:.3f}, {len(self.ticks)} ticks, the last at {last}, "
+            f"asked {self.asked}, told {self.told}>"
+        )
+
 
 @dataclasses.dataclass
 class Given:
