@@ -68,6 +68,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.job_options import JobOptions as JobOptions
     from geventq.options import JobSpec as JobSpec
     from geventq.queue import Queue as Queue
+    from geventq.supervisor import Supervisor as Supervisor
     from geventq.worker import Worker as Worker
     from geventq.worker import WorkerArguments as WorkerArguments
 
@@ -90,6 +91,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "QueueEventsProducer": "geventq.events",
     "RateLimitError": "geventq.errors",
     "RedisUnavailableError": "geventq.errors",
+    "Supervisor": "geventq.supervisor",
     "UnrecoverableError": "geventq.errors",
     "WaitingChildrenError": "geventq.errors",
     "WaitingError": "geventq.errors",

@@ -23,6 +23,7 @@ import typing
 
 from geventq.commands.console import say_error
 from geventq.commands.ending import ending
+from geventq.deaths import Deaths
 
 if typing.TYPE_CHECKING:
     from geventq.worker import Worker
@@ -31,9 +32,7 @@ __all__ = ["Lifeline", "ParentProcess"]
 
 _CLOSE: typing.Final = b"c"  # with close_timeout
 _AT_ONCE: typing.Final = b"0"
-_FIRST_PAUSE: typing.Final = 0.5  # seconds before a dead child is replaced; doubles
-_LONGEST_PAUSE: typing.Final = 30.0
-_SOUND: typing.Final = 30.0  # seconds of life after which a death begins a new series
+_NO_FORK: typing.Final = 30.0  # seconds before the next try, where the system starts no process
 
 _USAGE: typing.Final = 2
 _UNREACHABLE: typing.Final = 3
@@ -121,7 +120,7 @@ class ParentProcess:
     def __init__(self, count: int) -> None:
         self._empty_slots: dict[int, float] = dict.fromkeys(range(count), 0.0)  # -> filled when
         self._children: dict[int, _Child] = {}  # by slot
-        self._deaths = [0] * count
+        self._deaths = [Deaths() for _ in range(count)]
         self._turns = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
         self._asked = 0  # how often to close
         self._status = 0
@@ -172,7 +171,7 @@ class ParentProcess:
             try:
                 pid = os.fork()
             except OSError as error:
-                self._empty_slots[slot] = time.monotonic() + _LONGEST_PAUSE
+                self._empty_slots[slot] = time.monotonic() + _NO_FORK
                 say_error(f"no worker process could be started: {error}")
             if pid == 0:
                 signals.end()
@@ -225,9 +224,8 @@ class ParentProcess:
             self._status = code
             self._close()
             return
-        lived = time.monotonic() - child.born
-        self._deaths[slot] = 0 if lived > _SOUND else self._deaths[slot] + 1
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** max(0, min(self._deaths[slot], 10) - 1))
+        pause = self._deaths[slot].died(time.monotonic() - child.born)
+        assert pause is not None, "a slot is never given up"
         self._empty_slots[slot] = time.monotonic() + pause
         say_error(f"worker process {child.pid} {_how(code)}; another one starts in {pause:g} s")
 

@@ -258,8 +258,17 @@ class Worker:
             self.start()
             if signals.came:  # while there was nothing to close yet
                 self._signalled(signals.came)
-            if self._closing is not None:
-                self._wait_closed(self._closing)
+            self.join()
+
+    def join(self) -> None:
+        """Block until it is closed, whoever closes it; at once if it was not started.  Yields."""
+        if self._closing is not None:
+            self._wait_closed(self._closing)
+
+    def is_inside(self) -> bool:
+        """Whether a job or a listener of this worker calls: its close cannot be waited for there.
+        Does not yield."""
+        return self._engine is not None and self._engine.is_inside(getcurrent())
 
     def _signalled(self, times: int) -> None:
         """A signal, the `times`-th: in a greenlet that gevent spawns for it."""

@@ -384,3 +384,46 @@ def test_parent_and_child_both_read_the_events_on(
         """,
     ).says()
     assert said == {"parent": {"seen": ["before", "after"]}, "child": {"seen": ["before", "after"]}}
+
+
+@both
+def test_a_supervisor_of_the_parent_starts_nobody_again_in_the_child(
+    redis_url: str, prefix: str, patched: str
+) -> None:
+    """Its worker and a child with a `run` of its own are the parent's; a supervisor that is
+    started in the child begins anew."""
+    said = program(
+        redis_url,
+        prefix,
+        patched,
+        """
+        from geventq import Supervisor
+        class Runner:
+            ends = gevent.event.Event()
+            turns = []
+            def run(self):
+                while not self.ends.wait(0.01):
+                    self.turns.append(os.getpid())
+            def close(self):
+                self.ends.set()
+        worker, runner = Worker("q", lambda job: None, URL, PREFIX), Runner()
+        supervisor = Supervisor([worker, runner])
+        supervisor.start()
+        turns(lambda: runner.turns)
+        pid = os.fork()
+        if pid == 0:
+            gevent.sleep(0.3)
+            say("child", running=[supervisor.is_running, worker.is_running],
+                turned=os.getpid() in runner.turns)
+            supervisor.start()
+            turns(lambda: os.getpid() in runner.turns)
+            say("again", running=[supervisor.is_running, worker.is_running])
+            supervisor.close(0)
+            os._exit(0)
+        child_ends(pid)
+        say("parent", running=[supervisor.is_running, worker.is_running])
+        supervisor.close()
+        """,
+    ).says()
+    assert said["child"] == {"running": [False, False], "turned": False}
+    assert said["again"]["running"] == said["parent"]["running"] == [True, True]

@@ -29,6 +29,7 @@ EXPECTED = {
     "QueueEventsProducer",
     "RateLimitError",
     "RedisUnavailableError",
+    "Supervisor",
     "UnrecoverableError",
     "WaitingChildrenError",
     "WaitingError",

@@ -18,7 +18,7 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # From the bottom up.  A module may import its own layer and those below it.  A room stands for its
 # modules, but for one that is named by itself: a request is a word that errors carry.
 LAYERS: typing.Final = [
-    {"clock", "checks", "codec", "foreign", "signatures"},
+    {"clock", "checks", "codec", "deaths", "foreign", "signatures"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
     | {"cancel_request", "job", "job_hash", "large"},
@@ -26,6 +26,7 @@ LAYERS: typing.Final = [
     {"store"},
     {"control"},
     {"worker", "queue", "events"},
+    {"supervisor"},
     {"cli", "commands", "demo", "integrations", "__main__"},
 ]
 # The same inside a room; its `__init__` may import all of it.
