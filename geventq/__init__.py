@@ -31,6 +31,8 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.cancellation import (
         detach as detach,
     )
+    from geventq.control.bridge import CancelBridge as CancelBridge
+    from geventq.control.bridge import publish_cancel as publish_cancel
     from geventq.errors import (
         DelayedError as DelayedError,
     )
@@ -73,6 +75,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.worker import WorkerArguments as WorkerArguments
 
 _HOME: typing.Final[dict[str, str]] = {
+    "CancelBridge": "geventq.control.bridge",
     "CancelResult": "geventq.cancel_request",
     "Cancellation": "geventq.cancellation",
     "CancellationToken": "geventq.cancellation",
@@ -98,6 +101,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "Worker": "geventq.worker",
     "WorkerArguments": "geventq.worker",
     "detach": "geventq.cancellation",
+    "publish_cancel": "geventq.control.bridge",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

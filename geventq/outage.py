@@ -26,9 +26,9 @@ class Outage:
     waits, longer each time, until `stop` is set; `over` ends the outage.
     """
 
-    def __init__(self, what: str, queue: str, stop: gevent.event.Event) -> None:
-        self._what = what
-        self._queue = queue
+    def __init__(self, what: str, queue: str | None, stop: gevent.event.Event) -> None:
+        self._what = what if queue is None else f"{what} of queue {queue}"
+        self._extra = None if queue is None else {"queue": queue}
         self._stop = stop
         self._since: float | None = None
         self._pause = _FIRST
@@ -44,11 +44,10 @@ class Outage:
             return False
         self._since = clock.monotonic()
         log.warning(
-            "%s of queue %s failed, trying again: %s",
+            "%s failed, trying again: %s",
             self._what,
-            self._queue,
             _plain(error),
-            extra={"queue": self._queue},
+            extra=self._extra,
         )
         return True
 
@@ -63,11 +62,10 @@ class Outage:
         since, self._since, self._pause = self._since, None, _FIRST
         if since is not None:
             log.warning(
-                "%s of queue %s works again after %.1f s",
+                "%s works again after %.1f s",
                 self._what,
-                self._queue,
                 clock.monotonic() - since,
-                extra={"queue": self._queue},
+                extra=self._extra,
             )
 
 

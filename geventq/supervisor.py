@@ -25,8 +25,8 @@ from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
 from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.outage import Outage
+from geventq.signals import heeded
 from geventq.worker import Worker
-from geventq.worker.signals import heeded
 
 __all__ = ["Supervisor"]
 
@@ -171,7 +171,7 @@ class _Term:
         self._left = [
             [one for one in self._lives if _place(one.child) == place] for place in range(3)
         ]
-        outage = Outage("closing", "the supervisor", self._stop)
+        outage = Outage("the supervisor", None, self._stop)
         self._closing = Guarded(self._close_all, "supervisor-close", outage)
 
     def start(self) -> None:
@@ -243,7 +243,7 @@ class _Term:
 
     def _begin_to_close(self, life: _Life) -> None:
         close = functools.partial(life.close, self._patience)
-        outage = Outage("closing", life.name, self._stop)
+        outage = Outage(f"closing {life.name}", None, self._stop)
         closer = Guarded(close, f"child-close-{life.number}", outage)
         self._closers.append(closer)
         closer.start()
@@ -270,7 +270,7 @@ class _Life:
         self.takes_timeout = _takes_timeout(child.close)
         self.tried = gevent.event.Event()
         self.task = Guarded(
-            self._live, f"child-{number}", Outage("waiting for a child", self.name, stop)
+            self._live, f"child-{number}", Outage(f"waiting for {self.name}", None, stop)
         )
 
     def _live(self) -> None:

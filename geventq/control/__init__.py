@@ -1,4 +1,5 @@
 """Reaching jobs and workers from other processes (cancellation.md 5).
 
 messages.py   what is published: its form, its limits, and what is ignored
+bridge.py     other channels, and programs that send
 """

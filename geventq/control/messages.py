@@ -160,8 +160,9 @@ def _whole(told: dict[str, typing.Any], name: str) -> int | None:
 class Ignored:
     """What was ignored, counted by its kind; the first of each is told in the log."""
 
-    def __init__(self, queue: str) -> None:
-        self._queue = queue
+    def __init__(self, whom: str, queue: str | None = None) -> None:
+        self._whom = whom
+        self._extra = None if queue is None else {"queue": queue}
         self.counts: collections.Counter[str] = collections.Counter()
 
     def note(self, kind: str, text: str) -> None:
@@ -169,9 +170,9 @@ class Ignored:
         self.counts[kind] += 1
         if self.counts[kind] == 1:
             log.warning(
-                "a message to the workers of queue %s was ignored, and so is each like it: %s: %s",
-                self._queue,
+                "a message to %s was ignored, and so is each like it: %s: %s",
+                self._whom,
                 kind,
                 text,
-                extra={"queue": self._queue},
+                extra=self._extra,
             )

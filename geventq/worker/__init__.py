@@ -28,7 +28,7 @@ told.py         the worker's events, each with its arguments
 listeners.py    who listens to them, and how they are called
 background.py   what idle, renewer, stalled and eviction have in common
 manual.py       jobs that a program takes and settles itself
-settings.py     the options;  processor.py  the user's callable;  signals.py  SIGTERM and SIGINT
+settings.py     the options;  processor.py  the user's callable
 
 Imports go upwards in this order: run/ knows nothing of the parts that use it, no part knows the
 engine, the engine knows neither its closing nor the worker.

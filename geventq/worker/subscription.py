@@ -59,7 +59,7 @@ class Subscription(Background):
         self._keys = keys
         self._channels = Channels(client, (CHANNEL, channel_of(worker_id)))
         self._script = load("sweep")
-        self.ignored = Ignored(keys.name)
+        self.ignored = Ignored(f"the workers of queue {keys.name}", keys.name)
         #: Who carries out what a group asks of this worker; must not yield.
         self.on_call: typing.Callable[[Call], object] | None = None
         #: Whether each new request is told by a message: subscribed, and all records looked at.

@@ -30,12 +30,12 @@ from geventq.checks import (
 )
 from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.postgresql import warn_if_queries_block
+from geventq.signals import heeded
 from geventq.signatures import takes
 from geventq.store.endpoint import Endpoint
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import GivenProcessor, load_processor, takes_token
 from geventq.worker.settings import DEFAULTS, WorkerArguments, WorkerOptions
-from geventq.worker.signals import heeded
 from geventq.worker.told import Event, QuietEvent, tells
 
 if typing.TYPE_CHECKING:

@@ -390,14 +390,14 @@ def test_parent_and_child_both_read_the_events_on(
 def test_a_supervisor_of_the_parent_starts_nobody_again_in_the_child(
     redis_url: str, prefix: str, patched: str
 ) -> None:
-    """Its worker and a child with a `run` of its own are the parent's; a supervisor that is
-    started in the child begins anew."""
+    """Its worker, its bridge and a child with a `run` of its own are the parent's; a supervisor
+    that is started in the child begins anew."""
     said = program(
         redis_url,
         prefix,
         patched,
         """
-        from geventq import Supervisor
+        from geventq import CancelBridge, Supervisor
         class Runner:
             ends = gevent.event.Event()
             turns = []
@@ -407,23 +407,24 @@ def test_a_supervisor_of_the_parent_starts_nobody_again_in_the_child(
             def close(self):
                 self.ends.set()
         worker, runner = Worker("q", lambda job: None, URL, PREFIX), Runner()
-        supervisor = Supervisor([worker, runner])
+        bridge = CancelBridge(URL, PREFIX + ":c", [worker])
+        supervisor = Supervisor([worker, bridge, runner])
         supervisor.start()
         turns(lambda: runner.turns)
         pid = os.fork()
         if pid == 0:
             gevent.sleep(0.3)
-            say("child", running=[supervisor.is_running, worker.is_running],
+            say("child", running=[one.is_running for one in (supervisor, worker, bridge)],
                 turned=os.getpid() in runner.turns)
             supervisor.start()
             turns(lambda: os.getpid() in runner.turns)
-            say("again", running=[supervisor.is_running, worker.is_running])
+            say("again", running=[one.is_running for one in (supervisor, worker, bridge)])
             supervisor.close(0)
             os._exit(0)
         child_ends(pid)
-        say("parent", running=[supervisor.is_running, worker.is_running])
+        say("parent", running=[one.is_running for one in (supervisor, worker, bridge)])
         supervisor.close()
         """,
     ).says()
-    assert said["child"] == {"running": [False, False], "turned": False}
-    assert said["again"]["running"] == said["parent"]["running"] == [True, True]
+    assert said["child"] == {"running": [False] * 3, "turned": False}
+    assert said["again"]["running"] == said["parent"]["running"] == [True] * 3

@@ -99,7 +99,7 @@ def test_garbage_is_refused_by_its_kind(data: bytes, kind: str) -> None:
 
 
 def test_each_kind_is_told_once_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    ignored = Ignored("q")
+    ignored = Ignored("the workers of queue q", "q")
     with caplog.at_level(logging.WARNING, "geventq"):
         for _ in range(3):
             ignored.note("not JSON", "why")

@@ -12,6 +12,7 @@ import geventq
 
 # Every public name that exists by now is importable from `geventq`.
 EXPECTED = {
+    "CancelBridge",
     "Cancellation",
     "CancellationToken",
     "DelayedError",
@@ -36,6 +37,7 @@ EXPECTED = {
     "Worker",
     "WorkerArguments",
     "detach",
+    "publish_cancel",
 }
 
 

@@ -19,7 +19,7 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # modules, but for one that is named by itself: a request is a word that errors carry.
 LAYERS: typing.Final = [
     {"clock", "checks", "codec", "deaths", "foreign", "signatures"},
-    {"errors", "cancellation.request", "outage", "hubs", "guarded"},
+    {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
     | {"cancel_request", "job", "job_hash", "large"},
     {"embedded"},
@@ -59,8 +59,9 @@ ROOMS: typing.Final = {
         {"queue_store"},
         {"add_batches"},
     ],
+    "control": [{"messages"}, {"bridge"}],
     "worker": [
-        {"settings", "processor", "signals", "told", "run.policy", "run.execution"},
+        {"settings", "processor", "told", "run.policy", "run.execution"},
         {"listeners"},
         {"background", "marker", "run.slots", "run.runners", "run.outcome"},
         {"run.admission", "run.decide", "run.giving_up"},
@@ -179,6 +180,7 @@ def test_only_the_store_imports_redis(name: str) -> None:
         "import geventq",
         "from geventq import Worker, Queue",
         "from geventq import CancellationToken, Job, JobSpec, QueueEvents, detach",
+        "from geventq import CancelBridge, Supervisor, publish_cancel",
         "import geventq.backoff, geventq.cancellation, geventq.options, geventq.job",
     ],
 )
