@@ -15,8 +15,9 @@ from geventq import GeventqError, Job, JobSpec, Queue, Worker
 from geventq.store.client import Client
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
+from geventq.worker.run.execution import Execution
 from geventq.worker.run.outcome import Outcome
-from geventq.worker.run.settle_call import UNREADABLE
+from geventq.worker.run.settle_call import UNREADABLE, SettleCall
 from tests.conftest import Make
 from tests.support.told import Told
 from tests.support.vectors import dump
@@ -249,12 +250,14 @@ def test_an_outcome_that_the_script_refuses_to_read_becomes_a_plain_failure(
     queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """3.7: whatever made it so."""
-    wire_more = Outcome.wire_more
+    written = SettleCall._more
 
-    def broken(outcome: Outcome) -> str:
-        return '{"stack": "\\ud83d"}' if str(outcome.error) == "odd" else wire_more(outcome)
+    def broken(calls: SettleCall, run: Execution, outcome: Outcome, *rest: typing.Any) -> str:
+        if str(outcome.error) == "odd":
+            return '{"stack": "\\ud83d"}'
+        return written(calls, run, outcome, *rest)
 
-    monkeypatch.setattr(Outcome, "wire_more", broken)
+    monkeypatch.setattr(SettleCall, "_more", broken)
 
     def process(job: Job) -> None:
         raise ValueError("odd")
