@@ -169,21 +169,28 @@ class JobEnds:
     def _look_at(self, waiting: list[tuple[str, list[Waiter]]]) -> bytes | None:
         """`_look` at any number of jobs.  Returns the newest entry before the first look."""
         newest: bytes | None = None
-        for first in range(0, len(waiting), _PAGE):
-            seen = self._look(dict(waiting[first : first + _PAGE]))
+        while waiting:
+            seen, later = self._look(dict(waiting[:_PAGE]))
             newest = newest or seen
+            waiting = later + waiting[_PAGE:]
         return newest
 
-    def _look(self, waiting: dict[str, list[Waiter]]) -> bytes:
+    def _look(
+        self, waiting: dict[str, list[Waiter]]
+    ) -> tuple[bytes, list[tuple[str, list[Waiter]]]]:
         """Answer those whose jobs have ended, and tell the others from where on the stream counts.
-        Returns the newest entry at that moment."""
+        Returns the newest entry at that moment, and those for whom there was no room."""
         newest, *states = self._client.script(
             load("get_end"), self._keys, [self._keys.base, *waiting], again=True
         )
         gone: dict[str, list[tuple[Waiter, Past]]] = {}
+        later: list[tuple[str, list[Waiter]]] = []
         for (job_id, waiters), (state, told, timestamp) in zip(
             waiting.items(), states, strict=True
         ):
+            if state == b"later":
+                later.append((job_id, waiters))
+                continue
             for waiter in waiters:
                 is_another = timestamp and waiter.life.timestamp not in (None, timestamp)
                 if state == b"missing" or is_another:
@@ -196,7 +203,7 @@ class JobEnds:
                     waiter.end((state.decode(), told))
         if gone:
             self._look_back(gone)
-        return typing.cast(bytes, newest)
+        return newest, later
 
     def _look_back(self, gone: dict[str, list[tuple[Waiter, Past]]]) -> None:
         wanted = {job_id: [past for _, past in some] for job_id, some in gone.items()}

@@ -22,7 +22,9 @@ End = tuple[str, bytes]  # completed and the result, failed and the reason, or r
 Fields = dict[bytes, bytes]  # of an entry
 REMOVED: typing.Final[End] = ("removed", b"")
 
-_PAGE: typing.Final = 1000  # entries of one call
+_PAGE: typing.Final = 1000  # entries of one call at most
+_AT_FIRST: typing.Final = 4  # while nobody knows how large they are
+_BYTES: typing.Final = 1 << 20  # of one call, about
 
 
 class Past(typing.NamedTuple):
@@ -43,18 +45,22 @@ def search(client: Client, keys: QueueKeys, wanted: dict[str, list[Past]]) -> di
     """What the stream tells of each id, oldest first, as far back as its lives in `wanted` need.
     Yields."""
     found: dict[str, list[Told]] = {job_id: [] for job_id in wanted}
-    open_ids, upper = set(wanted), "+"
+    open_ids, upper, count = set(wanted), "+", _AT_FIRST
     while open_ids:
-        page = client.execute("XREVRANGE", keys.events, upper, "-", "COUNT", _PAGE, again=True)
+        page = client.execute("XREVRANGE", keys.events, upper, "-", "COUNT", count, again=True)
+        size = 0
         for entry_id, flat in page:
+            size += sum(map(len, flat))
             fields = fields_of(flat)
             job_id = fields.get(b"jobId", b"").decode("utf-8", "replace")
             if job_id in open_ids:
                 end = end_in(fields)
                 if end is not None or fields.get(b"event") == b"added":
                     found[job_id].append(Told(position(entry_id), end))
-        if len(page) < _PAGE:
+        if len(page) < count:
             break
+        fits = _BYTES * count // max(1, size)  # if the next are as large
+        count = max(1, min(2 * count, fits, _PAGE))
         oldest = position(page[-1][0])
         open_ids = {
             job_id

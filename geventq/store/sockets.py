@@ -7,7 +7,6 @@ connections (`geventq.fork.connections`).  No greenlets run here; connecting yie
 
 from __future__ import annotations
 
-import _socket
 import ssl
 import typing
 
@@ -19,6 +18,7 @@ from redis.retry import Retry
 
 from geventq.fork import connections as fork
 from geventq.store.endpoint import Endpoint
+from geventq.store.lookups import addresses
 
 __all__ = ["connect"]
 
@@ -92,22 +92,25 @@ class _Sockets:
 
 
 def _connected(host: str, port: int, limit: float) -> gevent.socket.socket:
-    """A socket to `host`.  An address in digits is not looked up: gevent's resolver would start a
-    native thread for it, one for each hub, which stays."""
-    try:
-        family, kind, protocol, _, address = _socket.getaddrinfo(
-            host, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST
-        )[0]
-    except OSError:  # a name
-        return gevent.socket.create_connection((host, port), timeout=limit)
-    sock = gevent.socket.socket(family, kind, protocol)
-    try:
-        sock.settimeout(limit)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    """A socket to the first address of `host` that takes us."""
+    refused: OSError | None = None
+    for family, kind, protocol, _, address in addresses(host, port):
+        try:
+            sock = gevent.socket.socket(family, kind, protocol)
+        except OSError as error:  # this system has no such family
+            refused = error
+            continue
+        try:
+            sock.settimeout(limit)
+            sock.connect(address)
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            refused = error
+        else:
+            return sock
+    raise refused or OSError(f"{host} has no address")
 
 
 class _TcpConnection(_Sockets, redis.Connection):

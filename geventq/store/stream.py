@@ -20,7 +20,7 @@ __all__ = ["Entry", "Seen", "Stream", "look_by"]
 
 Entry = tuple[bytes, list[bytes]]  # id, and field, value, field, value...
 
-_PAGE: typing.Final = 1000  # entries a call
+_PAGE: typing.Final = 1000  # entries a call, and what fits (fitting.lua)
 
 
 class Seen(typing.NamedTuple):
@@ -87,4 +87,5 @@ def look_by(client: Client, keys: QueueKeys, last_id: str | bytes) -> Seen:
 def _seen(answer: Answer) -> Seen:
     entries, newest, oldest, kept, added = answer
     told = [(entry_id, flat) for entry_id, flat in entries]
-    return Seen(told, newest, oldest, kept, None if added < 0 else added, len(told) == _PAGE)
+    is_full = bool(told) and told[-1][0] != newest
+    return Seen(told, newest, oldest, kept, None if added < 0 else added, is_full)

@@ -18,6 +18,7 @@ import gevent
 import gevent.event
 
 from geventq import clock
+from geventq.cancellation import held
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
 from geventq.worker.told import EVENTS
@@ -157,7 +158,10 @@ class Listeners:
     def _abandon(self, task: Guarded) -> None:
         """A listener hangs while its worker closes: kill it, and drop the events behind it; if
         the worker has been started anew, its next greenlet tells them.  Yields for a second at
-        most."""
+        most, longer only for an import, which would leave a half-made module (cancellation.md
+        2.9)."""
+        while not task.done.is_set() and held.is_held(task.greenlet):
+            task.done.wait(held.LOOK)
         if task.done.is_set():
             return
         dropped = len(self._waiting) if self._task is task else 0

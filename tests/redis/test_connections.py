@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import collections.abc
 import gc
+import socket
 import threading
 import typing
 
 import gevent
+import gevent.event
+import gevent.monkey
 import gevent.threadpool
 import pytest
 
 from geventq import GeventqError, Job, Queue, RedisUnavailableError, Worker
-from geventq.store import pools
+from geventq.store import lookups, pools
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
+from tests.support.told import Told
 from tests.support.waiting import eventually
 
 
@@ -278,3 +282,75 @@ def test_scripts_that_are_flushed_all_the_time_run(own_server: Server, prefix: s
         stop.set()
         flushing.get(timeout=20)
         thread.kill()
+
+
+@pytest.fixture
+def hanging_look_ups() -> collections.abc.Iterator[None]:
+    """As users' look-ups of names whose servers are silent: all threads of the hub's pool hang."""
+    pool = gevent.get_hub().threadpool
+    hang = gevent.monkey.get_original("_thread", "allocate_lock")()
+    hang.acquire()
+
+    def look_up() -> None:
+        with hang:
+            pass
+
+    hung = [pool.spawn(look_up) for _ in range(pool.maxsize)]
+    yield
+    hang.release()
+    gevent.wait(hung, timeout=20)
+
+
+def by_name(proxy: Proxy) -> str:
+    return proxy.url.replace("127.0.0.1", "localhost")
+
+
+@pytest.mark.usefixtures("hanging_look_ups")
+def test_a_worker_connects_anew_whatever_users_look_up(
+    redis_url: str, prefix: str, queue: Queue
+) -> None:
+    """2.11: its server has a name, its connections are cut, and the job keeps its lock, is
+    settled, and the next one is taken."""
+    with Proxy(redis_url) as proxy:
+        go = gevent.event.Event()
+        worker = Worker("q", lambda job: go.wait(20), by_name(proxy), prefix, lock_duration=2)
+        told = Told(worker)
+        with worker:
+            job = queue.add("n")
+            eventually(lambda: worker.active_jobs)
+            for _ in range(4):
+                proxy.cut()
+                gevent.sleep(1)
+            go.set()
+            told.wait("completed")
+            assert told.args("lock_lost") == []
+            assert queue.add("n").wait_until_finished(20) is True
+        assert job.is_completed()
+
+
+def test_those_who_look_for_one_name_share_a_look(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many greenlets that connect at once start no thread each; what the look raises is each
+    one's outage."""
+    looks = []
+    hang = gevent.monkey.get_original("_thread", "allocate_lock")()
+    hang.acquire()
+
+    def look(host: str, port: int, flags: int) -> list[lookups.Address]:
+        if flags:
+            raise OSError
+        looks.append(host)
+        with hang:
+            pass
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(lookups, "_system", look)
+    with Queue("q", "redis://a.name.invalid", prefix) as queue:
+        calls = [gevent.spawn(queue.get_job_state, "1") for _ in range(30)]
+        eventually(lambda: looks)
+        hang.release()
+        gevent.joinall(calls, timeout=20)
+        errors = {type(call.exception) for call in calls}
+        assert errors == {RedisUnavailableError}
+        assert len(looks) < 10

@@ -9,9 +9,13 @@ import typing
 import gevent
 import pytest
 
-from geventq import Job, JobSpec, Queue
-from geventq.store.client import Client
+from geventq import Job, JobSpec, Queue, QueueEvents
+from geventq.job import Life
+from geventq.store.client import Client, Endpoint
+from geventq.store.job_ends import Waiter
+from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
+from geventq.store.stream import look_by
 from tests.conftest import Make
 from tests.support.told import Told
 from tests.support.waiting import at_best, eventually
@@ -145,3 +149,53 @@ def test_a_job_that_is_larger_than_a_call_is_taken(
     eventually(lambda: len(read) == 3)
     assert read == [3_000_000] * 3
     assert max(taken for _, taken in sizes) < 3_000_000 + MEGABYTE
+
+
+def test_ends_are_asked_for_in_calls_that_are_counted_in_bytes(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many jobs, those that are kept and those of which only the events tell."""
+    answers: list[int] = []
+    original = Client.call
+
+    def call(self: Client, *args: typing.Any, **options: typing.Any) -> typing.Any:
+        answer = original(self, *args, **options)
+        answers.append(_size(answer))
+        return answer
+
+    kept = [queue.add("n", number) for number in range(12)]
+    gone = [queue.add("n", number, remove_on_complete=True) for number in range(12)]
+    told = Told(make(lambda job: str(job.data) + "x" * (MEGABYTE // 2), concurrency=24))
+    eventually(lambda: len(told.args("completed")) == 24)
+    monkeypatch.setattr(Client, "call", call)
+    waits = [gevent.spawn(job.wait_until_finished, 20) for job in [*kept, *gone]]
+    waiters = {job.id: Waiter(Life(None)) for job in kept}
+    with queue._store.ends_of_jobs().listening(waiters):
+        ends = [waiter.answer.get(timeout=20) for waiter in waiters.values()]
+    results = [wait.get(timeout=20) for wait in waits]
+    assert [result.rstrip("x") for result in results] == [str(n) for n in range(12)] * 2
+    assert {how for how, _ in ends} == {"completed"}
+    assert max(answers) < 3 * MEGABYTE
+
+
+def _size(answer: typing.Any) -> int:
+    if isinstance(answer, list):
+        return sum(map(_size, answer))
+    return len(answer) if isinstance(answer, bytes) else 0
+
+
+def test_events_are_read_in_calls_that_are_counted_in_bytes(
+    redis_url: str, prefix: str, redis_client: typing.Any
+) -> None:
+    """However large the results that they tell of are; and none is missed by that."""
+    for number in range(40):
+        fields = {"event": "completed", "jobId": str(number), "returnvalue": "1" * 200_000}
+        redis_client.xadd(f"{prefix}:q:events", fields)
+    client = Client(Endpoint.of(redis_url))
+    seen = look_by(client, QueueKeys(prefix, "q"), "0-0")
+    client.close()
+    assert _size([list(entry) for entry in seen.entries]) < 2 * MEGABYTE
+    assert seen.is_full
+    with QueueEvents("q", redis_url, prefix, last_event_id="0-0") as events:
+        heard = [event.job_id for event, _ in zip(events, range(40), strict=False)]
+    assert heard == [str(number) for number in range(40)]

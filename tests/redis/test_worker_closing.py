@@ -3,6 +3,9 @@ the worker is left.  What comes in between meanwhile is in tests/fault/test_clos
 
 from __future__ import annotations
 
+import importlib
+import pathlib
+import sys
 import time
 import typing
 
@@ -184,6 +187,7 @@ def test_many_deploys_do_not_use_up_a_jobs_starts(queue: Queue, make: Make) -> N
         pytest.param("done", "completed", ["completed"], id="a result counts"),
         pytest.param(DelayedError(60), "delayed", [], id="a move is made"),
         pytest.param(ValueError("cut short"), "waiting", ["cancelled"], id="an error goes back"),
+        pytest.param({1}, "waiting", ["cancelled"], id="a result that is not JSON is an error"),
     ],
 )
 def test_what_a_processor_does_of_itself_while_closing(
@@ -313,6 +317,34 @@ def test_a_hanging_listener_is_killed_in_the_end(
         worker.close(0)
     (record,) = [one for one in caplog.records if "hangs and is killed" in one.getMessage()]
     assert "in hangs" in record.getMessage()
+
+
+def test_a_hanging_listener_is_not_killed_inside_an_import(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """2.9, 7.1: the module would be half-made for whoever imports it next."""
+    monkeypatch.setattr("geventq.worker.closing._LISTENERS", 0.1)
+    (tmp_path / "slow_to_import.py").write_text(
+        "import gevent\nSTEPS = ['begun']\ngevent.sleep(1)\nSTEPS.append('made')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    inside = gevent.event.Event()
+
+    def imports(job: Job, result: object) -> None:
+        inside.set()
+        importlib.import_module("slow_to_import")
+        gevent.event.Event().wait()
+
+    worker = make(lambda job: "done")
+    worker.on("completed", imports)
+    queue.add("n")
+    inside.wait()
+    try:
+        with gevent.Timeout(20):
+            worker.close(0)
+        assert sys.modules["slow_to_import"].STEPS == ["begun", "made"]
+    finally:
+        sys.modules.pop("slow_to_import", None)
 
 
 def test_without_a_time_the_last_listener_is_waited_for(queue: Queue, make: Make) -> None:

@@ -44,7 +44,7 @@ ROOMS: typing.Final = {
     "fork": [{"connections", "burial"}, {"workers"}],
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
-        {"keys", "endpoint", "answers", "threads"},
+        {"keys", "endpoint", "answers", "threads", "lookups"},
         {"scripts", "sockets"},
         {"connection"},
         {"pools"},

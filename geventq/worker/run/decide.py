@@ -124,8 +124,6 @@ class _Ending:
             # Its frames, and their callers', hold the result, which may be anything (2.13).
             error.__context__ = None
             error = error.with_traceback(None)
-            if request is not None and request.kind == "shutdown":
-                self._request = None  # it has ended by itself, so it does not go back (7.1)
             return self._failed(error)
         outcome = completion(self._execution, value, self._ended_ms, result)
         if request is not None:
