@@ -102,8 +102,13 @@ class Supervisor:
             self.join()
 
     def _signalled(self, times: int) -> None:
+        self.begin_to_close(at_once=times > 1)
+
+    def begin_to_close(self, *, at_once: bool = False) -> None:
+        """Begin to close each worker with its `close_timeout`, or `at_once` with 0, and return.
+        From the thread in which it was started; does not yield."""
         if self._term is not None:
-            self._term.close(_own_patience if times == 1 else lambda _: 0.0)
+            self._term.close((lambda _: 0.0) if at_once else _own_patience)
 
     def join(self) -> None:
         """Block until it is closed; at once if it was not started.  Yields.  Raises

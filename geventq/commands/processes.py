@@ -13,6 +13,7 @@ parent that the child's worker has started.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ from geventq.commands.ending import ending
 from geventq.deaths import Deaths
 
 if typing.TYPE_CHECKING:
+    from geventq.supervisor import Supervisor
     from geventq.worker import Worker
 
 __all__ = ["Lifeline", "ParentProcess"]
@@ -79,14 +81,22 @@ class Lifeline:
         self.turns = turns
         self._greenlets: list[typing.Any] = []
 
-    def hold(self, worker: Worker) -> None:
-        """Close `worker` when the parent says so or is gone; call before it starts."""
-        worker.on("ready", lambda: self._ready(worker))
+    def hold(self, workers: list[Worker], supervisor: Supervisor | None) -> None:
+        """Close the one worker, or the supervisor of several, when the parent says so or is gone;
+        call before they start."""
+        unready = set(workers)
+        for worker in workers:
+            worker.on("ready", functools.partial(self._ready, worker, unready, supervisor))
 
-    def _ready(self, worker: Worker) -> None:
+    def _ready(self, worker: Worker, unready: set[Worker], supervisor: Supervisor | None) -> None:
+        if worker not in unready:
+            return  # it was started again
+        unready.remove(worker)
+        if unready:
+            return
         with contextlib.suppress(BrokenPipeError):
             os.write(self._readiness, b"r")
-        self._spawn("orders", self._heed, worker)
+        self._spawn("orders", self._heed, worker, supervisor)
 
     def _spawn(self, name: str, call: typing.Callable[..., object], *args: object) -> None:
         import gevent
@@ -96,13 +106,16 @@ class Lifeline:
         self._greenlets.append(greenlet)
         greenlet.start()
 
-    def _heed(self, worker: Worker) -> None:
+    def _heed(self, worker: Worker, supervisor: Supervisor | None) -> None:
         from gevent.socket import wait_read
 
         order = _CLOSE
         while order == _CLOSE:
             wait_read(self._orders)
             order = os.read(self._orders, 1)
+            if supervisor is not None:
+                supervisor.begin_to_close(at_once=order == _AT_ONCE)
+                continue
             timeout = 0.0 if order == _AT_ONCE else worker.options.close_timeout
             reason = "worker is closing" if order else "the parent process is gone"
             self._spawn("close", worker.close, timeout, reason)

@@ -224,13 +224,24 @@ _PROCESSOR: typing.Final = Setting("processor", _text, "")
 _CONNECTION: typing.Final = ("url", "prefix")
 
 
-def from_file(path: str | None) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
-    """The tables ``[connection]`` and ``[worker]`` of a configuration file.
+class WorkerSettings(typing.NamedTuple):
+    """What the worker command is to do."""
+
+    connection: dict[str, typing.Any]
+    """The file's ``[connection]``."""
+    shared: dict[str, typing.Any]
+    """Those of its one worker, or of all, from all sources."""
+    workers: list[dict[str, typing.Any]]
+    """Those of each of the file's ``[[workers]]``, from all sources."""
+
+
+def from_file(path: str | None) -> WorkerSettings:
+    """The tables of a configuration file.
 
     Raises `UsageError` for a file that cannot be read, and for what nobody would read in it.
     """
     if path is None:
-        return {}, {}
+        return WorkerSettings({}, {}, [])
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
@@ -240,7 +251,8 @@ def from_file(path: str | None) -> tuple[dict[str, typing.Any], dict[str, typing
         "connection": _CONNECTION,
         "worker": ("processor", *(setting.name for setting in WORKER)),
     }
-    _refuse_unknown(path, "", tables, known)
+    _refuse_unknown(path, "", tables, (*known, "workers"))
+    workers = _workers_in(path, tables)
     for table, names in known.items():
         if not isinstance(tables.setdefault(table, {}), dict):
             raise UsageError(f"--config: {path}: {table}: a table is needed")
@@ -250,7 +262,23 @@ def from_file(path: str | None) -> tuple[dict[str, typing.Any], dict[str, typing
             raise UsageError(
                 f"--config: {path}: connection.{name}: text is needed, got {show(value)}"
             )
-    return tables["connection"], tables["worker"]
+    return WorkerSettings(tables["connection"], tables["worker"], workers)
+
+
+def _workers_in(path: str, tables: dict[str, typing.Any]) -> list[dict[str, typing.Any]]:
+    """The ``[[workers]]``, each with names that are known."""
+    workers = tables.get("workers", [])
+    if not isinstance(workers, list) or not all(isinstance(one, dict) for one in workers):
+        raise UsageError(f"--config: {path}: workers: [[workers]] tables are needed")
+    names = ["processor", *(one.name for one in WORKER if one.name != "processes")]
+    for number, table in enumerate(workers):
+        if "processes" in table:
+            raise UsageError(
+                f"--config: {path}: workers[{number}].processes: all workers live in each "
+                "process, so it belongs into [worker]"
+            )
+        _refuse_unknown(path, f"workers[{number}].", table, names)
+    return workers
 
 
 def _refuse_unknown(
@@ -265,11 +293,19 @@ def _refuse_unknown(
             )
 
 
-def worker_settings(
-    given: argparse.Namespace,
-) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
-    """The settings of the worker command from all three sources, and the file's
-    ``[connection]``."""
-    connection, settings = from_file(given.config)
+def worker_settings(given: argparse.Namespace) -> WorkerSettings:
+    """The settings of the worker command from all three sources.  What the environment or the
+    command line gives counts for all of the file's ``[[workers]]``."""
+    connection, shared, workers = from_file(given.config)
     table = (*WORKER, _PROCESSOR)
-    return connection, settings | from_environment(table) | from_command_line(given, table)
+    in_environment, on_line = from_environment(table), from_command_line(given, table)
+    if workers:
+        for setting, on_line_as in ((_PROCESSOR, "MODULE:FUNCTION"), (WORKER[0], "-q")):
+            if setting.name in on_line or setting.name in in_environment:
+                source = on_line_as if setting.name in on_line else f"${setting.variable}"
+                raise UsageError(
+                    f"{source}: makes no sense beside the [[workers]] of {given.config}, which "
+                    "name a processor and a queue each"
+                )
+    over = in_environment | on_line
+    return WorkerSettings(connection, shared | over, [shared | one | over for one in workers])

@@ -1,12 +1,15 @@
 """``geventq worker``: the settings from three sources, the user's module, and what is printed.
 
 The process is monkey-patched before the user's module is imported.  Greenlets: those of the
-`Worker`, and with ``--processes`` those of the lifeline to the parent.
+`Worker`, or of the `Supervisor` of several (``[[workers]]`` tables), and with ``--processes``
+those of the lifeline to the parent.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib
 import json
 import os
@@ -23,22 +26,33 @@ from geventq.commands.processes import Lifeline, ParentProcess
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
     from geventq.job import Job
+    from geventq.supervisor import Supervisor
     from geventq.worker import Worker
 
 __all__ = ["check_reachable", "run"]
 
 
-class _Plan(typing.NamedTuple):
-    """What the worker process is to do; checked as far as that needs no code of the user."""
+class _WorkerPlan(typing.NamedTuple):
+    """What one worker is to do; checked as far as that needs no code of the user."""
 
+    place: str
+    """Where its table stands, for errors; empty for the one of the command line."""
     processor: str
     queue: str
-    url: str
-    prefix: str
     name: str | None
-    processes: int
     strategies: dict[str, str]
     options: dict[str, typing.Any]
+
+
+class _Plan(typing.NamedTuple):
+    """What each worker process is to do."""
+
+    url: str
+    prefix: str
+    processes: int
+    workers: list[_WorkerPlan]
+    is_supervised: bool
+    """Its workers are those of ``[[workers]]`` tables."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -56,31 +70,51 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> _Plan:
-    from geventq.checks import (
-        check_integer,
-        check_name,
-        check_prefix,
-        check_queue_name,
-        check_worker_name,
+    from geventq.checks import check_integer, check_prefix
+
+    connection, shared, tables = settings.worker_settings(given)
+    processes = check_integer("processes", shared.pop("processes", 1), 1)
+    workers = []
+    for number, table in enumerate(tables):
+        table.pop("processes", None)
+        with _told_where(f"--config: {given.config}: workers[{number}]: ") as place:
+            workers.append(_worker_plan(place, table))
+    return _Plan(
+        settings.url(given, connection.get("url")),
+        check_prefix(settings.prefix(given, connection.get("prefix"))),
+        processes,
+        workers or [_worker_plan("", shared)],
+        bool(workers),
     )
+
+
+@contextlib.contextmanager
+def _told_where(place: str) -> typing.Iterator[str]:
+    """What goes wrong in this block is told with its place."""
+    try:
+        yield place
+    except (UsageError, ValueError, TypeError) as error:
+        raise UsageError(f"{place}{error}") from error
+
+
+def _worker_plan(place: str, options: dict[str, typing.Any]) -> _WorkerPlan:
+    from geventq.checks import check_name, check_queue_name, check_worker_name
     from geventq.worker.settings import WorkerOptions  # imports gevent, but starts no hub
 
-    connection, options = settings.worker_settings(given)
     processor, queue = options.pop("processor", None), options.pop("queue", None)
     if not processor or not queue:
-        raise UsageError("worker: MODULE:FUNCTION and -q QUEUE are needed")
+        needed = "processor and queue" if place else "worker: MODULE:FUNCTION and -q QUEUE"
+        raise UsageError(f"{needed} are needed")
     name, strategies = options.pop("name", None), options.pop("backoff_strategies", {})
     if name is not None:
         check_worker_name(name)
     if not isinstance(strategies, dict):
         raise UsageError(f"backoff_strategies: a table is needed, got {strategies!r}")
-    plan = _Plan(
+    plan = _WorkerPlan(
+        place,
         check_name("processor", processor),
         check_queue_name(queue, "queue"),
-        settings.url(given, connection.get("url")),
-        check_prefix(settings.prefix(given, connection.get("prefix"))),
         name,
-        check_integer("processes", options.pop("processes", 1), 1),
         {one: check_name(f"backoff_strategies.{one}", path) for one, path in strategies.items()},
         options,
     )
@@ -95,47 +129,74 @@ def _work(plan: _Plan, console: Console, lifeline: Lifeline | None, *, quiet: bo
     ending.take_over()
     from geventq import postgresql
     from geventq.commands.logs import log_plainly
-    from geventq.worker import Worker
+    from geventq.supervisor import Supervisor
 
     log_plainly()
     postgresql.wait_in_hub()
     os.environ["GEVENTQ_REDIS_URL"] = plan.url  # what a Queue in a processor will find
     sys.path.insert(0, os.getcwd())
-    process = _imported(plan.processor)
-    strategies = {name: _imported(path) for name, path in plan.strategies.items()}
+    makers = [_prepared(one, plan) for one in plan.workers]
     address = check_reachable(plan.url)
-    options = plan.options | {"backoff_strategies": strategies}
-    worker = Worker(plan.queue, process, plan.url, plan.prefix, plan.name, **options)
-    report = _Report(console, worker, with_pid=lifeline is not None)
-    report.listen(quiet)
-    report.starting(plan.processor, address)
-    outcome = _Outcome(worker)
+    workers = [make() for make in makers]
+    for one, worker in zip(plan.workers, workers, strict=True):
+        report = _Report(console, worker, with_pid=lifeline is not None)
+        report.listen(quiet)
+        report.starting(one.processor, address)
+    supervisor = Supervisor(workers) if plan.is_supervised else None
+    outcome = _Outcome(workers, supervisor)
     if lifeline is not None:
-        lifeline.hold(worker)
-    worker.run()
+        lifeline.hold(workers, supervisor)
+    (supervisor or workers[0]).run()
     if lifeline is not None:
         lifeline.release()
     return outcome.status
 
 
+def _prepared(one: _WorkerPlan, plan: _Plan) -> typing.Callable[[], Worker]:
+    """What makes the worker; its callables are imported before."""
+    from geventq.worker import Worker
+
+    with _told_where(one.place):
+        process = _imported(one.processor)
+        strategies = {name: _imported(path) for name, path in one.strategies.items()}
+
+    def make() -> Worker:
+        options = one.options | {"backoff_strategies": strategies}
+        with _told_where(one.place):
+            return Worker(one.queue, process, plan.url, plan.prefix, one.name, **options)
+
+    return make
+
+
 class _Outcome:
-    """How the command ends: with status 1 if stuck jobs made its worker close, else with 0."""
+    """How the command ends: with status 1 if stuck jobs made a worker close, else with 0."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, workers: list[Worker], supervisor: Supervisor | None) -> None:
         self.status = 0
-        self._worker = worker
+        self._supervisor = supervisor
         self._closes = False
-        worker.on("no_slot", self._stuck)
-        worker.on("closing", self._closing)
-        worker.on("closed", lambda: ending.begin(self.status))
+        self._open = set(workers)
+        for worker in workers:
+            worker.on("no_slot", functools.partial(self._stuck, worker))
+            worker.on("ready", functools.partial(self._open.add, worker))
+            worker.on("closing", self._closing)
+            worker.on("closed", functools.partial(self._closed, worker))
 
-    def _stuck(self) -> None:
-        if self._worker.options.exit_when_stuck and not self._closes:
+    def _stuck(self, worker: Worker) -> None:
+        if worker.options.exit_when_stuck and not self._closes:
             self.status = 1
+            if self._supervisor is not None:  # the process is to be replaced, with all its workers
+                self._supervisor.begin_to_close()
 
     def _closing(self) -> None:
-        self._closes = True
-        ending.worker_closes()
+        if self._supervisor is None or not self._supervisor.is_running:
+            self._closes = True
+            ending.worker_closes()
+
+    def _closed(self, worker: Worker) -> None:
+        self._open.discard(worker)
+        if not self._open and (self._supervisor is None or not self._supervisor.is_running):
+            ending.begin(self.status)
 
 
 def check_reachable(url: str) -> str:

@@ -135,7 +135,7 @@ def test_a_signal_to_a_process_that_is_about_to_end(programs: Programs) -> None:
         """
 import atexit, os, signal, threading, time
 from geventq import Worker
-from geventq.worker import signals
+from geventq import signals
 
 def again(what):
     os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow  # all together
 # Three different texts for each setting: in the file, in the environment, on the command line.
 TEXTS: dict[str, tuple[str, str, str]] = {
     "cancel_mode": ("soft", "hard", "soft"),
+    "hints": ("trusted", "recorded-only", "trusted"),
     "remove_on_complete": ("1", "2", '{"age": 3}'),
     "remove_on_fail": ("1", "false", "true"),
     "backoff_strategies": ("a=m:f", "b=m:f,c=m:g", "d=m:f"),

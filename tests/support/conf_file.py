@@ -20,6 +20,7 @@ _HEAD: typing.Final = """\
 # geventq worker configuration: every option, its unit and its default.
 #
 #   geventq worker myapp.tasks:process -q exports --config conf/geventq.toml
+#   geventq worker --config conf/geventq.toml         (with [[workers]] tables, see the end)
 #
 # Precedence: command line, then environment variables, then this file, then the defaults. The
 # option `lock_duration` is --lock-duration on the command line and $GEVENTQ_LOCK_DURATION in the
@@ -66,6 +67,25 @@ NOT_OF_THE_WORKER: typing.Final = {
     ),
 }
 
+_TAIL: typing.Final = """
+# --- several queues in one process ------------------------------------------------------------
+
+# [[workers]] tables: one process runs them all, --processes N all of them in each. Each names a
+# queue and a processor, and may have every option of [worker], where what they share stands;
+# MODULE:FUNCTION and -q are not given then. One that dies is started again; if it keeps dying, the
+# process ends with status 1. Default: none.
+#
+#   [[workers]]
+#   queue = "exports"
+#   processor = "myapp.exports:process"
+#   concurrency = 20
+#
+#   [[workers]]
+#   queue = "mails"
+#   processor = "myapp.mails:send"
+#   cancel_mode = "hard"
+"""
+
 _GROUPS: typing.Final = {
     "what runs": "processor queue name node concurrency processes",
     "closing": "close_timeout exit_when_stuck",
@@ -103,7 +123,7 @@ def written() -> str:
     for title, names in _GROUPS.items():
         parts.append(f"# --- {title} ".ljust(92, "-") + "\n")
         parts += [_entry(name) for name in names.split()]
-    return "\n".join(parts).replace("\n\n# queue", "\n# queue")
+    return "\n".join(parts).replace("\n\n# queue", "\n# queue") + _TAIL
 
 
 def _entry(name: str) -> str:

@@ -60,11 +60,28 @@ def test_the_command_accepts_the_whole_file(tmp_path: pathlib.Path) -> None:
         processor=None,
         **{setting.name: None for setting in WORKER},
     )
-    _, options = settings.worker_settings(given)
+    options = settings.worker_settings(given).shared
     for name in NOT_OF_THE_WORKER:
         del options[name]
     assert options.pop("backoff_strategies") == {"mine": "myapp.tasks:backoff"}
     WorkerOptions(**options)
+
+
+def test_the_command_accepts_the_example_of_several_workers(tmp_path: pathlib.Path) -> None:
+    text = (CONF / "geventq.toml").read_text()
+    _, example = text.split("several queues in one process")
+    lines = [line[4:] for line in example.splitlines() if line.startswith("#   ")]
+    (tmp_path / "several.toml").write_text("\n".join(lines))
+    given = argparse.Namespace(
+        config=str(tmp_path / "several.toml"),
+        processor=None,
+        **{setting.name: None for setting in WORKER},
+    )
+    workers = settings.worker_settings(given).workers
+    assert [one.pop("queue") for one in workers] == ["exports", "mails"]
+    for options in workers:
+        assert options.pop("processor").startswith("myapp.")
+        WorkerOptions(**options)
 
 
 def test_what_the_file_calls_a_default_is_the_default() -> None:
