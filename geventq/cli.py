@@ -1,4 +1,4 @@
-"""The command ``geventq``: run a worker, add jobs, list jobs, watch the demo.
+"""The command ``geventq``: run workers, add, list and cancel jobs, see to queues, watch the demo.
 
 Owns the parser and the exit statuses: 0 done, 1 refused, 2 usage, 3 Redis could not be reached.
 Errors go to stderr without a traceback and without a password; what the commands do is
@@ -86,13 +86,33 @@ class _Parser(argparse.ArgumentParser):
         super().error(without_passwords(message))
 
 
+class _FreeOrder(_Parser):
+    """Ids may stand before, between and behind the options: argparse by itself takes those for
+    all that stand together first."""
+
+    _is_within = False
+
+    def parse_known_args(  # type: ignore[override]
+        self,
+        args: typing.Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._is_within:  # what the call below is made of
+            return super().parse_known_args(args, namespace)
+        self._is_within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_within = False
+
+
 _NEGATIVE: typing.Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from geventq.commands import jobs, settings, worker
+    from geventq.commands import asking, jobs, queues, settings, worker
 
-    common = _Parser(add_help=False)
+    common = _FreeOrder(add_help=False)
     common.add_argument(
         "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
     )
@@ -101,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="geventq", description="Run background jobs, and stop them.")
     parser.add_argument("--version", action="version", version=f"geventq {__version__}")
     parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_FreeOrder)
 
     def command(name: str, what: str, run: typing.Callable[..., int]) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -134,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
         "--state", action="append", choices=jobs.STATES, help="only these; may be repeated"
     )
     lists.add_argument("--limit", metavar="N", help="of each state (100; with --json all of them)")
+
+    asking.add_arguments(command("cancel", "cancel jobs, wherever they are", asking.cancel))
+    queues.add_retry_arguments(command("retry", "run failed jobs again", queues.retry))
+    for name, what, run in (
+        ("pause", "let no worker take jobs of a queue", queues.pause),
+        ("resume", "undo pause", queues.resume),
+        ("workers", "show the workers of a queue", queues.workers),
+    ):
+        command(name, what, run).add_argument("queue", metavar="QUEUE")
     return parser
 
 

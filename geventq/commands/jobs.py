@@ -15,7 +15,7 @@ if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.queue import Queue
 
-__all__ = ["STATES", "add", "listing"]
+__all__ = ["STATES", "add", "listing", "queue_of"]
 
 # As they are listed: what runs, what is to run, what is over.
 STATES: typing.Final = (
@@ -26,7 +26,8 @@ STATES: typing.Final = (
 _PAGE: typing.Final = 100  # jobs a state that are shown to people
 
 
-def _queue(given: argparse.Namespace) -> Queue:
+def queue_of(given: argparse.Namespace) -> Queue:
+    """The queue that the command line names."""
     from geventq.queue import Queue
 
     return Queue(given.queue, settings.url(given), settings.prefix(given))
@@ -43,7 +44,7 @@ def add(given: argparse.Namespace) -> int:
         except UsageError as error:
             raise UsageError(f"data: {error}, got {show(given.data)}") from None
     options = settings.from_command_line(given, settings.ADD)
-    with _queue(given) as queue:
+    with queue_of(given) as queue:
         job = queue.add(given.name, data, **options)
     console = Console(given.json)
     console.data({"id": job.id})
@@ -60,7 +61,7 @@ def listing(given: argparse.Namespace) -> int:
         limit = check_integer("--limit", settings.whole("--limit", given.limit), 1)
     console = Console(given.json)
     rows: list[dict[str, typing.Any]] = []
-    with _queue(given) as queue:
+    with queue_of(given) as queue:
         seen: set[str] = set()
         for state in dict.fromkeys(given.state or STATES):
             jobs = queue.get_jobs(state, 0, -1 if limit is None else limit)

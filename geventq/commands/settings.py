@@ -31,6 +31,7 @@ __all__ = [
     "from_command_line",
     "prefix",
     "read_json",
+    "seconds",
     "url",
     "whole",
     "worker_settings",
@@ -88,6 +89,14 @@ def whole(source: str, text: str) -> int:
     """A whole number that `source` gives.  Raises `UsageError`."""
     try:
         return _whole(text)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}, got {show(text)}") from None
+
+
+def seconds(source: str, text: str | None) -> float | None:
+    """Seconds that `source` gives, if it gives any.  Raises `UsageError`."""
+    try:
+        return None if text is None else _seconds(text)
     except UsageError as error:
         raise UsageError(f"{source}: {error}, got {show(text)}") from None
 

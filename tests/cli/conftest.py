@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import collections.abc
 import pathlib
+import signal
 
 import pytest
 
+from geventq import cli
 from tests.support.programs import Programs
+
+Here = collections.abc.Callable[..., tuple[int, str, str]]
 
 # What the jobs of these tests do, by their names.
 TASKS = """
@@ -51,3 +55,24 @@ def programs(
     made.write("tasks.py", TASKS)
     yield made
     made.end()
+
+
+@pytest.fixture
+def here(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> collections.abc.Iterator[Here]:
+    """Runs a command in this process, where a process of its own would prove nothing more."""
+    for name in ("GEVENTQ_REDIS_URL", "GEVENTQ_PREFIX"):
+        monkeypatch.setenv(name, programs.environment[name])
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(arguments)
+        except SystemExit as error:  # argparse
+            status = int(error.code or 0)
+        return (status, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections.abc
 import json
 import re
 import shlex
-import signal
 import socket
 
 import pytest
@@ -15,30 +13,8 @@ from geventq import Queue, cli
 from geventq.commands import jobs
 from geventq.commands.console import without_passwords
 from geventq.job import STATES
+from tests.cli.conftest import Here
 from tests.support.programs import ROOT, Programs
-
-Here = collections.abc.Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(
-    programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> collections.abc.Iterator[Here]:
-    """Runs a command in this process, where a process of its own would prove nothing more."""
-    for name in ("GEVENTQ_REDIS_URL", "GEVENTQ_PREFIX"):
-        monkeypatch.setenv(name, programs.environment[name])
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            status = cli.main(arguments)
-        except SystemExit as error:  # argparse
-            status = int(error.code or 0)
-        return (status, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_an_added_job_is_listed_with_its_id_name_and_state(

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow  # all together
 COMMANDS = {
     "add": ("add", "q", "n"),
     "jobs": ("jobs", "q", "--json"),
+    "cancel": ("cancel", "q", "1", "--json"),
+    "pause": ("pause", "q"),
     "worker": ("worker", "tasks:process", "-q", "q"),
     "processes": ("worker", "tasks:process", "-q", "q", "--processes", "2"),
     "demo": ("demo",),
@@ -115,7 +117,7 @@ def _has_no_place(server: Server) -> None:
     server.held[-1].ping()
 
 
-READS = {"jobs", "worker", "processes"}  # nothing is written before the worker runs
+READS = {"jobs", "cancel", "worker", "processes"}  # no job is there, no worker runs yet
 OUTAGES = {
     "it hangs": (_hangs, set(COMMANDS)),
     "it is gone": (_is_gone, set(COMMANDS)),

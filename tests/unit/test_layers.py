@@ -79,6 +79,7 @@ ROOMS: typing.Final = {
         {"ending", "logs", "board", "settings"},
         {"processes"},
         {"jobs", "worker"},
+        {"asking", "queues"},
     ],
 }
 

@@ -1,0 +1,110 @@
+"""``geventq pause``, ``resume``, ``retry`` and ``workers``: what is done to a whole queue."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+
+from geventq.commands.console import Console, safe
+from geventq.commands.jobs import queue_of
+from geventq.errors import GeventqError, RedisUnavailableError
+
+if typing.TYPE_CHECKING:
+    from geventq.queue import Queue
+
+__all__ = ["add_retry_arguments", "pause", "resume", "retry", "workers"]
+
+_REFUSED: typing.Final = 1
+
+
+def pause(given: argparse.Namespace) -> int:
+    """Let no worker take jobs of the queue."""
+    with queue_of(given) as queue:
+        queue.pause()
+    return _paused(given, is_paused=True)
+
+
+def resume(given: argparse.Namespace) -> int:
+    """Undo `pause`."""
+    with queue_of(given) as queue:
+        queue.resume()
+    return _paused(given, is_paused=False)
+
+
+def _paused(given: argparse.Namespace, *, is_paused: bool) -> int:
+    console = Console(given.json)
+    console.data({"queue": given.queue, "paused": is_paused})
+    console.line(f"{'paused' if is_paused else 'resumed'} {safe(given.queue)}")
+    return 0
+
+
+def add_retry_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` what `retry` reads."""
+    parser.epilog = (
+        "Without ids all jobs go that had failed when the command began.  Exit status 1: a job "
+        "was not found, or is not in that state."
+    )
+    parser.add_argument("queue", metavar="QUEUE")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="the jobs (all that have failed)")
+    parser.add_argument(
+        "--state", choices=("failed", "completed"), default="failed", help="where they are (failed)"
+    )
+
+
+def retry(given: argparse.Namespace) -> int:
+    """Run finished jobs again: those of the ids, or all of a state."""
+    console = Console(given.json)
+    with queue_of(given) as queue:
+        if not given.ids:
+            count = queue.retry_jobs(given.state)
+            console.data({"queue": given.queue, "retried": count})
+            console.line(f"retried {count} {given.state} jobs of {safe(given.queue)}")
+            return 0
+        rows: list[dict[str, str]] = []
+        try:
+            for job_id in given.ids:
+                rows.append({"job_id": job_id, "status": _retried(queue, job_id, given.state)})
+        finally:  # an outage in its midst hides nothing that was done
+            console.data(rows)
+            for row in rows:
+                console.line(f"{safe(row['job_id']):>12}  {row['status']}")
+    return 0 if all(row["status"] == "retried" for row in rows) else _REFUSED
+
+
+def _retried(queue: Queue, job_id: str, state: typing.Any) -> str:
+    job = queue.get_job(job_id)
+    if job is None:
+        return "not_found"
+    try:
+        job.retry(state)
+    except RedisUnavailableError:
+        raise
+    except GeventqError:  # gone, or elsewhere
+        found = queue.get_job_state(job_id)
+        return "not_found" if found == "unknown" else found
+    return "retried"
+
+
+def workers(given: argparse.Namespace) -> int:
+    """Show the workers of the queue, in whatever language."""
+    console = Console(given.json)
+    with queue_of(given) as queue:
+        found = [_member(queue.name, one) for one in queue.get_workers()]
+    console.data(found)
+    for one in found:
+        console.line(f"{safe(one['name'] or '-'):<24}  {safe(one['address'])}  {one['age']} s")
+    if not found:
+        console.line(f"no workers of {safe(given.queue)}")
+    return 0
+
+
+def _member(queue_name: str, client: dict[str, str]) -> dict[str, typing.Any]:
+    """What the server knows of the connection that a worker waits on."""
+    age = client.get("age", "")
+    return {
+        "id": client.get("id", ""),
+        "name": client["name"] or None,
+        "queue_name": queue_name,
+        "address": client.get("addr", ""),
+        "age": int(age) if age.isdigit() else None,
+    }

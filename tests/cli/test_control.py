@@ -1,0 +1,236 @@
+"""``geventq cancel``, ``pause``, ``resume``, ``retry`` and ``workers``."""
+
+from __future__ import annotations
+
+import json
+import typing
+
+import pytest
+import redis
+
+from geventq import Queue, UnrecoverableError
+from tests.cli.conftest import Here
+from tests.conftest import Make
+from tests.support.programs import Programs
+from tests.support.waiting import eventually
+
+
+def _polite(job: typing.Any, token: typing.Any) -> None:
+    token.sleep(60)
+
+
+def _fails(job: typing.Any, token: typing.Any) -> None:
+    raise UnrecoverableError("no")
+
+
+def _failed(queue: Queue, make: Make, *ids: str) -> None:
+    """Jobs of these ids that have failed."""
+    for job_id in ids:
+        queue.add("n", job_id=job_id)
+    worker = make(_fails)
+    eventually(lambda: queue.get_job_counts("failed")["failed"] == len(ids))
+    worker.close()
+
+
+# -- cancel --------------------------------------------------------------------------------------
+
+
+def test_jobs_that_wait_are_cancelled_in_the_order_of_the_arguments(
+    here: Here, queue: Queue
+) -> None:
+    """4.1: with the reason, whatever stands where on the command line."""
+    queue.add("n", job_id="a")
+    queue.add("n", job_id="b", delay=60.0)
+    given = ("cancel", "q", "b", "--reason", "not needed", "a", "--json")
+    status, out, err = here(*given)
+    assert (status, err) == (0, "")
+    assert [(row["job_id"], row["status"], row["state"]) for row in json.loads(out)] == [
+        ("b", "cancelled", "delayed"),
+        ("a", "cancelled", "waiting"),
+    ]
+    job = queue.get_job("a")
+    assert job is not None
+    assert job.failed_reason == "Job cancelled: not needed"
+    status, out, _ = here(*given)
+    assert status == 1
+    assert [row["status"] for row in json.loads(out)] == ["finished", "finished"]
+
+
+def test_an_unknown_id_is_told_among_the_others(here: Here, queue: Queue) -> None:
+    queue.add("n", job_id="a")
+    status, out, _ = here("cancel", "q", "nobody", "a", "meta")
+    assert status == 1
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["nobody", "not_found"],
+        ["a", "cancelled"],
+        ["meta", "not_found"],
+    ]
+    assert queue.get_job_state("a") == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "gone"),
+    [
+        (("--all",), {"a", "b", "c"}),
+        (("--name", "x"), {"a", "c"}),
+        (("--state", "delayed"), {"b", "c"}),
+        (("--name", "x", "--state", "delayed"), {"c"}),
+        (("--all", "--name", "y"), {"b"}),
+        (("--name", "z"), set()),
+    ],
+)
+def test_filters_choose_by_all_that_they_say(
+    here: Here, queue: Queue, words: tuple[str, ...], gone: set[str]
+) -> None:
+    queue.add("x", job_id="a")
+    queue.add("y", job_id="b", delay=60.0)
+    queue.add("x", job_id="c", delay=60.0)
+    status, out, _ = here("cancel", "q", *words, "--dry-run", "--json")
+    assert status == 0
+    assert {row["job_id"] for row in json.loads(out)} == gone
+    assert queue.get_job_count("failed") == 0
+    status, out, _ = here("cancel", "q", *words, "--json")
+    assert status == 0
+    assert {row["job_id"] for row in json.loads(out)} == gone
+    assert {job.id for job in queue.get_failed()} == gone
+    if not gone:
+        assert here("cancel", "q", *words) == (0, "no jobs to cancel in q\n", "")
+
+
+def test_a_running_job_is_asked_or_waited_for(programs: Programs, queue: Queue, make: Make) -> None:
+    """5.1, 5.4: another process runs it; without --wait it is only asked, which is done (0)."""
+    make(_polite, concurrency=2)
+    first, second = queue.add("n"), queue.add("n")
+    eventually(lambda: queue.get_job_count("active") == 2)
+    status, out, _ = programs.run("cancel", "q", first.id, "--json")
+    (row,) = json.loads(out)
+    assert (status, row["status"], row["state"]) == (0, "requested", "active")
+    eventually(first.is_failed)
+    status, out, _ = programs.run("cancel", "q", second.id, "--wait", "30", "--json")
+    (row,) = json.loads(out)
+    assert (status, row["status"]) == (0, "stopped")
+    assert row["seconds"] >= 0
+    assert second.is_failed()
+
+
+def test_what_still_runs_when_the_wait_is_over_is_1(
+    programs: Programs, queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    def deaf(job: typing.Any, token: typing.Any) -> str:
+        import gevent
+
+        while not queue.is_paused():
+            gevent.sleep(0.01)
+        return "done"
+
+    make(deaf)
+    job = queue.add("n")
+    eventually(job.is_active)
+    status, out, _ = programs.run("cancel", "q", job.id, "--wait", "0.2", "--json")
+    assert (status, json.loads(out)[0]["status"]) == (1, "requested")
+    waits = programs.geventq("cancel", "q", job.id, "--wait", "60", "--no-hard", "--json")
+    record = f"{prefix}:q:{job.id}"
+    eventually(lambda: len(json.loads(redis_client.hget(record, "gqc"))["nonces"]) == 2)
+    queue.pause()
+    assert waits.ends() == 1
+    assert json.loads(waits.out)[0]["status"] == "completed"
+
+
+def test_a_job_is_killed_or_taken_away(programs: Programs, queue: Queue, make: Make) -> None:
+    """2.5, 4.5: --hard and --kill-after reach what looks at nothing; --force waits for nobody."""
+    import gevent
+
+    make(lambda job, token: gevent.sleep(60), concurrency=3)
+    jobs = [queue.add("n") for _ in range(3)]
+    eventually(lambda: queue.get_job_count("active") == 3)
+    for job, words in zip(jobs, (("--hard",), ("--kill-after", "0.1"), ("--force",)), strict=True):
+        status, out, _ = programs.run("cancel", "q", job.id, *words, "--wait", "30", "--json")
+        assert (status, json.loads(out)[0]["status"]) == (0, "stopped"), words
+        assert job.is_failed()
+
+
+def test_with_retry_the_jobs_own_rules_say_what_follows(
+    programs: Programs, queue: Queue, make: Make
+) -> None:
+    """2.6: this run only."""
+    runs: list[int] = []
+
+    def process(job: typing.Any, token: typing.Any) -> int:
+        runs.append(job.attempts_made)
+        if len(runs) == 1:
+            token.sleep(60)
+        return len(runs)
+
+    make(process)
+    job = queue.add("n", attempts=2)
+    eventually(lambda: runs)
+    assert programs.run("cancel", "q", job.id, "--retry")[0] == 0
+    assert job.wait_until_finished(30) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "ids, or one of --all"),
+        (("a", "--all"), "ids make no sense"),
+        (("a", "--name", "n"), "ids make no sense"),
+        (("a", "--wait", "soon"), "--wait: seconds"),
+        (("a", "--kill-after", "x"), "--kill-after: seconds"),
+        (("a", "--kill-after", "1", "--no-hard"), "kill_after"),
+        (("a", "--wait", "-1"), "wait"),
+        (("--name", ""), "name"),
+        (("--state", "tired"), "--state"),
+        (("a", "--reason", "x" * 20_000), "reason: at most"),
+        (("a", "--unknown"), "--unknown"),
+    ],
+)
+def test_a_wrong_cancel_is_2_and_changes_nothing(
+    here: Here, queue: Queue, words: tuple[str, ...], said: str
+) -> None:
+    queue.add("n", job_id="a")
+    status, out, err = here("cancel", "q", *words, "--json")
+    assert (status, out) == (2, "")
+    assert said in err
+    assert queue.get_job_state("a") == "waiting"
+
+
+# -- pause, resume, retry, workers ---------------------------------------------------------------
+
+
+def test_a_queue_is_paused_and_goes_on(here: Here, queue: Queue) -> None:
+    assert here("pause", "q") == (0, "paused q\n", "")
+    assert queue.is_paused()
+    assert here("resume", "q", "--json") == (0, '{"queue": "q", "paused": false}\n', "")
+    assert not queue.is_paused()
+
+
+def test_all_failed_jobs_run_again(here: Here, queue: Queue, make: Make) -> None:
+    _failed(queue, make, "a", "b")
+    status, out, _ = here("retry", "q", "--json")
+    assert (status, json.loads(out)) == (0, {"queue": "q", "retried": 2})
+    assert queue.get_job_counts("waiting", "failed") == {"waiting": 2, "failed": 0}
+    assert here("retry", "q") == (0, "retried 0 failed jobs of q\n", "")
+
+
+def test_jobs_are_retried_one_by_one(here: Here, queue: Queue, make: Make) -> None:
+    _failed(queue, make, "a", "b")
+    status, out, _ = here("retry", "q", "b", "nobody", "b", "--json")
+    assert status == 1
+    assert json.loads(out) == [
+        {"job_id": "b", "status": "retried"},
+        {"job_id": "nobody", "status": "not_found"},
+        {"job_id": "b", "status": "waiting"},
+    ]
+    assert queue.get_job_state("a") == "failed"
+    assert here("retry", "q", "a") == (0, f"{'a':>12}  retried\n", "")
+
+
+def test_workers_are_told(here: Here, make: Make) -> None:
+    assert here("workers", "q", "--json") == (0, "[]\n", "")
+    assert here("workers", "q") == (0, "no workers of q\n", "")
+    make(_polite, name="first")
+    rows: list[dict[str, object]] = eventually(
+        lambda: json.loads(here("workers", "q", "--json")[1]), what="a worker"
+    )
+    assert [(row["name"], row["queue_name"]) for row in rows] == [("first", "q")]
+    assert "first" in here("workers", "q")[1]
