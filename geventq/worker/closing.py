@@ -52,7 +52,7 @@ class Closing:
         self._is_told = False  # the worker, that its engine has ended
         self._give_up: typing.Callable[[], None] | None = None  # on listeners that still hear
         self._steps = [
-            *(self._end_jobs, self._deliver, engine.stop),
+            *(self._end_jobs, self._deliver, *engine.steps_to_stop()),
             *(self._hear_out, engine.disconnect),
         ]
         self._tries = _TRIES  # of the first one of them

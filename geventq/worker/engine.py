@@ -206,12 +206,11 @@ class Engine:
         if not is_behind:
             self.lanes.may_be_more()
 
-    def stop(self) -> None:
+    def steps_to_stop(self) -> list[typing.Callable[[], None]]:
         """End the parts when the last outcome is delivered, and let those go who wait for a job's
-        end: no listener, who is heard out next, shall wait for a job of this worker.  Yields."""
-        for part in self.parts:
-            part.stop()
-        self._store.let_go()
+        end: no listener, who is heard out next, shall wait for a job of this worker.  Each step
+        may be made again, and yields."""
+        return [*(part.stop for part in self.parts), self._store.let_go]
 
     def resize(self, concurrency: int) -> None:
         """Run so many jobs at once.  In the hub's thread; does not yield."""

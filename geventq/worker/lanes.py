@@ -99,6 +99,7 @@ class Lanes:
         self._in_calls: list[list[Settled]] = []  # what the calls under way carry
         self._lost_takes: list[_LostTake] = []  # to be asked for
         self._late_takes: list[_LostTake] = []  # asked for, but not safely over
+        self._behind: list[_LostTake] = []  # found, and not begun: see `_begun_first`
         self._parked: list[typing.Any] = []  # greenlets that wait for `wake`
         self._woken: list[typing.Any] = []  # they were, and have not had their turn
         self._stopping = False
@@ -320,6 +321,10 @@ class Lanes:
                 self._tell_error(error)
         for job_id, why in reply.broken:
             life.skipped(job_id, why)
+        if self._behind:
+            self._lost_takes += self._behind
+            self._behind = []
+            self.wake()
         if LATER in reply.codes:
             codes = zip(batch, reply.codes, strict=True)
             self._pending += [settled for settled, code in codes if code == LATER]
@@ -346,6 +351,7 @@ class Lanes:
             if when > sent_at - _LATE
             for rest in _without(found, numbers)
         ]
+        jobs = self._begun_first(jobs, sent_at)
         if jobs:
             try:
                 numbers_sent = tuple(numbers[0] for _, numbers in lost)
@@ -355,6 +361,22 @@ class Lanes:
                 raise
         for _, numbers in lost:
             self.jobs.take_is_over(numbers[0])
+
+    def _begun_first(self, jobs: list[Taken], sent_at: float) -> list[Taken]:
+        """Those that may begin now.  One whose earlier run has an outcome that is sent again has
+        to wait: its own end could come first, and the script would not know that one any more
+        (3.6)."""
+        sent_again = {
+            execution.job_id
+            for batch in (self._pending, *self._in_calls)
+            for execution, outcome in batch
+            if outcome.is_sent_again
+        }
+        for job_id, lock_token, _ in jobs if sent_again else ():
+            if job_id in sent_again:
+                number = int(lock_token[len(self._lock_base) :])
+                self._behind.append((sent_at, (number, 1)))
+        return [taken for taken in jobs if taken[0] not in sent_again]
 
     def recover_late(self) -> None:
         """Ask again for what was lost within the last minute.  Does not yield."""

@@ -79,7 +79,7 @@ class Subscription(Background):
         while not self._stop.is_set():
             try:
                 self._channels.subscribe()
-                self._look_at_all()
+                self.look_at_all()
                 self._outage.over()
                 self.is_up = True
                 while not self._stop.is_set():
@@ -117,7 +117,7 @@ class Subscription(Background):
 
     # -- records -----------------------------------------------------------------------------
 
-    def _look_at_all(self) -> None:
+    def look_at_all(self) -> None:
         """Read what is asked of all jobs that run here, unless nothing was since the last look."""
         held = [one for one in self._held.values() if not one.settling]
         known = self._look(held[:_BATCH], self._hearing.requests_known)
@@ -172,6 +172,6 @@ class Subscription(Background):
         if self._stop.is_set():
             return
         try:
-            self._look_at_all()
+            self.look_at_all()
         except GeventqError as error:
             self._outage.failed(error)  # of the same outage, which was told

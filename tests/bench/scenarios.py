@@ -9,9 +9,11 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import importlib
+import random
 import time
 import typing
 
+from geventq import JobSpec, Queue
 from tests.bench.lab import Lab, Side, percentile
 
 __all__ = ["SCENARIOS", "Figure", "Scenario"]
@@ -129,6 +131,56 @@ def cancel(lab: Lab, side: Side, requests: int) -> Metrics:
     return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
 
 
+def remote(active: int, *, noops: int = 0) -> collections.abc.Callable[[Lab, Side, int], Metrics]:
+    """From the call in another process to the job's token: `cancel_job`, and for npm a message to
+    the seed guide's bridge.  `active` jobs wait for it; `noops` others keep the worker busy."""
+
+    def run(lab: Lab, side: Side, requests: int) -> Metrics:
+        asked: dict[str, int] = {}
+        lab.client.flushall()
+        with Queue("bench", lab.url) as queue:
+            queue.add_bulk([JobSpec("wait")] * (active + requests))
+            queue.cancel_job("none")  # connected, and loaded what a first call loads
+            given = {"queue": "bench", "active": active, "concurrency": active + (noops and 100)}
+            with lab.process(side, "remote", **given) as process:
+                running = process.hear(timeout=120)["ready"]
+                coming = iter(sorted({str(n + 1) for n in range(active + requests)} - {*running}))
+                for first in range(0, noops, 1000):
+                    queue.add_bulk([JobSpec("noop")] * min(1000, noops - first))
+                for _ in range(requests):
+                    time.sleep(0.005)  # the next one is active
+                    job_id = running.pop(random.randrange(len(running)))
+                    running.append(next(coming))
+                    asked[job_id] = time.perf_counter_ns()
+                    if side == "npm":
+                        lab.publish({"queue": "bench", "jobId": job_id, "reason": "user"})
+                    else:
+                        queue.cancel_job(job_id, "user")
+                time.sleep(0.5)
+                told = process.ask({"stop": True})["told"]
+        if not told.keys() >= asked.keys():
+            raise AssertionError(f"{side}: {len(told)} of {requests} jobs heard of it")
+        found = [(told[job_id] - since) / 1e3 for job_id, since in asked.items()]
+        return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
+
+    return run
+
+
+def sweep(lab: Lab, side: Side, active: int) -> Metrics:
+    """One look at the records of all active jobs."""
+    lab.client.flushall()
+    with Queue("bench", lab.url) as queue:
+        for _ in range(0, active, 1000):
+            queue.add_bulk([JobSpec("wait")] * min(1000, active))
+        given = {"queue": "bench", "active": active, "concurrency": active}
+        with lab.process(side, "remote", **given) as process:
+            process.hear(timeout=120)
+            with lab.server_work() as work:
+                seconds = process.ask({"sweep": True}, timeout=60)["seconds"]
+            process.ask({"stop": True})
+    return {"ms": seconds * 1e3, "lua": work[0].scripts * 1e3}
+
+
 def check(lab: Lab, side: Side, calls: int) -> Metrics:
     """One `check()` of a token that is not cancelled, without the yields."""
     return {"ns": importlib.import_module("tests.bench.check").nanoseconds_per_check(calls)}
@@ -221,6 +273,49 @@ SCENARIOS: typing.Final = (
             Figure("p50", "us", None, 0.5, at_least=False),
             Figure("p99", "us", None, 5_000.0, of="value", at_least=False),
         ),
+    ),
+    Scenario(
+        "remote1",
+        "cancel from another process, 1 active",
+        remote(1),
+        200,
+        20,
+        (
+            Figure("p50", "us", 0.7, 0.7, at_least=False),
+            Figure("p99", "us", 1.0, 1.0, at_least=False),
+        ),
+    ),
+    Scenario(
+        "remote500",
+        "cancel from another process, 500 active",
+        remote(500),
+        500,
+        50,
+        (
+            Figure("p50", "us", 0.7, 0.7, at_least=False),
+            Figure("p99", "us", 1.0, 1.0, at_least=False),
+        ),
+    ),
+    Scenario(
+        "remotebusy",
+        "the same while no-op jobs saturate the worker",
+        remote(100, noops=30_000),
+        200,
+        20,
+        (
+            Figure("p50", "us"),
+            Figure("p99", "us", 10_000.0, 10_000.0, of="value", at_least=False),
+        ),
+        sides=("geventq",),
+    ),
+    Scenario(
+        "sweep",
+        "one look at the records of 10,000 active jobs",
+        sweep,
+        10_000,
+        500,
+        (Figure("ms", "ms"), Figure("lua", "ms")),
+        sides=("geventq",),
     ),
     Scenario(
         "check",

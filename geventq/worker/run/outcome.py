@@ -148,6 +148,11 @@ class Outcome:
         if self.kind != GIVE_BACK:
             self.more["clear"] = True
 
+    @property
+    def is_sent_again(self) -> bool:
+        """Whether a first sending of it may have been carried out."""
+        return self.more is not None and "atm0" in self.more
+
     def send_again(self, execution: Execution) -> None:
         """The answer to this outcome was lost: with the counters of its take beside it the script
         sees whether the first sending was carried out (cancellation.md 3.6)."""
