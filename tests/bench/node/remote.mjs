@@ -1,6 +1,5 @@
 // Cancelled from another process, by the seed guide's bridge: a subscriber that calls cancelJob.
-import { Worker, hear, options, say, settings } from '../../interop/node/session.mjs';
-import { Redis } from 'ioredis';
+import { Redis, Worker, hear, options, say, settings } from '../../interop/node/session.mjs';
 
 const waiting = new Set();
 const told = {};

@@ -3,6 +3,7 @@
 import readline from 'node:readline';
 
 export * from 'bullmq';
+export { Redis } from 'ioredis';
 
 const lines = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 
