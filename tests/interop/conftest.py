@@ -10,6 +10,7 @@ import typing
 
 import gevent
 import pytest
+import redis
 
 from geventq import Job, Queue, Worker
 from tests.interop.child import Child, install_node_modules, node
@@ -63,6 +64,10 @@ class Sides:
         worker.start()
         self._stack.callback(worker.close, timeout=0)
         return worker
+
+    def client(self) -> redis.Redis:
+        """A plain client; close it."""
+        return redis.Redis.from_url(self.url, decode_responses=True)
 
     # -- npm -------------------------------------------------------------------------------
 
