@@ -122,7 +122,7 @@ class Supervisor:
         """Close the children: those that are neither workers nor groups, then the workers side by
         side, then the groups.  `timeout` is for each child that takes one, as in `Worker.close`.
         Idempotent; a later call may shorten the time.  Inside a job or a listener of one of the
-        workers it begins closing and returns.  Yields."""
+        workers, or the `run` or `close` of a child, it begins closing and returns.  Yields."""
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         self._close(lambda _: seconds)
 
@@ -139,7 +139,8 @@ class Supervisor:
         wait_for(term.hub, term.done)
 
     def is_inside(self) -> bool:
-        """Whether a job or a listener of one of the workers calls.  Does not yield."""
+        """Whether a job or a listener of one of the workers calls, or a child's own `run`: the
+        close cannot be waited for there.  Does not yield."""
         return self._term is not None and self._term.is_inside()
 
     def __enter__(self) -> Supervisor:
@@ -197,12 +198,17 @@ class _Term:
         """Whether who calls would wait for himself, if he waited for the close."""
         if self.hub.thread_ident != get_ident():
             return False
+        if any(greenlet is gevent.getcurrent() for greenlet in self._greenlets()):
+            return True
         insides = (getattr(life.child, "is_inside", None) for life in self._lives)
         return any(is_inside() for is_inside in insides if is_inside is not None)
 
     def die(self) -> list[typing.Any]:
         """In a forked child: what runs is the parent's (cancellation.md 7.5)."""
         self._ended(self)
+        return self._greenlets()
+
+    def _greenlets(self) -> list[typing.Any]:
         tasks = [self._closing, *self._closers, *(life.task for life in self._lives)]
         return [task.greenlet for task in tasks if task.greenlet is not None]
 

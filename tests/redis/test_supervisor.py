@@ -9,7 +9,8 @@ import gevent
 import gevent.event
 import pytest
 
-from geventq import Queue, Supervisor, Worker
+from geventq import CancelBridge, Queue, Supervisor, Worker
+from tests.support.native import in_native_thread
 from tests.support.waiting import eventually
 from tests.unit.test_supervisor import Child, Group
 
@@ -81,6 +82,32 @@ def test_a_later_close_shortens_the_time(redis_url: str, prefix: str) -> None:
         supervisor.close(0)
         first.join()
         assert queue.get_job_counts()["waiting"] == 1
+
+
+def test_it_is_closed_from_any_native_thread(redis_url: str, prefix: str) -> None:
+    """Its bridges too, of which each lives in the thread that started it."""
+    worker = Worker("q", lambda job: None, redis_url, prefix)
+    bridge = CancelBridge(redis_url, f"{prefix}:c", [worker])
+    supervisor = Supervisor([worker, bridge])
+    supervisor.start()
+    assert in_native_thread(lambda: supervisor.close(5)) is None
+    assert not (worker.is_running or bridge.is_running or supervisor.is_running)
+    bridge.start()
+    assert in_native_thread(bridge.close) is None
+    assert not bridge.is_running
+
+
+def test_start_and_close_at_the_same_time_leave_what_was_asked_last(
+    redis_url: str, prefix: str
+) -> None:
+    worker = Worker("q", lambda job: None, redis_url, prefix)
+    bridge = CancelBridge(redis_url, f"{prefix}:c", [worker])
+    for one in (bridge, Supervisor([worker, bridge])):
+        calls = [gevent.spawn(call) for call in (one.start, one.close, one.start)]
+        gevent.joinall(calls, raise_error=True)
+        assert one.is_running
+        one.close()
+        assert not (worker.is_running or bridge.is_running)
 
 
 def test_a_job_may_close_the_supervisor_that_it_runs_under(redis_url: str, prefix: str) -> None:

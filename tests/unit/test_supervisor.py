@@ -228,6 +228,31 @@ def test_one_that_starts_while_it_is_closed_is_not_left_behind() -> None:
     assert child.log == ["slow closes", "slow starts", "slow closes"]
 
 
+@pytest.mark.parametrize("where", ["run", "close"])
+def test_a_child_may_close_the_supervisor_that_it_lives_under(where: str) -> None:
+    """The call returns there, and nobody is killed for it."""
+    returned: list[str] = []
+
+    class Closing(Runner):
+        def run(self) -> None:
+            if where == "run":
+                supervisor.close()
+                returned.append(where)
+            super().run()
+
+        def close(self) -> None:
+            if where == "close":
+                supervisor.close()
+                returned.append(where)
+            super().close()
+
+    supervisor = Supervisor([Closing()])
+    supervisor.start()
+    supervisor.close()
+    supervisor.join()
+    assert returned == [where]
+
+
 def test_one_supervisor_may_be_the_child_of_another() -> None:
     child = Child()
     child.fails = OSError("no")
