@@ -48,8 +48,9 @@ format: $(VENV)/.dev ## put the code into the one shape
 bench: $(VENV)/.dev $(INTEROP)/node_modules/.stamp ## npm bullmq and geventq side by side; prints the ratios
 	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: $(VENV)/.dev ## everything breaks for MINUTES (10), then storms and many jobs; and what grows
-	$(BIN)/python -m tests.fault.ordeal --minutes $$(( $(MINUTES) * 3 / 4 + 1 )) $(ARGS)
+soak: $(VENV)/.dev ## everything breaks for MINUTES (10), then cancels, storms and many jobs; and what grows
+	$(BIN)/python -m tests.fault.ordeal --minutes $$(( $(MINUTES) * 6 / 10 + 1 )) $(ARGS)
+	$(BIN)/python -m tests.fault.torture --minutes $$(( $(MINUTES) * 2 / 10 ))
 	$(BIN)/python -m tests.support.storm --seconds $$(( $(MINUTES) * 12 ))
 
 clean: ## remove everything that the other targets made

@@ -28,7 +28,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
-__all__ = ["PATIENCE", "Field", "Process"]
+__all__ = ["PATIENCE", "PREFIX", "Field", "Process"]
 
 PREFIX: typing.Final = "ordeal"
 FINAL: typing.Final = ("completed", "failed")
@@ -38,17 +38,27 @@ PATIENCE: typing.Final = 90.0
 
 
 class Process:
-    """One process of the ordeal."""
+    """One process of the ordeal, or of another program that takes the same arguments: `app` is
+    its module, `more` is what it takes behind them."""
 
-    def __init__(self, role: str, url: str, folder: pathlib.Path, *, patched: bool) -> None:
+    def __init__(
+        self,
+        role: str,
+        url: str,
+        folder: pathlib.Path,
+        *,
+        patched: bool,
+        app: str = "tests.fault.ordeal.app",
+        more: tuple[str, ...] = (),
+    ) -> None:
         self.role = role
         self._errors = folder / f"{role}-{time.monotonic_ns()}.err"
         start = ["-m", "gevent.monkey", "--module"] if patched else ["-m"]
         with open(self._errors, "wb") as errors:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, *start, "tests.fault.ordeal.app"),
-                    *(role, url, PREFIX, str(folder)),
+                    *(sys.executable, *start, app),
+                    *(role, url, PREFIX, str(folder), *more),
                 ],
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 cwd=folder,
