@@ -128,9 +128,20 @@ class Ending:
         return max(0.01, self._began + seconds - time.monotonic())
 
     def _run_exit_functions(self) -> typing.NoReturn:
+        _forget_processes()
         atexit._run_exitfuncs()
         _flush()
         os._exit(self._status)
+
+
+def _forget_processes() -> None:
+    """What `multiprocessing` has started and counts no daemon lives on by itself: its own exit
+    function, the first one, would wait for it, in a way that holds the hub and all others up."""
+    if "multiprocessing.process" in sys.modules:
+        import multiprocessing.process as started
+
+        children = started._children  # type: ignore[attr-defined]
+        children.difference_update([child for child in children if not child.daemon])
 
 
 def _flush() -> None:

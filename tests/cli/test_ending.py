@@ -258,6 +258,14 @@ def leave():
     geventq.detach(multiprocessing.get_context("fork").Process(target=time.sleep, args=(8,)).start)
     gevent.sleep(0.2)
 """,
+    "a process that multiprocessing has spawned": """
+import multiprocessing
+import geventq
+def leave():
+    child = multiprocessing.get_context("spawn").Process(target=os.system, args=("sleep 8",))
+    geventq.detach(child.start).join()
+    gevent.sleep(0.2)
+""",
     "an exit function that waits": """
 def leave():
     atexit.register(gevent.sleep, 60)
