@@ -39,9 +39,23 @@ local BUDGET = 2000000
 -- A list that is not longer is filtered as a whole where many go.
 local FILTERED = 30000
 
-local wrong = wrong_type(keys)
-if wrong then
-  return wrong
+local lengths
+-- Every key is of its type, at few commands; where one is not, each is asked, so that it is named.
+local function look_at_types()
+  lengths = {
+    wait = redis.call('LLEN', keys.wait), paused = redis.call('LLEN', keys.paused),
+    active = redis.call('LLEN', keys.active),
+  }
+  redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.waiting_children, keys.completed,
+    keys.failed, keys.schedulers, keys.base) -- the last never exists, so that nothing is compared
+  redis.call('HLEN', keys.meta)
+  redis.call('ZCARD', keys.marker)
+  redis.call('SCARD', keys.stalled)
+  redis.call('XLEN', keys.events)
+  redis.call('STRLEN', keys.pc)
+end
+if not pcall(look_at_types) then
+  return wrong_type(keys)
 end
 
 local function read_json(json)
@@ -100,26 +114,26 @@ local SETS = {
   { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
   { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
 }
-local lengths = {
-  wait = redis.call('LLEN', keys.wait), paused = redis.call('LLEN', keys.paused),
-  active = redis.call('LLEN', keys.active),
-}
 local visited = 0 -- list elements, at most
 
--- Where the job is, as the keys name it.  The lists are looked at last, and what is in none of the
--- others is searched for in wait as it is removed from it: that is one look less.
+local function is_active(job)
+  visited = visited + lengths.active
+  return redis.call('LPOS', keys.active, job.id)
+end
+
+-- Where the job is, as the keys name it.  What is in none of the others is searched for in wait as
+-- it is removed from it: that is one look less.
 local function place_of(job)
+  job.lock = redis.call('GET', job.key .. ':lock')
+  if job.lock and is_active(job) then
+    return 'active'
+  end
   for _, set in ipairs(SETS) do
     if redis.call('ZSCORE', set[2], job.id) then
       return set[1]
     end
   end
-  job.lock = redis.call('GET', job.key .. ':lock')
-  visited = visited + lengths.active
-  if redis.call('LPOS', keys.active, job.id) then
-    return 'active'
-  end
-  return 'wait'
+  return not job.lock and is_active(job) and 'active' or 'wait'
 end
 
 -- The answer that a call of this nonce has given, which was lost on the way (cancellation.md 3.6).
