@@ -110,7 +110,7 @@ _NEGATIVE: typing.Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from geventq.commands import asking, jobs, queues, settings, worker
+    from geventq.commands import asking, jobs, queues, settings, top, worker
 
     common = _FreeOrder(add_help=False)
     common.add_argument(
@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
 
     asking.add_arguments(command("cancel", "cancel jobs, wherever they are", asking.cancel))
     queues.add_retry_arguments(command("retry", "run failed jobs again", queues.retry))
+    top.add_arguments(command("top", "watch queues and running jobs, and cancel them", top.top))
     for name, what, run in (
         ("pause", "let no worker take jobs of a queue", queues.pause),
         ("resume", "undo pause", queues.resume),

@@ -2,8 +2,8 @@
 
 Six ordinary jobs in one worker: one is cancelled softly in mid-work, one is killed in a blocking
 call, one is killed in a commit that is waited for, one loses its lock and runs again, one is
-retried, one just runs.  The table at the end tells what became of each.  The exit status is 0
-only if each ended as it should.
+retried, one just runs.  A seventh runs in another process, and is cancelled from this one.  The
+table at the end tells what became of each.  The exit status is 0 only if each ended as it should.
 
 Greenlets: the board's and those of the worker; the story itself is told in the caller's.
 """
@@ -17,9 +17,11 @@ import gevent
 import gevent.socket
 
 from geventq.cancellation import CancellationToken
+from geventq.commands import second
 from geventq.commands.board import Board
 from geventq.commands.console import Console, safe
 from geventq.errors import RedisUnavailableError
+from geventq.events import QueueEvent, QueueEvents
 from geventq.job import Job
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
@@ -97,6 +99,9 @@ def process(job: Job, token: CancellationToken) -> typing.Any:
     return JOBS[job.name](job, token)
 
 
+_ELSEWHERE: typing.Final = "elsewhere"  # the job of the second process
+
+
 # -- how each must end -----------------------------------------------------------------------
 
 
@@ -121,14 +126,18 @@ _ENDINGS: typing.Final = {
         "failed", "Job cancelled: no answer from the shop", lambda job: job.progress == 100
     ),
     "report": _Expected("completed", "went on at", lambda job: job.stalled_counter == 1),
+    _ELSEWHERE: _Expected(
+        "failed", "Job cancelled: asked from another process", lambda job: 20 <= job.progress < 100
+    ),
 }
 
 
 class _Story:
     """Tells what happens, on a board."""
 
-    def __init__(self, board: Board, ids: dict[str, str]) -> None:
+    def __init__(self, board: Board, ids: dict[str, str], second_pid: int) -> None:
         self.board = board
+        self.where = f"in process {second_pid}"  # of the second one
         self._ids = ids
         self.progress: dict[str, int] = {}
         self.over: set[str] = set()
@@ -146,6 +155,23 @@ class _Story:
         worker.on("retrying", lambda job, error: show(job.name, "waits", f"{error}; again in 1 s"))
         worker.on("lock_lost", self._lost)
         worker.on("stalled", self._brought_back)
+
+    def listen_elsewhere(self, events: QueueEvents) -> None:
+        """Hear of the job of the second process, as its queue's events tell."""
+        show = self.board.set
+        events.on("active", lambda event: show(_ELSEWHERE, "runs", self.where))
+        events.on("progress", self._progressed_elsewhere)
+        events.on("failed", self._failed_elsewhere)
+
+    def _progressed_elsewhere(self, event: QueueEvent) -> None:
+        self.progress[_ELSEWHERE] = percent = event.data["data"]
+        self.board.progress(_ELSEWHERE, percent / 100)
+
+    def _failed_elsewhere(self, event: QueueEvent) -> None:
+        self.over.add(_ELSEWHERE)
+        reason = event.data["failedReason"]
+        state = "cancelled" if reason.startswith("Job cancelled") else "failed"
+        self.board.set(_ELSEWHERE, state, reason)
 
     def _progressed(self, job: Job, percent: int) -> None:
         self.progress[job.name] = percent
@@ -180,12 +206,15 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
     client = Client(endpoint)
     keys = QueueKeys(prefix, name)
     console = Console(only_json)
-    console.line(f"geventq demo: six jobs, one worker, queue {name} on {endpoint.describe()}\n")
+    console.line(
+        f"geventq demo: seven jobs, two processes, queue {name} on {endpoint.describe()}\n"
+    )
     ids: dict[str, str] = {}
-    with Queue(name, url, prefix) as queue:
+    with Queue(name, url, prefix) as queue, Queue(f"{name}-2", url, prefix) as second_queue:
+        queues = dict.fromkeys(JOBS, queue) | {_ELSEWHERE: second_queue}
         try:
-            for job in JOBS:
-                ids[job] = queue.add(job, **_OPTIONS.get(job, {})).id
+            for job, its_queue in queues.items():
+                ids[job] = its_queue.add(job, **_OPTIONS.get(job, {})).id
             worker = Worker(
                 *(name, process, url, prefix),
                 concurrency=len(JOBS),
@@ -193,23 +222,32 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
                 stalled_interval=0.5,
                 close_timeout=0.0,  # when the story is over, nobody waits for a job that is not
             )
-            with Board(JOBS, console) as board:
-                story = _Story(board, ids)
+            with (
+                QueueEvents(second_queue.name, url, prefix, last_event_id="0-0") as events,
+                second.running(second_queue.name, url, prefix) as pid,
+                Board(queues, console) as board,
+            ):
+                story = _Story(board, ids, pid)
                 story.listen(worker)
+                story.listen_elsewhere(events)
                 with worker:
-                    _tell(worker, ids, story, lambda job: _break_lock(client, keys, ids[job]))
-            return _table(queue, ids, console)
+                    _tell(
+                        *(worker, second_queue, ids, story),
+                        lambda job: _break_lock(client, keys, ids[job]),
+                    )
+            return _table(queues, ids, console)
         except RedisUnavailableError:
             ids.clear()  # what is there cannot be reached, and each try would take its time
             raise
         finally:
             if ids:
-                _clear(queue, client, keys, ids)
+                _clear(queues, client, ids)
             client.close()
 
 
 def _tell(
     worker: Worker,
+    second_queue: Queue,
     ids: dict[str, str],
     story: _Story,
     break_lock: typing.Callable[[str], None],
@@ -235,7 +273,13 @@ def _tell(
             break_lock("report")
             until(lambda: "report" in story.lost_locks)
             say("report was stopped before anybody else could run it; it will come back")
-            until(lambda: story.over == set(JOBS))
+            until(lambda: story.progress.get(_ELSEWHERE, 0) >= 20)
+            say(f"cancel elsewhere: it runs {story.where}, which has to hear of it")
+            asked = second_queue.cancel_job(
+                ids[_ELSEWHERE], "asked from another process", wait=_LIMIT
+            )
+            say(f"elsewhere is {asked.status}, {asked.seconds or 0:.3f} s after it was asked")
+            until(lambda: story.over == set(_ENDINGS))
     except TimeoutError as error:
         say(str(error))
 
@@ -250,12 +294,12 @@ def _until(condition: typing.Callable[[], object]) -> None:
         gevent.sleep(0.01)
 
 
-def _table(queue: Queue, ids: dict[str, str], console: Console) -> int:
+def _table(queues: dict[str, Queue], ids: dict[str, str], console: Console) -> int:
     """What became of each job, by what Redis says; 0 if each ended as it should."""
     rows = []
     for name, ending in _ENDINGS.items():
-        job = queue.get_job(ids[name])
-        state = queue.get_job_state(ids[name])
+        job = queues[name].get_job(ids[name])
+        state = queues[name].get_job_state(ids[name])
         text = ""
         if job is not None:
             text = str(job.return_value) if state == "completed" else job.failed_reason or ""
@@ -274,8 +318,23 @@ def _table(queue: Queue, ids: dict[str, str], console: Console) -> int:
     return 0 if good else 1
 
 
-def _clear(queue: Queue, client: Client, keys: QueueKeys, ids: dict[str, str]) -> None:
-    for job_id in ids.values():
-        queue.remove(job_id)
-    own = (slot for slot in QueueKeys.__slots__ if slot not in ("base", "name", "prefix"))
-    client.execute("UNLINK", *(getattr(keys, slot) for slot in own))
+def _clear(queues: dict[str, Queue], client: Client, ids: dict[str, str]) -> None:
+    for job, queue in queues.items():
+        if job in ids:
+            queue.remove(ids[job])
+    for queue in set(queues.values()):
+        keys = QueueKeys(queue.prefix, queue.name)
+        own = (slot for slot in QueueKeys.__slots__ if slot not in ("base", "name", "prefix"))
+        client.execute("UNLINK", *(getattr(keys, slot) for slot in own))
+        _clear_answers(client, keys)
+
+
+def _clear_answers(client: Client, keys: QueueKeys) -> None:
+    """What requests have left, which would go by itself within a minute."""
+    cursor, words = b"0", ("MATCH", f"{keys.base}gq:*", "COUNT", 1000)
+    while True:
+        cursor, found = client.execute("SCAN", cursor, *words, again=True)
+        if found:
+            client.execute("UNLINK", *found)
+        if cursor == b"0":
+            return

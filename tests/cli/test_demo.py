@@ -169,7 +169,7 @@ def test_on_a_terminal_progress_is_live(runs: Runs) -> None:
     assert len(bars) > 5
     assert all(set(bar) <= set("█░") for bar in bars)
     final = "\n".join(screen.lines)
-    for name in ("thumbnail", "mail", "export", "download", "payment", "report"):
+    for name in ("thumbnail", "mail", "export", "download", "payment", "report", "elsewhere"):
         rows = re.findall(rf"^  {name} .*[█░]", final, flags=re.MULTILINE)
         assert len(rows) == 1, final
     assert re.search(r"s  cancel export, softly", final)
@@ -202,6 +202,7 @@ def test_in_a_pipe_it_is_plain_lines_in_the_order_of_the_story(runs: Runs) -> No
         r"  ok +download +failed ",
         r"  ok +payment +failed ",
         r"  ok +report +completed  went on at",
+        r"  ok +elsewhere +failed +Job cancelled: asked from another process",
         r"All as it should be\.",
     )
     at = 0
@@ -211,11 +212,24 @@ def test_in_a_pipe_it_is_plain_lines_in_the_order_of_the_story(runs: Runs) -> No
         at = found.end()
 
 
+def test_a_cancel_reaches_the_second_process(runs: Runs) -> None:
+    """5.1: which is another one, and is gone when the demo has ended."""
+    assert runs.pipe.ends(30) == 0
+    told = re.search(
+        r"elsewhere +runs .*in process (\d+)\n(.*\n)*.*cancel elsewhere: it runs in process \1,"
+        r"(.*\n)*.*elsewhere is stopped, \d\.\d{3} s after it was asked",
+        runs.pipe.out,
+    )
+    assert told, runs.pipe.out
+    assert int(told[1]) != runs.pipe.pid
+    assert not pathlib.Path(f"/proc/{told[1]}").exists()
+
+
 def test_for_a_program_it_is_json_and_nothing_else(runs: Runs) -> None:
     assert runs.as_json.ends(30) == 0
     rows = json.loads(runs.as_json.out)
     assert [row["job"] for row in rows] == [
-        *("thumbnail", "mail", "export", "download", "payment", "report"),
+        *("thumbnail", "mail", "export", "download", "payment", "report", "elsewhere"),
     ]
     assert all(row["ok"] for row in rows)
 

@@ -76,10 +76,10 @@ ROOMS: typing.Final = {
     ],
     "commands": [
         {"console"},
-        {"ending", "logs", "board", "settings"},
+        {"ending", "logs", "board", "settings", "watching"},
         {"processes"},
-        {"jobs", "worker"},
-        {"asking", "queues"},
+        {"jobs", "worker", "second"},
+        {"asking", "queues", "top"},
     ],
 }
 

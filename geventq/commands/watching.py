@@ -1,0 +1,138 @@
+"""What ``geventq top`` shows: the queues of a server, their workers, and the jobs that run.
+
+Reads; draws nothing.  No greenlets run here; every look yields to the hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import typing
+
+from geventq import clock
+from geventq.queue import Queue
+from geventq.store.client import Client, Endpoint
+
+if typing.TYPE_CHECKING:
+    from geventq.job import Job
+
+__all__ = ["QueueRow", "RunningJob", "Snapshot", "Watch", "share_of"]
+
+_SEARCH_EVERY: typing.Final = 10.0  # seconds; it goes through all keys of the server
+_AT_ONCE: typing.Final = 1000  # keys that one step of the search looks at
+_MOST_JOBS: typing.Final = 200  # running jobs of a queue that are shown, the oldest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueRow:
+    """One queue: how many jobs are in each state, and how many workers wait on it."""
+
+    name: str
+    paused: bool
+    workers: int
+    counts: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunningJob:
+    """One job that runs; `seconds` since it was taken, if that is known."""
+
+    queue: str
+    id: str
+    name: str
+    seconds: float | None
+    progress: typing.Any
+    worker: str | None
+    cancelling: bool
+    """It has been asked to stop."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One look at everything, the queues by name, the jobs by queue and age."""
+
+    queues: list[QueueRow]
+    jobs: list[RunningJob]
+
+
+class Watch:
+    """Looks at the queues of `names`, or at all that there are under `prefix`.
+
+    Use it as a context manager.  Every method raises `RedisUnavailableError`.
+    """
+
+    def __init__(self, url: str, prefix: str, names: typing.Sequence[str] = ()) -> None:
+        self._url = url
+        self._prefix = prefix
+        self._queues: dict[str, Queue] = {}
+        self._searches = not names
+        self._search_at = clock.monotonic()
+        self._client = Client(Endpoint.of(url))
+        self._open(names)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for queue in self._queues.values():
+            queue.close()
+        self._client.close()
+
+    def queue(self, name: str) -> Queue:
+        """The queue of that name, which was in a snapshot."""
+        return self._queues[name]
+
+    def look(self) -> Snapshot:
+        """Everything as it is now."""
+        if self._searches and clock.monotonic() >= self._search_at:
+            self._open(self._found())
+            self._search_at = clock.monotonic() + _SEARCH_EVERY
+        rows: list[QueueRow] = []
+        jobs: list[RunningJob] = []
+        for name, queue in sorted(self._queues.items()):
+            counts = queue.get_job_counts()
+            rows.append(QueueRow(name, queue.is_paused(), len(queue.get_workers()), counts))
+            if counts["active"]:
+                jobs += [_running(name, job) for job in queue.get_active(0, _MOST_JOBS - 1)]
+        return Snapshot(rows, jobs)
+
+    def _open(self, names: typing.Iterable[str]) -> None:
+        for name in names:
+            if name not in self._queues:
+                self._queues[name] = Queue(name, self._url, self._prefix)
+
+    def _found(self) -> set[str]:
+        """The names of the queues: each has a key ``<prefix>:<name>:meta``, and no name has a
+        colon (wire-format 1)."""
+        before, after = f"{self._prefix}:", ":meta"
+        words = ("MATCH", f"{_literally(before)}*{after}", "COUNT", _AT_ONCE)
+        names: set[str] = set()
+        cursor = b"0"
+        while True:
+            cursor, keys = self._client.execute("SCAN", cursor, *words, again=True)
+            for key in keys:
+                name = key.decode("utf-8", "replace")[len(before) : -len(after)]
+                if name and ":" not in name:
+                    names.add(name)
+            if cursor == b"0":
+                return names
+
+
+def _literally(text: str) -> str:
+    """`text` in a pattern of Redis, standing for itself."""
+    return "".join(f"\\{one}" if one in "*?[]\\^" else one for one in text)
+
+
+def _running(queue: str, job: Job) -> RunningJob:
+    seconds = None if job.processed_on is None else max(0.0, time.time() - job.processed_on)
+    return RunningJob(
+        *(queue, job.id, job.name, seconds, job.progress, job.processed_by),
+        cancelling=job.cancellation is not None,
+    )
+
+
+def share_of(progress: typing.Any) -> float | None:
+    """How much of a job is done, 0 to 1, where its progress tells: a number is percents."""
+    if isinstance(progress, bool) or not isinstance(progress, int | float):
+        return None
+    return min(1.0, max(0.0, progress / 100)) if progress else None
