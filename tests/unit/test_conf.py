@@ -14,6 +14,7 @@ import pytest
 from geventq.commands import settings
 from geventq.commands.settings import WORKER
 from geventq.worker.settings import LATER, WorkerOptions
+from tests.support import access
 from tests.support.conf_file import NOT_OF_THE_WORKER, written
 
 CONF = pathlib.Path(__file__).parents[2] / "conf"
@@ -113,3 +114,10 @@ def test_systemd_waits_longer_than_the_worker_needs_to_close() -> None:
 def test_the_files_are_commented(name: str) -> None:
     first = (CONF / name).read_text().splitlines()[0]
     assert first.startswith("# ")
+
+
+def test_the_users_may_do_what_the_scripts_do() -> None:
+    """Made again by ``python -m tests.support.access > conf/users.acl``, and ``... table``."""
+    assert (CONF / "users.acl").read_text() == access.written()
+    guide = CONF.parent / "geventq" / "guides" / "internals" / "access.md"
+    assert access.table() in guide.read_text()
