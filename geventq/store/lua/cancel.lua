@@ -54,8 +54,9 @@ local function look_at_types()
   redis.call('XLEN', keys.events)
   redis.call('STRLEN', keys.pc)
 end
-if not pcall(look_at_types) then
-  return wrong_type(keys)
+local looked, why = pcall(look_at_types)
+if not looked then -- of another type, or this user may not look (cancellation.md 8)
+  return wrong_type(keys) or type(why) == 'table' and why or redis.error_reply(why)
 end
 
 local function read_json(json)
