@@ -16,16 +16,15 @@ import sys
 import typing
 import unicodedata
 
-import gevent.socket
-
 from geventq import clock
 from geventq.commands import settings
 from geventq.commands.console import Console, safe, without_passwords
-from geventq.commands.watching import RunningJob, Snapshot, Watch, share_of
 from geventq.errors import GeventqError
 
 if typing.TYPE_CHECKING:
     import curses
+
+    from geventq.commands.watching import RunningJob, Snapshot, Watch
 
 __all__ = ["add_arguments", "top"]
 
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def top(given: argparse.Namespace) -> int:
     """Show the view until somebody quits, or print one listing."""
     from geventq.checks import check_prefix, check_queue_name
+    from geventq.commands.watching import Watch  # and with it redis, which no worker may have yet
 
     names = [check_queue_name(name, "queue") for name in given.queues]
     with Watch(settings.url(given), check_prefix(settings.prefix(given)), names) as watch:
@@ -130,8 +130,15 @@ def _age(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h"
 
 
+def _share(progress: typing.Any) -> float | None:
+    """How much of a job is done, 0 to 1, where its progress tells: a number is percents."""
+    if isinstance(progress, bool) or not isinstance(progress, int | float):
+        return None
+    return min(1.0, max(0.0, progress / 100)) if progress else None
+
+
 def _progress(progress: typing.Any) -> str:
-    share = share_of(progress)
+    share = _share(progress)
     if share is not None:
         filled = round(share * _BAR)
         return "#" * filled + "." * (_BAR - filled) + f" {share:4.0%}"
@@ -178,6 +185,8 @@ class _View:
         return self._screen.getch()
 
     def _wait(self) -> None:
+        import gevent.socket
+
         with contextlib.suppress(TimeoutError):
             gevent.socket.wait_read(sys.stdin.fileno(), _TURN)
 

@@ -16,7 +16,7 @@ from geventq.store.client import Client, Endpoint
 if typing.TYPE_CHECKING:
     from geventq.job import Job
 
-__all__ = ["QueueRow", "RunningJob", "Snapshot", "Watch", "share_of"]
+__all__ = ["QueueRow", "RunningJob", "Snapshot", "Watch"]
 
 _SEARCH_EVERY: typing.Final = 10.0  # seconds; it goes through all keys of the server
 _AT_ONCE: typing.Final = 1000  # keys that one step of the search looks at
@@ -129,10 +129,3 @@ def _running(queue: str, job: Job) -> RunningJob:
         *(queue, job.id, job.name, seconds, job.progress, job.processed_by),
         cancelling=job.cancellation is not None,
     )
-
-
-def share_of(progress: typing.Any) -> float | None:
-    """How much of a job is done, 0 to 1, where its progress tells: a number is percents."""
-    if isinstance(progress, bool) or not isinstance(progress, int | float):
-        return None
-    return min(1.0, max(0.0, progress / 100)) if progress else None

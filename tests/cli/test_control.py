@@ -234,3 +234,15 @@ def test_workers_are_told(here: Here, make: Make) -> None:
     )
     assert [(row["name"], row["queue_name"]) for row in rows] == [("first", "q")]
     assert "first" in here("workers", "q")[1]
+
+
+def test_the_parser_imports_nothing_that_the_worker_command_has_to_patch_first(
+    programs: Programs,
+) -> None:
+    """gevent warns of modules that were imported before it has patched them."""
+    text = "import sys\nfrom geventq import cli\ncli._parser()\n"
+    text += "print(sorted({'redis', 'ssl', 'gevent.socket'} & set(sys.modules)))\n"
+    programs.write("parse.py", text)
+    program = programs.start("parse.py")
+    assert program.ends() == 0
+    assert (program.out, program.err) == ("[]\n", "")

@@ -123,7 +123,7 @@ OUTAGES = {
     "it is gone": (_is_gone, set(COMMANDS)),
     "READONLY": (_is_a_replica, set(COMMANDS) - READS),
     "MASTERDOWN": (_is_a_replica_that_serves_nothing, {"add", "jobs", "demo"}),
-    "OOM": (_is_full, set(COMMANDS) - READS),
+    "OOM": (_is_full, set(COMMANDS) - READS - {"pause"}),  # which is what such a server needs
     "MISCONF": (_cannot_save, set(COMMANDS) - READS),
     "NOREPLICAS": (_lacks_replicas, set(COMMANDS) - READS),
     "max number of clients": (_has_no_place, set(COMMANDS)),
