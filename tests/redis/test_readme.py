@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import json
 import os
 import pathlib
 import re
@@ -16,11 +17,13 @@ import pytest
 
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
-from tests.support.guides import pages, snippets
+from tests.support.guides import GUIDES, pages, snippets
 from tests.support.told import ended
 from tests.support.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[2]
+ENDING: typing.Final = ("add", "jobs", "cancel", "workers", "top", "pause", "resume", "retry")
+"""Commands that end by themselves."""
 README = (ROOT / "README.md").read_text()
 
 
@@ -144,10 +147,10 @@ def test_the_shielded_block_is_not_cut(queue: Queue, make: Make, patterns: Patte
 def test_the_commands(run: collections.abc.Callable[[list[str]], str]) -> None:
     """Those that end by themselves; the demo and the worker have tests of their own."""
     commands = re.findall(r"^    (geventq .*)$", section("The command line"), re.M)
-    assert {command.split()[1] for command in commands} == {"demo", "worker", "add", "jobs"}
+    assert {command.split()[1] for command in commands} == {"demo", "worker", *ENDING}
     for command in commands:
         words = shlex.split(command)
-        if words[1] in ("add", "jobs"):
+        if words[1] in ENDING and "17" not in words:  # no such job is there
             run([sys.executable, "-m", *words])
 
 
@@ -173,6 +176,15 @@ def test_a_snippet_of_a_guide_is_a_whole_program(
     """It ends by itself, without a warning, and prints what its comments behind `print` say."""
     promised = re.findall(r"^print\(.*\)  # (.*)$", program, re.M)
     assert run([sys.executable, "-W", "error", "-c", program]).splitlines() == promised
+
+
+def test_the_commands_of_the_guide_of_cancellation(
+    run: collections.abc.Callable[[list[str]], str],
+) -> None:
+    """One after the other, on one server: the last shows what the others did."""
+    (block,) = snippets((GUIDES / "cancellation.md").read_text(), "sh")
+    shown = [run([sys.executable, "-m", *shlex.split(line)]) for line in block.splitlines()]
+    assert [job["state"] for job in json.loads(shown[-1])] == ["failed"]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
