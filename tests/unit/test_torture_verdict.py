@@ -43,6 +43,8 @@ def told(run: str, event: str) -> tuple[int, str, typing.Any]:
     return (A, "told", [run, event, "j1"])
 
 
+END = (A, "end", ["a", "failed"])
+KILLED = (CANCELLER, "killed", A)
 RAN: typing.Final = [start("a"), *ticks("a")]
 
 
@@ -65,6 +67,11 @@ AGAIN: typing.Final = ({"completed": ["j1"]}, DONE | {"atm": "2"})
         pytest.param([ADDED, *RAN, *answered("stopped")], FAILED, id="stopped"),
         pytest.param([ADDED, *answered("requested"), *RAN], FAILED, id="asked at its beginning"),
         pytest.param([ADDED, *RAN, *answered("requested")], COMPLETED, id="it need not obey"),
+        pytest.param(
+            [ADDED, *RAN, KILLED, *answered("requested"), start("b")],
+            ({"failed": ["j1"]}, CANCELLED | {"stc": "1"}),
+            id="asked when it was taken again",
+        ),
         pytest.param([ADDED, *RAN, *answered("stopped", RETRY), start("b")], AGAIN, id="retried"),
         pytest.param(
             [ADDED, *RAN, *answered("stopped", FORCE), *ticks("a")], FAILED, id="taken away"
@@ -101,6 +108,16 @@ def test_what_may_happen_is_no_violation(
             "contradicted",
             [ADDED, *answered("requested"), start("a"), start("b")],
             ({"failed": ["j1"]}, CANCELLED | {"atm": "2"}),
+        ),
+        (
+            "contradicted",
+            [ADDED, *RAN, *answered("requested"), END, start("b")],
+            ({"failed": ["j1"]}, CANCELLED | {"atm": "2"}),
+        ),
+        (
+            "contradicted",
+            [ADDED, *RAN, *answered("requested"), KILLED, start("b")],
+            ({"failed": ["j1"]}, CANCELLED | {"stc": "1"}),
         ),
         ("contradicted", [ADDED, *RAN, *answered("completed")], FAILED),
         ("contradicted", [ADDED, *answered("finished"), *RAN], COMPLETED),

@@ -51,9 +51,15 @@ class Run:
     """One run of a job."""
 
     name: str
+    pid: int
     start: float
+    end: float | None = None  # of its processor, or of its process
     ticks: list[float] = dataclasses.field(default_factory=list)
     told: list[str] = dataclasses.field(default_factory=list)
+
+    def is_open_at(self, at: float) -> bool:
+        """Whether a request of that moment finds it; where that is not certain, `False`."""
+        return self.start < at and self.end is not None and at < self.end
 
     def is_alive_after(self, at: float) -> bool:
         return "lock_lost" not in self.told and sum(one > at for one in self.ticks) > _LATE_TICKS
@@ -141,10 +147,13 @@ def _gather(lines: list[Line], verdict: Verdict) -> dict[str, Story]:
             counts[f"added: {what[1]}"] += 1
         elif line.tag == "start":
             run, job_id, _, _ = what  # an add whose answer was late may run before it is told
-            runs[run] = stories.setdefault(job_id, Story(job_id)).runs[run] = Run(run, line.at)
+            story = stories.setdefault(job_id, Story(job_id))
+            runs[run] = story.runs[run] = Run(run, line.pid, line.at)
             counts["runs"] += 1
         elif line.tag == "tick":
             runs[what[0]].ticks.append(line.at)
+        elif line.tag == "end":
+            runs[what[0]].end = line.at
         elif line.tag == "told":
             counts[f"told: {what[1]}"] += 1
             if what[0] in runs:
@@ -164,6 +173,9 @@ def _gather(lines: list[Line], verdict: Verdict) -> dict[str, Story]:
             counts[f"happened: {line.tag}"] += 1
             if line.tag == "hinted":
                 stories[what].is_hinted = True
+            if line.tag == "killed":
+                for one in runs.values():
+                    one.end = line.at if one.pid == what and one.end is None else one.end
     verdict.violations += [f"unanswered: {one}" for one in sorted(missing)]
     return stories
 
@@ -265,8 +277,11 @@ def _wrong_answer(story: Story, answer: Answered, runs: list[Run]) -> collection
             yield f"contradicted: it was told to be stopped for good: {answer}"
         if not answer.force and any(run.is_alive_after(answer.at) for run in found):
             yield f"contradicted: it was told to be stopped, and ran on: {answer}"
-    if status == "requested" and not answer.retry and len(later) > 1:
-        yield f"contradicted: it was told to be asked, and was run again: {answer}"
+    if status == "requested" and not answer.retry:
+        # Without one that it found, the run that it was for may just have been taken.
+        found_one = any("lock_lost" not in run.told and run.is_open_at(answer.at) for run in runs)
+        if len(later) > (not found_one):
+            yield f"contradicted: it was told to be asked, and was run again: {answer}"
     if status == "completed" and not completed:
         yield f"contradicted: it was told to be completed: {answer}"
     if status == "finished" and later:
