@@ -211,9 +211,9 @@ class Canceller:
         """At some moment: at any, or soon after it began to run."""
         job_id = spec.data["serial"]
         chance = random.Random(f"{self._plan.seed} {job_id}")
-        if spec.name in LONG and chance.random() < 0.7:
+        if spec.name in (*LONG, "again") and chance.random() < 0.7:
             self._began[job_id].wait(self._plan.seconds)
-            gevent.sleep(chance.random())
+            gevent.sleep(chance.random())  # in its run, or in the back-off behind it
         else:
             gevent.sleep(chance.random() ** 2 * self._plan.seconds * 0.7)
         if how.pop("together", False):
