@@ -20,7 +20,10 @@ _HEAD: typing.Final = """\
 # geventq worker configuration: every option, its unit and its default.
 #
 #   geventq worker myapp.tasks:process -q exports --config conf/geventq.toml
-#   geventq worker --config conf/geventq.toml         (with [[workers]] tables, see the end)
+#
+# With [[workers]] tables, as at the end, it needs no more:
+#
+#   geventq worker --config conf/geventq.toml
 #
 # Precedence: command line, then environment variables, then this file, then the defaults. The
 # option `lock_duration` is --lock-duration on the command line and $GEVENTQ_LOCK_DURATION in the
