@@ -33,6 +33,9 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     )
     from geventq.control.bridge import CancelBridge as CancelBridge
     from geventq.control.bridge import publish_cancel as publish_cancel
+    from geventq.control.group import MultiCallResult as MultiCallResult
+    from geventq.control.group import WorkerGroup as WorkerGroup
+    from geventq.control.group import WorkerInfo as WorkerInfo
     from geventq.errors import (
         DelayedError as DelayedError,
     )
@@ -88,6 +91,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "JobSpec": "geventq.options",
     "LockLost": "geventq.cancellation",
     "LockLostError": "geventq.errors",
+    "MultiCallResult": "geventq.control.group",
     "Queue": "geventq.queue",
     "QueueEvent": "geventq.events",
     "QueueEvents": "geventq.events",
@@ -100,6 +104,8 @@ _HOME: typing.Final[dict[str, str]] = {
     "WaitingError": "geventq.errors",
     "Worker": "geventq.worker",
     "WorkerArguments": "geventq.worker",
+    "WorkerGroup": "geventq.control.group",
+    "WorkerInfo": "geventq.control.group",
     "detach": "geventq.cancellation",
     "publish_cancel": "geventq.control.bridge",
 }

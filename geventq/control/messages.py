@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import re
 import typing
 
 from geventq.cancellation import Cancellation
@@ -21,6 +22,8 @@ CHANNEL: typing.Final = "bullmq:cancel"
 LARGEST: typing.Final = 64 * 1024
 """Bytes that a message may have."""
 _NEWEST: typing.Final = 2**53  # of whole numbers: what JSON carries safely
+
+_NONCE: typing.Final = re.compile(r"[0-9a-zA-Z-]{1,64}", re.ASCII)
 
 log = logging.getLogger("geventq")
 
@@ -66,10 +69,17 @@ class Message(typing.NamedTuple):
 
 
 class Call(typing.NamedTuple):
-    """A call to one worker (`geventq.control.group`): its members, as they were sent."""
+    """What a group asks of one worker (5.7)."""
 
     queue: str
-    members: dict[str, typing.Any]
+    method: str
+    args: list[typing.Any]
+    prefix: str
+    database: int
+    nonce: str
+    """Of the request: one that comes again is carried out once."""
+    at: int
+    """When it was asked: milliseconds by the server's clock."""
 
 
 def parse(data: bytes) -> Message | Call:
@@ -86,14 +96,24 @@ def parse(data: bytes) -> Message | Call:
     if queue is None:
         raise Refused("wrong types", "queue: a text is needed")
     if "call" in told:
-        _member(told, "call", str)
-        return Call(queue, told)
+        return _call(told, queue)
     job_id = _member(told, "jobId", str)
     if not job_id:
         raise Refused("wrong types", "jobId: a text is needed")
     if told.get("nonce") is None:
         return Message(queue, job_id, _request(told, None, retry=True), raw=told)
     return _with_record(told, queue, job_id)
+
+
+def _call(told: dict[str, typing.Any], queue: str) -> Call:
+    texts = [_member(told, name, str) for name in ("call", "prefix", "nonce")]
+    args, database, at = _member(told, "args", list), _whole(told, "db"), _whole(told, "at")
+    if None in texts or database is None or at is None:
+        raise Refused("wrong types", "call, prefix, nonce, db, at: needed in a call")
+    method, prefix, nonce = map(str, texts)
+    if not _NONCE.fullmatch(nonce):  # it becomes part of a key
+        raise Refused("wrong types", "nonce: 1 to 64 letters and digits are needed")
+    return Call(queue, method, args or [], prefix, database, nonce, at)
 
 
 def _with_record(told: dict[str, typing.Any], queue: str, job_id: str) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import typing
 
-__all__ = ["JobKeys", "Keys", "QueueKeys", "RequestKeys"]
+__all__ = ["JobKeys", "Keys", "MemberKeys", "QueueKeys", "RequestKeys"]
 
 _SUFFIXES: typing.Final = {
     "active": "active",
@@ -25,6 +25,7 @@ _SUFFIXES: typing.Final = {
     "stalled_check": "stalled-check",
     "wait": "wait",
     "waiting_children": "waiting-children",
+    "workers": "gq:workers",
 }
 
 
@@ -50,6 +51,7 @@ class QueueKeys:
     stalled_check: str
     wait: str
     waiting_children: str
+    workers: str
 
     def __init__(self, prefix: str, name: str) -> None:
         self.prefix = prefix
@@ -86,18 +88,34 @@ class JobKeys:
 
 
 class RequestKeys:
-    """All keys of a queue, and the one that keeps the answers to one request for a while."""
+    """All keys of a queue, and those that keep the answers to one request for a while: the
+    script's own, and the replies of workers."""
 
-    __slots__ = ("_queue", "answers")
+    __slots__ = ("_queue", "answers", "replies")
 
     def __init__(self, queue: QueueKeys, nonce: str) -> None:
         self._queue = queue
         self.answers = f"{queue.base}gq:answer:{nonce}"
+        self.replies = f"{queue.base}gq:reply:{nonce}"
 
     def __getattr__(self, name: str) -> str:
         key: str = getattr(self._queue, name)
         return key
 
 
-Keys = QueueKeys | JobKeys | RequestKeys
+class MemberKeys:
+    """All keys of a queue, and the one where a worker tells about itself."""
+
+    __slots__ = ("_queue", "member")
+
+    def __init__(self, queue: QueueKeys, worker_id: str) -> None:
+        self._queue = queue
+        self.member = f"{queue.base}gq:worker:{worker_id}"
+
+    def __getattr__(self, name: str) -> str:
+        key: str = getattr(self._queue, name)
+        return key
+
+
+Keys = QueueKeys | JobKeys | RequestKeys | MemberKeys
 """What a script's keys are filled from, by the names in its header."""

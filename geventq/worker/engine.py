@@ -20,6 +20,7 @@ from geventq.store.queue_store import QueueStore
 from geventq.worker.eviction import EvictionCheck
 from geventq.worker.idle import IdleWait
 from geventq.worker.lanes import Lanes
+from geventq.worker.member import GroupMember
 from geventq.worker.renewer import Renewer
 from geventq.worker.run.giving_up import GivingUp
 from geventq.worker.run.hearing import Hearing
@@ -32,6 +33,7 @@ from geventq.worker.subscription import Subscription
 
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Listeners
+    from geventq.worker.member import GroupTarget
     from geventq.worker.processor import Processor
     from geventq.worker.settings import WorkerOptions
 
@@ -51,6 +53,7 @@ class Setup:
     process: Processor
     with_token: bool
     listeners: Listeners
+    worker: GroupTarget  # whom the queue's group may ask
     no_slot: typing.Callable[[], None]  # called when stuck jobs hold every slot
 
 
@@ -129,6 +132,16 @@ class Engine:
             keys,
             worker_id=setup.worker_id,
         )
+        self.member = GroupMember(
+            setup.worker,
+            slots,
+            self.subscription.ignored,
+            setup.listeners.emit,
+            client,
+            keys,
+            worker_id=setup.worker_id,
+        )
+        self.subscription.on_call = self.member.called
         self.stalled_checker = self._make_stalled_checker()  # none or one
         self.lanes.jobs, self.life.settler = self.life, self.lanes
         self.life.idle_wait, self.life.lock_keeper = self.idle_wait, self.renewer
@@ -137,7 +150,7 @@ class Engine:
             *(self.lanes, self.life.runners, self.idle_wait, self.renewer),
             *self.stalled_checker,
             EvictionCheck(self.listeners.emit, client, keys.name),
-            *(self.subscription, self.giving_up, self.life, self.stages),
+            *(self.member, self.subscription, self.giving_up, self.life, self.stages),
         ]
         self._mortal: fork.Mortal | None = None  # kept alive by what runs here
 
@@ -217,6 +230,7 @@ class Engine:
         self.slots.concurrency = concurrency
         self.giving_up.look_at_slots()
         self.lanes.may_be_more()
+        self.member.changed()
 
     def disconnect(self) -> None:
         """Close the connections, when the listeners have heard all: they may use their jobs."""

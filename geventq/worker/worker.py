@@ -216,6 +216,7 @@ class Worker:
             process=self._process,
             with_token=self._with_token,
             listeners=self._listeners,
+            worker=self,
             no_slot=self._out_of_slots,
         )
         engine = Engine(setup, Slots(self._concurrency, is_paused=self._paused))

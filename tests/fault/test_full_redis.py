@@ -25,6 +25,7 @@ from geventq import (
     UnrecoverableError,
     WaitingError,
     Worker,
+    WorkerGroup,
 )
 from geventq.store.client import Client
 from geventq.store.scripts import load
@@ -36,7 +37,7 @@ from tests.support.waiting import eventually
 #: Scripts that store what a user sends: they have to be refused.
 REFUSED: typing.Final = {"add", "log", "update_data", "update_progress"}
 #: Scripts that write nothing.
-READING: typing.Final = {"counts", "get_end", "get_state", "read_events"}
+READING: typing.Final = {"counts", "get_end", "get_state", "members", "read_events"}
 
 met: typing.Final[set[str]] = set()  # scripts that were called while the memory was full
 
@@ -293,6 +294,15 @@ def test_what_adds_to_memory_is_refused_and_nothing_is_written(
     assert dump(tight.raw, "bull:*") == before
     tight.relieve()
     store(tight.queue, job)
+
+
+def test_a_group_is_there_and_is_asked(tight: Tight) -> None:
+    """5.7: a worker joins and answers in a full Redis: it may be what has to be paused there."""
+    tight.fill()
+    with tight.worker(str) as (worker, _), WorkerGroup("q", tight.server.url) as group:
+        eventually(lambda: [one.id for one in group.members()] == [worker.id])
+        assert group.multi_call("pause").replies == {worker.id: True}
+        assert worker.is_paused
 
 
 def test_every_script_that_writes_was_met_above(request: pytest.FixtureRequest) -> None:

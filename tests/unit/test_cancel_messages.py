@@ -54,9 +54,37 @@ def test_a_message_of_ours() -> None:
     assert message.raw == OURS
 
 
+CALL = {
+    "queue": "q",
+    "call": "ping",
+    "args": [1],
+    "prefix": "bull",
+    "db": 0,
+    "nonce": "n",
+    "at": 17,
+}
+
+
 def test_a_call_to_a_worker() -> None:
-    call = parse(sent({"queue": "q", "call": "ping", "args": []}))
-    assert call == Call("q", {"queue": "q", "call": "ping", "args": []})
+    """5.7."""
+    assert parse(sent(CALL)) == Call("q", "ping", [1], "bull", 0, "n", 17)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: None} for name in CALL if name not in ("queue", "args", "call")),
+        *({name: {}} for name in CALL),
+        *({"nonce": nonce} for nonce in ("", "a:b", "n" * 65, "n\n")),
+        {"at": -1},
+    ],
+    ids=str,
+)
+def test_a_call_that_is_no_call_is_refused(wrong: dict[str, object]) -> None:
+    """5.6: a nonce becomes part of a key, so that it may not be just anything."""
+    with pytest.raises(Refused) as refused:
+        parse(sent(CALL | wrong))
+    assert refused.value.kind == "wrong types"
 
 
 def without(member: str) -> dict[str, object]:

@@ -24,6 +24,7 @@ EXPECTED = {
     "JobSpec",
     "LockLost",
     "LockLostError",
+    "MultiCallResult",
     "Queue",
     "QueueEvent",
     "QueueEvents",
@@ -36,6 +37,8 @@ EXPECTED = {
     "WaitingError",
     "Worker",
     "WorkerArguments",
+    "WorkerGroup",
+    "WorkerInfo",
     "detach",
     "publish_cancel",
 }

@@ -13,7 +13,7 @@ import typing
 
 import pytest
 
-from geventq.store.keys import Keys, QueueKeys, RequestKeys
+from geventq.store.keys import Keys, MemberKeys, QueueKeys, RequestKeys
 from geventq.store.scripts import Script, load
 
 LUA: typing.Final = importlib.resources.files("geventq.store") / "lua"
@@ -67,9 +67,13 @@ def test_a_header_has_all_its_parts_in_order(name: str) -> None:
 
 
 @every_script
-def test_the_keys_of_a_header_are_keys_of_a_queue_a_job_or_a_request(name: str) -> None:
+def test_the_keys_of_a_header_are_keys_of_a_queue_a_job_a_request_or_a_worker(name: str) -> None:
     queue = QueueKeys("p", "q")
-    keys: Keys = RequestKeys(queue, "n") if name == "cancel" else queue.of_job("7")
+    keys: Keys = queue.of_job("7")
+    if name in ("cancel", "reply"):
+        keys = RequestKeys(queue, "n")
+    elif name == "heartbeat":
+        keys = MemberKeys(queue, "w")
     assert header(name)["KEYS"].split() == list(load(name).key_names)
     for key in load(name).key_names:
         assert getattr(keys, key).startswith("p:q:")

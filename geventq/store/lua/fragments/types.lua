@@ -6,7 +6,7 @@ local TYPES = {
   delayed = 'zset', completed = 'zset', failed = 'zset', waiting_children = 'zset',
   schedulers = 'zset', marker = 'zset', stalled = 'set', stalled_check = 'string', meta = 'hash',
   events = 'stream', id = 'string', pc = 'string', lock = 'string',
-  answers = 'hash',
+  answers = 'hash', workers = 'zset', member = 'hash', replies = 'list',
 }
 
 -- The error reply for one of the script's keys that holds something else, or nil.  A job's own key

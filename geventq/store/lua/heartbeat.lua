@@ -1,0 +1,23 @@
+-- A worker says that it lives (cancellation.md 5.7).  Those that said nothing for too long are
+-- forgotten: by this server's clock alone, whatever those of the workers show.
+--
+-- KEYS   workers member
+-- ARGV   1 worker id  2 ms after which a heartbeat is stale
+--        3... fields and values of what it tells about itself
+-- Reply  the server's time in ms
+-- Events none
+--- include: types
+
+local wrong = wrong_type(keys)
+if wrong then
+  return wrong
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- First: a full Redis refuses ZADD as the first write.
+redis.call('ZREMRANGEBYSCORE', keys.workers, '-inf', now - ARGV[2])
+redis.call('ZADD', keys.workers, now, ARGV[1])
+redis.call('PEXPIRE', keys.workers, ARGV[2])
+redis.call('HSET', keys.member, unpack(ARGV, 3, #ARGV))
+redis.call('PEXPIRE', keys.member, ARGV[2])
+return now

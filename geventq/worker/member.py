@@ -1,0 +1,218 @@
+"""A worker as a member of its queue's group: its heartbeat, and what the group asks of it
+(cancellation.md 5.7).
+
+One greenlet with no connection of its own: a call each ten seconds, and one for each reply.  What
+is asked is carried out where it is heard, and answered here.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import typing
+
+import gevent.event
+
+from geventq import clock
+from geventq.codec import encode
+from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store.members import HEARTBEAT, Members
+from geventq.worker.background import Background
+
+if typing.TYPE_CHECKING:
+    from geventq.control.messages import Call, Ignored
+    from geventq.store.client import Client
+    from geventq.store.keys import QueueKeys
+    from geventq.worker.listeners import Tell
+    from geventq.worker.run.slots import Slots
+
+__all__ = ["GroupMember", "GroupTarget"]
+
+_LIMIT: typing.Final = 5.0  # seconds for the answer to a call
+_LAST: typing.Final = 0.5  # the same while closing
+_TURN: typing.Final = 1.0  # seconds until the next try, while Redis cannot be reached
+_EXPIRY: typing.Final = 60_000  # ms after which what was asked is not carried out any more
+_REMEMBERED: typing.Final = 1000  # the newest calls, each of which counts once
+
+log = logging.getLogger("geventq")
+
+
+class GroupTarget(typing.Protocol):
+    """The `Worker`, as a group may ask it.  Nothing yields."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def is_paused(self) -> bool: ...
+    def cancel_job(self, job_id: str, reason: typing.Any = None, *, retry: bool) -> bool: ...
+    def cancel_all_jobs(self, reason: typing.Any = None, *, retry: bool) -> int: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class GroupMember(Background):
+    """Joins when it starts, leaves when it stops.  A user of Redis who may not write that is no
+    member, which is logged once; his worker works all the same."""
+
+    def __init__(
+        self,
+        worker: GroupTarget,
+        slots: Slots,
+        ignored: Ignored,
+        tell: Tell,
+        client: Client,
+        keys: QueueKeys,
+        *,
+        worker_id: str,
+    ) -> None:
+        super().__init__("member", "the heartbeat of a worker", keys.name, tell)
+        self._worker = worker
+        self._slots = slots
+        self._ignored = ignored
+        self._members = Members(client, keys)
+        self._keys = keys
+        self._worker_id = worker_id
+        self._wake = gevent.event.Event()
+        self._due = self._began = clock.monotonic()
+        self._offset: float | None = None  # the server's clock in ms, less our monotonic one
+        self._is_member = False
+        self._nonces: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._replies: collections.deque[tuple[str, bytes]] = collections.deque()
+        self._methods: dict[str, typing.Callable[..., typing.Any]] = {
+            "ping": lambda: "pong",
+            "cancel_job": self._cancel_job,
+            "cancel_all_jobs": self._cancel_all_jobs,
+            "pause": self._pause,
+            "resume": self._resume,
+            "stats": self._stats,
+        }
+
+    def stop(self) -> None:
+        """Leave, end the greenlet and join it.  Idempotent.  Yields."""
+        self._stop.set()
+        self._wake.set()
+        super().stop()
+
+    def changed(self) -> None:
+        """What the heartbeat tells has changed.  Does not yield."""
+        self._due = clock.monotonic()
+        self._wake.set()
+
+    # -- in the greenlet -----------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                if clock.monotonic() >= self._due:
+                    self._beat()
+                self._answer()
+            except RedisUnavailableError:  # the other parts tell of that
+                self._is_member = False
+                self._stop.wait(_TURN)
+                continue
+            except GeventqError as error:  # a user who may not write this
+                self._outage.failed(error)
+                self._replies.clear()
+                self._due = clock.monotonic() + HEARTBEAT
+            self._wake.wait(max(0.0, self._due - clock.monotonic()))
+        self._leave()
+
+    def _beat(self) -> None:
+        told: dict[str, str | int] = {
+            "name": self._worker.name or "",
+            "node": self._worker.node,
+            "pid": os.getpid(),
+            "concurrency": self._worker.concurrency,
+            "active": len(self._slots.running),
+        }
+        began = clock.monotonic()
+        self._due = began + HEARTBEAT
+        try:
+            now = self._members.beat(self._worker_id, told, timeout=_LIMIT)
+        except RedisUnavailableError:
+            self._due = began
+            raise
+        self._is_member = True
+        self._offset = now - began * 1000
+        self._outage.over()
+
+    def _answer(self) -> None:
+        while self._replies:
+            nonce, data = self._replies[0]
+            self._members.reply(nonce, data, timeout=_LIMIT)
+            self._replies.popleft()
+
+    def _leave(self) -> None:
+        """Without this it would be a member until its heartbeat is stale."""
+        if not self._is_member:
+            return
+        try:
+            for nonce, data in self._replies:
+                self._members.reply(nonce, data, timeout=_LAST)
+            self._members.leave(self._worker_id, timeout=_LAST)
+        except GeventqError as error:
+            log.info("worker %s could not leave its group: %s", self._worker_id, error)
+        self._is_member = False
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    def called(self, call: Call) -> None:
+        """Carry it out, and have it answered.  Does not yield."""
+        if call.prefix != self._keys.prefix or call.database != self._members.database:
+            return
+        if call.nonce in self._nonces:  # asked again, and answered
+            return
+        if self._offset is not None:
+            age = clock.monotonic() * 1000 + self._offset - call.at
+            if age > _EXPIRY:
+                self._ignored.note("too old", f"a call that was made {age / 1000:.0f} s ago")
+                return
+        self._nonces[call.nonce] = None
+        while len(self._nonces) > _REMEMBERED:
+            self._nonces.popitem(last=False)
+        reply = {"worker": self._worker_id, **self._carried_out(call)}
+        self._replies.append((call.nonce, encode("reply", reply)))
+        self._wake.set()
+
+    def _carried_out(self, call: Call) -> dict[str, typing.Any]:
+        method = self._methods.get(call.method)
+        if method is None:
+            return {"error": f"it knows no {call.method}"}
+        try:
+            return {"result": method(*call.args)}
+        except Exception as error:  # noqa: BLE001 (told to who asked)
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def _cancel_job(self, job_id: str, reason: typing.Any = None) -> bool:
+        return self._worker.cancel_job(job_id, reason, retry=True)
+
+    def _cancel_all_jobs(self, reason: typing.Any = None) -> int:
+        return self._worker.cancel_all_jobs(reason, retry=True)
+
+    def _pause(self) -> bool:
+        self._worker.pause()
+        return True
+
+    def _resume(self) -> bool:
+        self._worker.resume()
+        return True
+
+    def _stats(self) -> dict[str, typing.Any]:
+        return {
+            "id": self._worker_id,
+            "name": self._worker.name,
+            "queue_name": self._keys.name,
+            "node": self._worker.node,
+            "pid": os.getpid(),
+            "concurrency": self._worker.concurrency,
+            "active_jobs": len(self._slots.running),
+            "stuck_jobs": self._slots.running.stuck,
+            "is_paused": self._worker.is_paused,
+            "uptime": round(clock.monotonic() - self._began, 3),
+        }

@@ -1,0 +1,534 @@
+"""5.7: the workers of a queue on all machines, and what is asked of them together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+import typing
+
+import gevent
+import pytest
+import redis
+
+from geventq import (
+    CancellationToken,
+    GeventqError,
+    Job,
+    MultiCallResult,
+    Queue,
+    RedisUnavailableError,
+    Supervisor,
+    Worker,
+    WorkerGroup,
+    WorkerInfo,
+)
+from geventq.control.messages import channel_of
+from tests.conftest import Make
+from tests.support.proxy import Proxy
+from tests.support.told import engine_of
+from tests.support.waiting import eventually
+
+
+def endless(job: Job, token: CancellationToken) -> None:
+    token.wait()
+    token.raise_if_cancelled()
+
+
+def idle(job: Job) -> None:
+    """A processor that has nothing to do."""
+
+
+@pytest.fixture
+def group(redis_url: str, prefix: str) -> typing.Iterator[WorkerGroup]:
+    with WorkerGroup("q", redis_url, prefix) as group:
+        yield group
+
+
+def joined(group: WorkerGroup, *workers: Worker) -> None:
+    """Wait until each of them is a member, and no other is."""
+    ids = {worker.id for worker in workers}
+    eventually(lambda: {one.id for one in group.members()} == ids)
+
+
+def running(queue: Queue, worker: Worker, count: int) -> list[Job]:
+    jobs = [queue.add("n") for _ in range(count)]
+    eventually(lambda: len(worker.active_jobs) == count)
+    return jobs
+
+
+# -- who is a member -----------------------------------------------------------------------------
+
+
+def test_a_worker_is_a_member_from_its_start_to_the_end_of_its_close(
+    queue: Queue, make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.7: with what it is; and it leaves no key behind."""
+    assert group.members() == []
+    worker = make(endless, name="anna", node="north", concurrency=3)
+    joined(group, worker)
+    running(queue, worker, 2)
+    assert group.members() == [
+        WorkerInfo(
+            id=worker.id,
+            name="anna",
+            queue_name="q",
+            node="north",
+            pid=os.getpid(),
+            concurrency=3,
+            active_jobs=2,
+        )
+    ]
+    worker.concurrency = 5
+    eventually(lambda: group.members()[0].concurrency == 5)
+    worker.close(0)
+    assert group.members() == []
+    assert redis_client.keys(f"{prefix}:q:gq:*") == []
+
+
+def test_one_that_starts_again_is_another_member(make: Make, group: WorkerGroup) -> None:
+    worker = make(idle)
+    joined(group, worker)
+    first = worker.id
+    worker.close()
+    worker.start()
+    joined(group, worker)
+    assert worker.id != first
+
+
+def test_members_of_other_queues_and_prefixes_are_not_asked(
+    redis_url: str, prefix: str, make: Make, group: WorkerGroup
+) -> None:
+    worker = make(idle)
+    with Worker("r", idle, redis_url, prefix) as other, Worker("q", idle, redis_url) as third:
+        joined(WorkerGroup("r", redis_url, prefix), other)
+        joined(group, worker)
+        assert group.multi_call("ping").replies == {worker.id: "pong"}
+        assert third.id not in [one.id for one in group.members()]
+
+
+def test_a_heartbeat_is_fresh_by_the_servers_clock(
+    make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.7: after 30 s at most it is stale, and the next heartbeat of another one removes it."""
+    worker = make(idle)
+    joined(group, worker)
+    seconds, micros = redis_client.time()
+    now = seconds * 1000 + micros // 1000
+    key = f"{prefix}:q:gq:workers"
+    for member, age in (("old", 30_000), ("young", 1_000)):
+        redis_client.zadd(key, {member: now - age})
+        redis_client.hset(f"{prefix}:q:gq:worker:{member}", mapping={"node": "x", "pid": "1"})
+    assert {one.id for one in group.members()} == {worker.id, "young"}
+    engine_of(worker).member.changed()
+    eventually(lambda: set(redis_client.zrange(key, 0, -1)) == {worker.id, "young"})
+    for member in (worker.id, ""):
+        ttl = redis_client.pttl(f"{prefix}:q:gq:worker:{member}" if member else key)
+        assert 0 < ttl <= 30_000
+
+
+def test_jobs_cost_no_heartbeat(
+    queue: Queue, make: Make, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5.7: one call each ten seconds, however many jobs run."""
+    worker = make(idle)
+    joined(group, worker)
+    beats: list[object] = []
+    monkeypatch.setattr(engine_of(worker).member, "_beat", lambda: beats.append(1))
+    jobs = [queue.add("n") for _ in range(200)]
+    eventually(lambda: queue.get_job_state(jobs[-1].id) == "completed")
+    assert len(beats) <= 1
+
+
+# -- what is asked -------------------------------------------------------------------------------
+
+
+def test_all_answer(make: Make, group: WorkerGroup) -> None:
+    """5.7: right after their start as well: who does not listen yet is asked again."""
+    workers = [make(idle) for _ in range(3)]
+    joined(group, *workers)
+    answered = group.multi_call("ping")
+    assert answered == MultiCallResult({one.id: "pong" for one in workers}, [])
+    assert answered.ok
+
+
+def test_nobody_is_asked_where_nobody_is(group: WorkerGroup) -> None:
+    assert group.multi_call("ping") == MultiCallResult({}, [])
+    assert group.cancel_all_jobs() == 0
+
+
+def test_pause_resume_and_stats(queue: Queue, make: Make, group: WorkerGroup) -> None:
+    workers = [make(endless, name="a", node="north"), make(endless, concurrency=2)]
+    joined(group, *workers)
+    ids = {one.id for one in workers}
+    assert group.multi_call("pause").replies == dict.fromkeys(ids, True)
+    assert all(one.is_paused for one in workers)
+    paused = group.multi_call("stats").replies
+    assert {one["is_paused"] for one in paused.values()} == {True}
+    assert group.multi_call("resume").ok
+    assert not any(one.is_paused for one in workers)
+    jobs = [queue.add("n") for _ in range(3)]
+    eventually(lambda: sum(len(one.active_jobs) for one in workers) == len(jobs))
+    stats = group.multi_call("stats").replies
+    assert {one["active_jobs"] for one in stats.values()} == {1, 2}
+    first = stats[workers[0].id]
+    assert first.pop("uptime") > 0
+    assert first == {
+        "id": workers[0].id,
+        "name": "a",
+        "queue_name": "q",
+        "node": "north",
+        "pid": os.getpid(),
+        "concurrency": 1,
+        "active_jobs": 1,
+        "stuck_jobs": 0,
+        "is_paused": False,
+    }
+
+
+def test_how_many_requests_took_effect(queue: Queue, make: Make, group: WorkerGroup) -> None:
+    """5.7: it asks as the workers' own calls: for this run, with their own mode."""
+    workers = [make(endless, concurrency=2) for _ in range(2)]
+    joined(group, *workers)
+    jobs = [queue.add("n", attempts=2, backoff=3600) for _ in range(4)]
+    eventually(lambda: all(len(one.active_jobs) == 2 for one in workers))
+    assert group.cancel_job("unknown", "why") == 0
+    assert group.cancel_job(jobs[0].id, {"why": [1]}) == 1
+    eventually(lambda: queue.get_job_state(jobs[0].id) == "delayed")
+    found = queue.get_job(jobs[0].id)
+    assert found is not None
+    assert "why" in str(found.failed_reason)
+    assert group.cancel_all_jobs("enough") == 3
+    eventually(lambda: queue.get_job_count("delayed") == 4)
+    assert group.cancel_all_jobs() == 0
+
+
+def test_only_the_workers_of_one_node(queue: Queue, make: Make, group: WorkerGroup) -> None:
+    north, south = make(endless, node="north"), make(endless, node="south")
+    joined(group, north, south)
+    queue.add_bulk([_spec(), _spec()])
+    eventually(lambda: north.active_jobs and south.active_jobs)
+    (job,) = south.active_jobs
+    assert group.cancel_job(job.id, node="north") == 0
+    assert group.cancel_all_jobs(node="nowhere") == 0
+    assert group.cancel_all_jobs("south only", node="south") == 1
+    eventually(lambda: queue.get_job_state(job.id) == "failed")
+    assert len(north.active_jobs) == 1
+
+
+def _spec() -> typing.Any:
+    from geventq import JobSpec
+
+    return JobSpec("n")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (("pnig",), ValueError, "method: one of ping, cancel_job.*'pnig'"),
+        ((None,), ValueError, "method: one of"),
+        (("ping", 1), TypeError, r"args: ping\(\)"),
+        (("cancel_job",), TypeError, r"args: cancel_job\(job_id, reason=None\)"),
+        (("cancel_job", None), TypeError, "job_id: text is needed"),
+        (("cancel_job", "meta"), ValueError, "job_id: is reserved"),
+        (("cancel_job", "1", "x" * 20_000), ValueError, "reason: at most 16384 bytes"),
+        (("cancel_all_jobs", object()), TypeError, "reason"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused_before_anybody_is(
+    make: Make,
+    group: WorkerGroup,
+    call: tuple[typing.Any, ...],
+    error: type[Exception],
+    match: str,
+) -> None:
+    worker = make(idle)
+    joined(group, worker)
+    with pytest.raises(error, match=match):
+        group.multi_call(*call)
+    with pytest.raises(ValueError, match="timeout"):
+        group.multi_call("ping", timeout=0)
+    with pytest.raises(TypeError, match="node"):
+        group.cancel_all_jobs(node=typing.cast(str, 1))
+    assert not engine_of(worker).member._nonces
+
+
+def test_a_call_that_a_worker_does_not_know_is_an_error(
+    make: Make, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a later geventq: the others' replies are told."""
+    old, new = make(idle), make(idle)
+    joined(group, old, new)
+    del engine_of(old).member._methods["stats"]
+    with pytest.raises(GeventqError, match=f"worker {old.id}: it knows no stats") as raised:
+        group.multi_call("stats")
+    assert {new.id} == {one["id"] for one in raised.value.results if one}
+
+
+def _call(own_prefix: str, redis_client: redis.Redis, **members: object) -> str:
+    seconds, micros = redis_client.time()
+    now = seconds * 1000 + micros // 1000
+    told = {"queue": "q", "prefix": own_prefix, "db": 0, "call": "pause", "args": [], "nonce": "n"}
+    return json.dumps({**told, "at": now, **members})
+
+
+def test_a_call_counts_once_and_not_for_ever(
+    make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.7: one that comes again, one of another prefix or database, one of a minute ago, and one
+    that is none."""
+    worker = make(idle)
+    joined(group, worker)
+    channel = channel_of(worker.id)
+    eventually(lambda: engine_of(worker).subscription.is_up)
+    database = engine_of(worker).hearing._database
+    seconds, _ = redis_client.time()
+
+    def publish(**members: object) -> None:
+        assert redis_client.publish(channel, _call(prefix, redis_client, **members)) == 1
+
+    publish(db=database)
+    eventually(lambda: worker.is_paused)
+    worker.resume()
+    publish(db=database)
+    publish(db=database + 1, nonce="a")
+    publish(db=database, nonce="b", prefix="other")
+    publish(db=database, nonce="c", at=(seconds - 120) * 1000)
+    publish(db=database, nonce="d:e")
+    publish(db=database, nonce="f", call="pnig")
+    reply = eventually(lambda: redis_client.lrange(f"{prefix}:q:gq:reply:f", 0, -1))
+    assert json.loads(reply[0]) == {"worker": worker.id, "error": "it knows no pnig"}
+    assert not worker.is_paused
+    assert engine_of(worker).subscription.ignored.counts == {"too old": 1, "wrong types": 1}
+    assert len(redis_client.lrange(f"{prefix}:q:gq:reply:n", 0, -1)) == 1
+    assert 0 < redis_client.ttl(f"{prefix}:q:gq:reply:n") <= 60
+
+
+def test_who_does_not_answer_is_missing(
+    make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.7: of those who are members, and after `timeout`; garbage is nobody's answer."""
+    worker = make(idle)
+    joined(group, worker)
+    redis_client.zadd(f"{prefix}:q:gq:workers", {"ghost": 10**15})
+    redis_client.hset(f"{prefix}:q:gq:worker:ghost", "node", "x")
+    ghost = redis_client.pubsub()
+    ghost.subscribe(channel_of("ghost"))
+    answered = group.multi_call("ping", timeout=0.3)
+    assert answered == MultiCallResult({worker.id: "pong"}, ["ghost"])
+    assert not answered.ok
+    asking = gevent.spawn(group.multi_call, "ping", timeout=1)
+
+    def heard() -> typing.Any:
+        message = ghost.get_message(ignore_subscribe_messages=True)
+        return message and json.loads(message["data"])
+
+    eventually(heard)  # of the first call
+    call = eventually(heard)
+    key = f"{prefix}:q:gq:reply:{call['nonce']}"
+    redis_client.rpush(key, "{", "[]", "{}", '{"worker": 1}', '{"worker": "x", "result": 1}')
+    assert asking.get() == MultiCallResult({worker.id: "pong"}, ["ghost"])
+    ghost.close()
+
+
+def test_one_that_begins_to_listen_while_it_is_asked_answers(
+    make: Make, group: WorkerGroup
+) -> None:
+    """5.7: its link was cut: [call] - [subscribed again] - [asked again]."""
+    worker = make(idle)
+    joined(group, worker)
+    subscription = engine_of(worker).subscription
+    eventually(lambda: subscription.is_up)
+    channels = subscription._channels
+    subscribe, may = channels.subscribe, gevent.event.Event()
+
+    def later() -> None:
+        may.wait()
+        subscribe()
+
+    channels.subscribe = later  # type: ignore[method-assign]
+    channels.renew()
+    eventually(lambda: not subscription.is_up)
+    asking = gevent.spawn(group.multi_call, "ping", timeout=20)
+    assert group.multi_call("ping", timeout=0.3).missing == [worker.id]
+    may.set()
+    assert asking.get().replies == {worker.id: "pong"}
+
+
+# -- what fails ----------------------------------------------------------------------------------
+
+
+def test_a_caller_that_is_killed_leaves_nothing(
+    make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """The check for what was left behind is the fixture's."""
+    redis_client.zadd(f"{prefix}:q:gq:workers", {"ghost": 10**15})
+    redis_client.hset(f"{prefix}:q:gq:worker:ghost", "node", "x")
+    asking = gevent.spawn(group.multi_call, "ping", timeout=60)
+    eventually(lambda: asking.started and not asking.ready())
+    gevent.sleep(0.05)
+    asking.kill()
+    with gevent.Timeout(0.05, False):
+        group.multi_call("ping", timeout=60)
+    assert group.multi_call("ping", timeout=0.1).missing == ["ghost"]
+
+
+def test_an_outage_is_told(proxy: Proxy, prefix: str, make: Make) -> None:
+    worker = make(idle)
+    with WorkerGroup("q", proxy.url, prefix, timeout=0.5) as group:
+        joined(group, worker)
+        proxy.refuse()
+        with pytest.raises(RedisUnavailableError):
+            group.multi_call("ping")
+        proxy.accept()
+        assert group.multi_call("ping").ok
+
+
+def test_who_may_not_write_the_groups_keys_works_all_the_same(
+    redis_url: str,
+    redis_client: redis.Redis,
+    queue: Queue,
+    prefix: str,
+    group: WorkerGroup,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """5.7, 8: it is no member, which is told once."""
+    user = f"{prefix}user"
+    redis_client.acl_setuser(
+        user,
+        enabled=True,
+        passwords=["+secret"],
+        keys=[f"{prefix}:q:", f"{prefix}:q:[^g]*"],
+        commands=["+@all"],
+        channels=["*"],
+        reset=True,
+    )
+    try:
+        url = redis_url.replace("://", f"://{user}:secret@", 1)
+        with caplog.at_level(logging.WARNING), Worker("q", idle, url, prefix) as worker:
+            eventually(lambda: "heartbeat" in caplog.text)
+            engine_of(worker).member.changed()
+            job = queue.add("n")
+            eventually(lambda: queue.get_job_state(job.id) == "completed")
+            assert group.members() == []
+        assert caplog.text.count("heartbeat of a worker") == 1
+    finally:
+        redis_client.acl_deluser(user)
+
+
+def test_a_supervisor_closes_it_last(redis_url: str, prefix: str) -> None:
+    worker = Worker("q", idle, redis_url, prefix)
+    group = WorkerGroup("q", redis_url, prefix)
+    with Supervisor([group, worker]):
+        joined(group, worker)
+        assert group.multi_call("ping").ok
+    assert not worker.is_running
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+import gevent.monkey
+gevent.monkey.patch_all()
+from geventq import Worker
+
+def process(job, token):
+    token.wait()
+    token.raise_if_cancelled()
+
+Worker("q", process, sys.argv[1], sys.argv[2], node=sys.argv[3]).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.unpatched
+def test_a_worker_that_was_killed_is_missing_and_then_gone(
+    redis_url: str,
+    redis_client: redis.Redis,
+    prefix: str,
+    queue: Queue,
+    group: WorkerGroup,
+    tmp_path: pathlib.Path,
+) -> None:
+    """5.7: `kill -9`, on one of two nodes: within 30 s it is no member any more."""
+    import subprocess
+    import time
+
+    started = {
+        node: subprocess.Popen([sys.executable, "-c", PROGRAM, redis_url, prefix, node])
+        for node in ("north", "south")
+    }
+    try:
+        eventually(lambda: len(group.members()) == 2, 60)
+        ids = {one.node: one.id for one in group.members()}
+        assert {one.node: one.pid for one in group.members()} == {
+            node: process.pid for node, process in started.items()
+        }
+        assert group.multi_call("ping", timeout=30).replies.keys() == set(ids.values())
+        queue.add("n")
+        queue.add("n")
+        eventually(lambda: [one.active_jobs for one in group.members()] == [1, 1])
+        assert group.cancel_all_jobs("one", node="north") == 1
+        started["south"].send_signal(signal.SIGKILL)
+        started["south"].wait()
+        answered = group.multi_call("ping", timeout=1)
+        assert answered.replies == {ids["north"]: "pong"}
+        assert answered.missing == [ids["south"]]
+        killed = time.monotonic()
+        eventually(lambda: [one.id for one in group.members()] == [ids["north"]], 60, every=0.1)
+        assert time.monotonic() - killed < 30
+        assert group.multi_call("ping").ok
+        started["north"].terminate()
+        assert started["north"].wait(30) == 0
+        assert group.members() == []
+        left = redis_client.zrange(f"{prefix}:q:gq:workers", 0, -1)
+        assert ids["north"] not in left
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.unpatched
+def test_a_forked_child_is_no_member_and_its_group_goes_on(
+    redis_url: str, prefix: str, make: Make, group: WorkerGroup
+) -> None:
+    """7.5: the parent's membership is the parent's; a group makes new connections."""
+    worker = make(idle)
+    joined(group, worker)
+    assert group.multi_call("ping").ok
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said: typing.Any = None
+        try:
+            mine = Worker("q", idle, redis_url, prefix)
+            asking = WorkerGroup("q", redis_url, prefix)
+            with mine:
+                eventually(lambda: len(asking.members()) == 2)
+                said = [
+                    mine.id,
+                    sorted(asking.multi_call("ping", timeout=0.5).replies),
+                    [one.pid for one in group.members() if one.id == mine.id],
+                ]
+        except BaseException as error:
+            said = repr(error)
+        finally:
+            os.write(writer, json.dumps(said).encode())
+            os._exit(0)
+    os.close(writer)
+    try:
+        gevent.os.tp_read(reader, 0)
+        eventually(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+        child, replied, pids = json.loads(os.read(reader, 100_000))
+    finally:
+        os.close(reader)
+    assert pids == [pid]
+    assert replied == sorted([child, worker.id])
+    joined(group, worker)
+    assert group.multi_call("ping").replies == {worker.id: "pong"}
