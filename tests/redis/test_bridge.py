@@ -144,7 +144,7 @@ GARBAGE = {
     "no queue": b'{"jobId": "1"}',
     "a number": b'{"queue": "q", "jobId": 1}',
     "null": b'{"queue": "q", "jobId": null}',
-    "call": b'{"queue": "q", "call": "pause"}',
+    "call": b'{"queue":"q","call":"pause","prefix":"p","db":0,"nonce":"n","at":1}',
 }
 
 
