@@ -15,6 +15,7 @@ import weakref
 
 import gevent
 
+from geventq.store.threads import close_hubs_of_ended_threads
 from tests.support.waiting import eventually
 
 __all__ = ["Snapshot"]
@@ -74,6 +75,7 @@ class Snapshot:
             _told.update(left)
             raise AssertionError("greenlets left behind:\n" + "\n".join(map(_say_greenlet, left)))
         self._settle(lambda: _threads() <= self._threads, self._say_threads, patience)
+        close_hubs_of_ended_threads()  # else whoever meets the next hub does it
         self._settle(lambda: not self._more_descriptors(), self._say_descriptors, patience)
 
     def _more_descriptors(self) -> dict[str, str]:
