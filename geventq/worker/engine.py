@@ -81,80 +81,102 @@ class Engine:
         self.worker_id = setup.worker_id
         self.slots = slots
         self.listeners = setup.listeners
+        self._tell = tell = setup.listeners.emit
         self._keys = keys = QueueKeys(setup.prefix, setup.queue_name)
         self._client = client = Client(setup.endpoint)  # never waits for callers
         self._calls_of_jobs = Client(setup.endpoint, max_connections=options.max_connections)
         self._worker_name = setup.worker_name
         self._store = QueueStore(self._calls_of_jobs, keys)
-        calls = SettleCall(
-            client, keys, lock_duration=options.lock_duration, worker_name=setup.worker_name
-        )
-        self.lanes = Lanes(calls, slots, setup.listeners.emit, keys.name, setup.worker_id)
-        self.stages = Stages(setup.listeners.emit, client, keys, worker_id=setup.worker_id)
-        self.giving_up = GivingUp(
-            slots,
-            QueueStore(client, keys),
-            setup.listeners.emit,
-            worker_id=setup.worker_id,
-            is_hard=options.cancel_mode == "hard",
-            may_be_more=self.lanes.may_be_more,
-            no_slot=setup.no_slot,
-            stages=self.stages,
-        )
-        self.hearing = Hearing(
-            slots,
-            self.giving_up,
-            self.stages,
-            prefix=setup.prefix,
-            database=client.database,
-            trusts=options.hints == "trusted",
-            grace=options.kill_after,
-        )
-        self.life = JobLife(
-            setup.process,
-            self._store,
-            options,
-            slots,
-            setup.listeners,
-            self.giving_up,
-            self.hearing,
-            worker_name=setup.worker_name,
-            with_token=setup.with_token,
-        )
+        self.lanes = self._make_lanes()
+        self.stages = Stages(tell, client, keys, worker_id=setup.worker_id)
+        self.giving_up = self._make_giving_up(setup)
+        self.hearing = self._make_hearing()
+        self.life = self._make_life(setup)
         self.idle_wait = self._make_idle_wait()
         self.renewer = self._make_renewer()
-        self.subscription = Subscription(
-            self.hearing,
-            self.giving_up,
-            slots.held,
-            setup.listeners.emit,
-            client,
-            keys,
-            worker_id=setup.worker_id,
-        )
-        self.member = GroupMember(
-            setup.worker,
-            slots,
-            self.subscription.ignored,
-            setup.listeners.emit,
-            client,
-            keys,
-            worker_id=setup.worker_id,
-        )
-        self.subscription.on_call = self.member.called
+        self.subscription = self._make_subscription()
+        self.member = self._make_member(setup)
         self.stalled_checker = self._make_stalled_checker()  # none or one
+        self.subscription.on_call = self.member.called
         self.lanes.jobs, self.life.settler = self.life, self.lanes
         self.life.idle_wait, self.life.lock_keeper = self.idle_wait, self.renewer
         #: In the order of their start and of their end.
         self.parts: list[Part] = [
             *(self.lanes, self.life.runners, self.idle_wait, self.renewer),
             *self.stalled_checker,
-            EvictionCheck(self.listeners.emit, client, keys.name),
+            EvictionCheck(tell, client, keys.name),
             *(self.member, self.subscription, self.giving_up, self.life, self.stages),
         ]
         self._mortal: fork.Mortal | None = None  # kept alive by what runs here
 
     # -- the parts ---------------------------------------------------------------------------
+
+    def _make_lanes(self) -> Lanes:
+        calls = SettleCall(
+            self._client,
+            self._keys,
+            lock_duration=self.options.lock_duration,
+            worker_name=self._worker_name,
+        )
+        return Lanes(calls, self.slots, self._tell, self._keys.name, self.worker_id)
+
+    def _make_giving_up(self, setup: Setup) -> GivingUp:
+        return GivingUp(
+            self.slots,
+            QueueStore(self._client, self._keys),
+            self._tell,
+            worker_id=self.worker_id,
+            is_hard=self.options.cancel_mode == "hard",
+            may_be_more=self.lanes.may_be_more,
+            no_slot=setup.no_slot,
+            stages=self.stages,
+        )
+
+    def _make_hearing(self) -> Hearing:
+        return Hearing(
+            self.slots,
+            self.giving_up,
+            self.stages,
+            prefix=self._keys.prefix,
+            database=self._client.database,
+            trusts=self.options.hints == "trusted",
+            grace=self.options.kill_after,
+        )
+
+    def _make_life(self, setup: Setup) -> JobLife:
+        return JobLife(
+            setup.process,
+            self._store,
+            self.options,
+            self.slots,
+            self.listeners,
+            self.giving_up,
+            self.hearing,
+            worker_name=self._worker_name,
+            with_token=setup.with_token,
+        )
+
+    def _make_subscription(self) -> Subscription:
+        return Subscription(
+            self.hearing,
+            self.giving_up,
+            self.slots.held,
+            self._tell,
+            self._client,
+            self._keys,
+            worker_id=self.worker_id,
+        )
+
+    def _make_member(self, setup: Setup) -> GroupMember:
+        return GroupMember(
+            setup.worker,
+            self.slots,
+            self.subscription.ignored,
+            self._tell,
+            self._client,
+            self._keys,
+            worker_id=self.worker_id,
+        )
 
     def _make_idle_wait(self) -> IdleWait:
         return IdleWait(
