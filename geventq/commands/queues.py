@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import typing
 
+from geventq.commands import settings
 from geventq.commands.console import Console, safe
 from geventq.commands.jobs import queue_of
 from geventq.errors import GeventqError, RedisUnavailableError
@@ -86,25 +88,16 @@ def _retried(queue: Queue, job_id: str, state: typing.Any) -> str:
 
 
 def workers(given: argparse.Namespace) -> int:
-    """Show the workers of the queue, in whatever language."""
+    """Show the workers of the queue on all machines, as their last heartbeats told."""
+    from geventq.control.group import WorkerGroup
+
     console = Console(given.json)
-    with queue_of(given) as queue:
-        found = [_member(queue.name, one) for one in queue.get_workers()]
-    console.data(found)
+    with WorkerGroup(given.queue, settings.url(given), settings.prefix(given)) as group:
+        found = group.members()
+    console.data([dataclasses.asdict(one) for one in found])
     for one in found:
-        console.line(f"{safe(one['name'] or '-'):<24}  {safe(one['address'])}  {one['age']} s")
+        jobs = f"{one.active_jobs} of {one.concurrency}"
+        console.line(f"{safe(one.name or one.id):<36}  {safe(one.node)}:{one.pid}  {jobs} jobs")
     if not found:
         console.line(f"no workers of {safe(given.queue)}")
     return 0
-
-
-def _member(queue_name: str, client: dict[str, str]) -> dict[str, typing.Any]:
-    """What the server knows of the connection that a worker waits on."""
-    age = client.get("age", "")
-    return {
-        "id": client.get("id", ""),
-        "name": client["name"] or None,
-        "queue_name": queue_name,
-        "address": client.get("addr", ""),
-        "age": int(age) if age.isdigit() else None,
-    }

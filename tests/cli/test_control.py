@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import typing
 
 import pytest
 import redis
 
-from geventq import Queue, UnrecoverableError
+from geventq import Queue, UnrecoverableError, WorkerInfo
 from tests.cli.conftest import Here
 from tests.conftest import Make
 from tests.support.programs import Programs
@@ -232,7 +234,9 @@ def test_workers_are_told(here: Here, make: Make) -> None:
     rows: list[dict[str, object]] = eventually(
         lambda: json.loads(here("workers", "q", "--json")[1]), what="a worker"
     )
-    assert [(row["name"], row["queue_name"]) for row in rows] == [("first", "q")]
+    (row,) = rows
+    assert (row["name"], row["queue_name"], row["pid"]) == ("first", "q", os.getpid())
+    assert set(row) == {field.name for field in dataclasses.fields(WorkerInfo)}
     assert "first" in here("workers", "q")[1]
 
 
