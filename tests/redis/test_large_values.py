@@ -197,5 +197,5 @@ def test_events_are_read_in_calls_that_are_counted_in_bytes(
     assert _size([list(entry) for entry in seen.entries]) < 2 * MEGABYTE
     assert seen.is_full
     with QueueEvents("q", redis_url, prefix, last_event_id="0-0") as events:
-        heard = [event.job_id for event, _ in zip(events, range(40), strict=False)]
+        heard = [event.job_id for _, event in zip(range(40), events, strict=False)]
     assert heard == [str(number) for number in range(40)]

@@ -2,11 +2,10 @@
 --
 -- KEYS   events
 -- ARGV   1 id of the last entry seen, '$' = read none  2 how many at most
--- Reply  entries {id, {field, value, ...}}, as many as fit into a call; id of the newest entry there ever was, id of the oldest
---        that is kept ('' if none is), how many are kept, how many were ever added (-1 = unknown:
---        Redis before 7.0)
+-- Reply  entries {id, {field, value, ...}}, as many as fit into a call; id of the newest entry
+--        there ever was, id of the oldest that is kept ('' if none is), how many are kept, how many
+--        were ever added (-1 = unknown: Redis before 7.0)
 -- Events none
-
 --- include: fitting
 
 local info = redis.pcall('XINFO', 'STREAM', keys.events)
