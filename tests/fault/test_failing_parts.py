@@ -59,11 +59,11 @@ def test_the_idle_wait_outlives_a_failure_of_whatever_kind(
     open_connection = Client.open_connection
     failed: list[int] = []
 
-    def fails(self: Client, *, name: str | None = None) -> object:
+    def fails(self: Client, *, name: str | None = None, limit: float | None = None) -> object:
         if name is not None and not failed:
             failed.append(1)
             raise RuntimeError("can't start new thread")
-        return open_connection(self, name=name)
+        return open_connection(self, name=name, limit=limit)
 
     monkeypatch.setattr(Client, "open_connection", fails)
     worker = make(lambda job: "done", drain_delay=60.0)
