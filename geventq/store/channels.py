@@ -1,7 +1,8 @@
 """Channels of Redis, heard on a connection of one's own.
 
 Who listens is one greenlet; any other may close the connection.  A link that is dead without
-being closed is found out by asking.  No greenlets run here.
+being closed is found out by asking, and so is a server that is the primary no more: it keeps its
+listeners, who would hear nothing of what is published elsewhere.  No greenlets run here.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Channels:
         self._heard: list[Push] = []  # while something else was waited for
         self._heard_at = 0.0  # the last word of the server, monotonic
         self._asked_at = 0.0  # when it was asked for one; 0 if it answered since
+        self._subscription = b"".join([pack(("SUBSCRIBE", name)) for name in names])
+        # Who listens may ask nothing else.  The server reads the whole of it at once, so that
+        # nothing is published between leaving and coming back.
+        self._question = pack(("UNSUBSCRIBE",)) + pack(("HELLO", "2")) + self._subscription
 
     def subscribe(self) -> None:
         """Connect if need be, and return when each channel is confirmed: what is published from
@@ -43,15 +48,14 @@ class Channels:
         are heard all the same.  Yields."""
         connection = self._connection.opened()
         # One by one: where a user may not hear one of them, all of a command are refused.
-        payload = b"".join([pack(("SUBSCRIBE", name)) for name in self._names])
         answers: list[typing.Any] = []
         deadline = clock.monotonic() + _ANSWER
-        connection.send(payload, _ANSWER)
+        connection.send(self._subscription, _ANSWER)
         while len(answers) < len(self._names):
             answer = connection.receive(deadline - clock.monotonic())
             if answer is None:
                 raise unavailable("SUBSCRIBE was not answered", False)
-            if not self._keep(answer):
+            if not self._keep(answer) and not _is_of_question(answer):
                 answers.append(answer)
         self._heard_at, self._asked_at = clock.monotonic(), 0.0
         checked(answers)
@@ -66,11 +70,12 @@ class Channels:
             raise unavailable(f"Redis at {connection.address} does not answer", False)
         if not self._asked_at and now - self._heard_at > _SILENCE:
             self._asked_at = now
-            connection.send(pack(("PING",)), _ANSWER)
+            connection.send(self._question, _ANSWER)
         answer = connection.receive(wait)
         if answer is not None:
             self._heard_at, self._asked_at = clock.monotonic(), 0.0
-            self._keep(answer)
+            if not self._keep(answer):
+                _refuse_replica(answer)
         return self._heard.pop(0) if self._heard else None
 
     def _keep(self, answer: typing.Any) -> bool:
@@ -88,3 +93,16 @@ class Channels:
     def close(self) -> None:
         """End, whatever is waited for.  Idempotent.  Does not yield."""
         self._connection.close()
+
+
+def _is_of_question(answer: typing.Any) -> bool:
+    """Whether it answers what was asked during a silence, not a ``SUBSCRIBE``."""
+    return isinstance(answer, list) and answer[:1] != [b"subscribe"]
+
+
+def _refuse_replica(answer: typing.Any) -> None:
+    """Raises `RedisUnavailableError` if it is the answer of a server that is not the primary."""
+    if isinstance(answer, list) and b"role" in answer[::2]:
+        role = answer[2 * answer[::2].index(b"role") + 1]
+        if role != b"master":
+            raise unavailable(f"the server is a {role.decode()} now", False)

@@ -51,7 +51,7 @@ ROLES: typing.Final = {
     "worker": Role(
         "settle recover renew stalled sweep record_request hand_on extend_lock add log clear_logs "
         f"update_data update_progress {_READING}",
-        f"{_READS} bzpopmin info xadd subscribe",
+        f"{_READS} bzpopmin info xadd subscribe unsubscribe",
         "&bullmq:cancel &bullmq:cancel:*",
     ),
     "canceller": Role(f"cancel {_READING}", f"{_READS} publish", "&bullmq:cancel &bullmq:cancel:*"),
