@@ -17,7 +17,14 @@ from geventq.cancellation import Cancellation
 from geventq.checks import Seconds, check_flag, check_seconds
 from geventq.codec import encode
 
-__all__ = ["DEFAULTS", "LARGEST_REASON", "CancelOptions", "CancelResult", "Request"]
+__all__ = [
+    "DEFAULTS",
+    "LARGEST_REASON",
+    "CancelOptions",
+    "CancelResult",
+    "Request",
+    "encoded_reason",
+]
 
 LARGEST_REASON: typing.Final = 16 * 1024
 """Bytes of JSON that a reason may have."""
@@ -89,6 +96,16 @@ class CancelResult:
         return self.status in ("cancelled", "requested", "stopped")
 
 
+def encoded_reason(reason: object) -> bytes:
+    """A reason as JSON.  Raises `TypeError` or `ValueError` for what is not JSON, or too long."""
+    text = encode("reason", reason)
+    if len(text) > LARGEST_REASON:
+        raise ValueError(
+            f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {len(text)}"
+        )
+    return text
+
+
 class Request:
     """What a caller asks, checked: the same for each of the jobs he asks it of.
 
@@ -100,11 +117,7 @@ class Request:
             if option not in DEFAULTS:
                 raise TypeError(f"{option}: unknown option; known are {', '.join(DEFAULTS)}")
         hard, kill_after = options.get("hard"), options.get("kill_after")
-        text = encode("reason", reason)  # once, so that what is checked is what is sent
-        if len(text) > LARGEST_REASON:
-            raise ValueError(
-                f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {len(text)}"
-            )
+        text = encoded_reason(reason)  # once, so that what is checked is what is sent
         if kill_after is not None:
             kill_after = check_seconds("kill_after", kill_after)
             if hard is False:

@@ -15,7 +15,7 @@ import typing
 import gevent
 import gevent.event
 
-from geventq.cancel_request import LARGEST_REASON
+from geventq.cancel_request import encoded_reason
 from geventq.checks import check_known_id, check_name, check_queue_name
 from geventq.codec import encode
 from geventq.control.messages import CHANNEL, Call, Ignored, Message, Refused, parse
@@ -70,9 +70,7 @@ def publish_cancel(connection: Given, queue: str, job_id: str, reason: typing.An
 
 
 def _message(queue: str, job_id: str, reason: typing.Any) -> bytes:
-    size = len(encode("reason", reason))
-    if size > LARGEST_REASON:
-        raise ValueError(f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {size}")
+    encoded_reason(reason)
     return encode("message", {"queue": queue, "jobId": job_id, "reason": reason})
 
 

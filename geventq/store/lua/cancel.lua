@@ -27,6 +27,7 @@
 --- include: place
 --- include: types
 --- include: keep
+--- include: scheduler
 
 keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
@@ -78,12 +79,6 @@ local function has(record, nonce)
     end
   end
   return false
-end
-
--- A live scheduler's pending job carries the schedule on.
-local function is_scheduled(scheduler)
-  return scheduler and (redis.call('EXISTS', keys.base .. 'repeat:' .. scheduler) == 1
-    or redis.call('ZSCORE', keys.schedulers, scheduler) ~= false)
 end
 
 local function needs_flows(job)

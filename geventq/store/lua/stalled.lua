@@ -16,6 +16,7 @@
 --- include: job
 --- include: place
 --- include: types
+--- include: scheduler
 
 keys.base = ARGV[1]
 local round, left = ARGV[5], tonumber(ARGV[6])
@@ -35,17 +36,11 @@ redis.call('DEL', keys.stalled_check) -- a full Redis refuses SET as the first w
 redis.call('SET', keys.stalled_check, ARGV[2], 'PX', ARGV[3])
 redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_len(keys))
 
--- A live scheduler's job may stall for ever: its schedule hangs on it.
-local function is_scheduled(job_key)
-  local scheduler = redis.call('HGET', job_key, 'rjk')
-  return scheduler and (redis.call('EXISTS', keys.base .. 'repeat:' .. scheduler) == 1
-    or redis.call('ZSCORE', keys.schedulers, scheduler) ~= false)
-end
-
+-- A live scheduler's job may stall for ever.
 local function count_stall(job_key)
   local stalls = (tonumber(redis.call('HGET', job_key, 'stc')) or 0) + 1
   redis.call('HSET', job_key, 'stc', stalls)
-  if stalls > tonumber(ARGV[4]) and not is_scheduled(job_key) then
+  if stalls > tonumber(ARGV[4]) and not is_scheduled(redis.call('HGET', job_key, 'rjk')) then
     redis.call('HSET', job_key, 'defa', 'job stalled more than allowable limit')
   end
 end
