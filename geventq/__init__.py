@@ -70,6 +70,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.events import QueueEvents as QueueEvents
     from geventq.events import QueueEventsProducer as QueueEventsProducer
     from geventq.job import Job as Job
+    from geventq.job_log import JobLogFilter as JobLogFilter
     from geventq.job_options import JobOptions as JobOptions
     from geventq.options import JobSpec as JobSpec
     from geventq.queue import Queue as Queue
@@ -87,6 +88,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "Job": "geventq.job",
     "JobCancelled": "geventq.errors",
     "JobKilled": "geventq.errors",
+    "JobLogFilter": "geventq.job_log",
     "JobOptions": "geventq.job_options",
     "JobSpec": "geventq.options",
     "LockLost": "geventq.cancellation",

@@ -15,7 +15,8 @@ import weakref
 import gevent
 from gevent import Greenlet
 
-from geventq.cancellation import children, held, pools, throws, tree, whose
+from geventq import job_log
+from geventq.cancellation import children, held, labels, pools, throws, tree, whose
 
 __all__ = ["Belongings", "install"]
 
@@ -52,6 +53,8 @@ def _spawned(greenlet: Greenlet[..., typing.Any]) -> None:
             tree.unmark(greenlet)  # its later children are not the job's either
             return
         throws.throw_only_inside(greenlet, pools.QueuedCall.__call__.__code__)
+    if job_log.is_used():
+        labels.inherit(greenlet)
     owner.belongings().adopt(greenlet)
 
 

@@ -19,6 +19,7 @@ import typing
 from gevent import Greenlet
 from greenlet import GreenletExit, getcurrent
 
+from geventq import job_log
 from geventq.cancellation import throws, tree, whose
 
 __all__ = ["PoolKeeper", "PoolOwner", "QueuedCall", "install", "stop"]
@@ -51,17 +52,19 @@ class _EndedWithJobError(concurrent.futures.CancelledError, GreenletExit):
 class QueuedCall:
     """A call that a job has queued in a pool."""
 
-    __slots__ = ("_fn", "_owner")
+    __slots__ = ("_fn", "_label", "_owner")
 
     def __init__(self, owner: PoolOwner, fn: typing.Callable[..., typing.Any]) -> None:
         self._owner = owner
         self._fn = fn
+        self._label = job_log.current()
 
     def __call__(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         if self._owner.was_thrown:
             raise _EndedWithJobError("the job that queued this call was killed")
         try:
-            return self._fn(*args, **kwargs)
+            with job_log.labelled(self._label):
+                return self._fn(*args, **kwargs)
         except SystemExit as error:
             if throws.was_thrown(getcurrent()):  # the pool ends by itself
                 raise _EndedWithJobError("killed with its job") from error

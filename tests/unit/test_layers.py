@@ -18,7 +18,7 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # From the bottom up.  A module may import its own layer and those below it.  A room stands for its
 # modules, but for one that is named by itself: a request is a word that errors carry.
 LAYERS: typing.Final = [
-    {"clock", "checks", "codec", "deaths", "foreign", "signatures"},
+    {"clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
     | {"cancel_request", "job", "job_hash", "large"},
@@ -33,7 +33,7 @@ LAYERS: typing.Final = [
 ROOMS: typing.Final = {
     "cancellation": [
         {"request", "pacer", "tree", "whose", "frames", "databases", "children"},
-        {"held"},
+        {"held", "labels"},
         {"throws", "shield"},
         {"callbacks", "pools"},
         {"calls", "belongings"},

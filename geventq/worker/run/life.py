@@ -19,7 +19,8 @@ import weakref
 
 from gevent import getcurrent
 
-from geventq import clock
+from geventq import clock, job_log
+from geventq.cancellation import labels
 from geventq.cancellation.callbacks import Callback
 from geventq.errors import GeventqError, JobCancelled, RateLimitError, UnrecoverableError
 from geventq.hubs import interrupt_main
@@ -211,6 +212,8 @@ class JobLife:
         """Run the processor, and settle what came of it.  In a runner; a kill can land between
         `begin` and `end`, and nowhere else."""
         attempt = execution.attempt
+        if job_log.is_used():
+            labels.begin(execution.job_id, self._queue_name, execution.attempts_made + 1)
         result: object = None
         error: BaseException | None = None
         if self._listeners.wants("active"):
