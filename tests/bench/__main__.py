@@ -18,8 +18,9 @@ import sys
 import typing
 
 from tests.bench import profile
+from tests.bench.figures import Figure, Scenario
 from tests.bench.lab import Lab, Noise
-from tests.bench.scenarios import SCENARIOS, Figure, Scenario
+from tests.bench.scenarios import SCENARIOS
 from tests.interop.child import install_node_modules
 
 # The share of foreign load above which a run is repeated.

@@ -1,6 +1,7 @@
-"""Cancelled from another process: when each job's token was set, on the clock of all processes.
+"""A worker that is asked from elsewhere: tells which job waits, and when its token was set, on the
+clock of all processes.
 
-Jobs named ``noop`` end at once.  With `sweep` it tells instead what one look at all records takes.
+Jobs named ``noop`` end at once.  When told to `sweep` it tells what one look at all records takes.
 """
 
 from __future__ import annotations
@@ -13,20 +14,18 @@ from geventq import CancellationToken, Job, Worker
 from tests.bench.orders import hear, options, say
 
 
+def process(job: Job, token: CancellationToken) -> None:
+    if job.name == "noop":
+        return
+    say({"waits": job.id})
+    token.get()
+    at = time.perf_counter_ns()
+    say({"told": job.id, "at": at})
+    token.raise_if_cancelled()
+
+
 def main() -> None:
     given = options()
-    waiting: set[str] = set()
-    told: dict[str, int] = {}
-
-    def process(job: Job, token: CancellationToken) -> None:
-        if job.name == "noop":
-            return
-        waiting.add(job.id)
-        token.get()
-        told[job.id] = time.perf_counter_ns()
-        waiting.discard(job.id)
-        token.raise_if_cancelled()
-
     worker = Worker(
         given["queue"],
         process,
@@ -36,20 +35,15 @@ def main() -> None:
         lock_duration=120,
     )
     worker.start()
-    while len(waiting) < given["active"] or not worker._engine.subscription.is_up:
+    engine = worker._engine
+    while not engine.subscription.is_up:
         gevent.sleep(0.001)
-    say({"ready": sorted(waiting)})
-    while True:
-        order = hear()
-        if order.get("sweep"):
-            engine = worker._engine
-            engine.hearing.requests_known = -1
-            began = time.perf_counter()
-            engine.subscription.look_at_all()
-            say({"seconds": time.perf_counter() - began})
-        else:
-            say({"told": told})
-            break
+    say({"listens": True})
+    while hear().get("sweep"):
+        engine.hearing.requests_known = -1
+        began = time.perf_counter()
+        engine.subscription.look_at_all()
+        say({"seconds": time.perf_counter() - began})
     worker.close(timeout=0)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import resource
@@ -34,6 +33,7 @@ _MODULES: typing.Final = {
     "add": "tests.bench.gq_add",
     "pickup": "tests.bench.gq_pickup",
     "cancel": "tests.bench.gq_cancel",
+    "ask": "tests.bench.gq_ask",
     "remote": "tests.bench.gq_remote",
 }
 
@@ -89,15 +89,11 @@ class Lab:
     # -- processes -------------------------------------------------------------------------
 
     def process(self, side: Side, what: str, **given: typing.Any) -> Child:
-        """The process that does `what` (drain, add, pickup, cancel, remote) for one side."""
+        """The process that does `what` (drain, add, pickup, cancel, ask, remote) for one side."""
         given = {"url": self.url, "prefix": "bull", **given}
         if side == "npm":
             return node(_NODE_SCRIPTS / f"{what}.mjs", **given)
         return python(_MODULES[what], **given)
-
-    def publish(self, message: dict[str, str]) -> None:
-        """On the channel that the seed guide's bridge listens to."""
-        self.client.publish("bullmq:cancel", json.dumps(message))
 
     def load(self, n: int) -> str:
         """A fresh queue with `n` waiting jobs, added by npm bullmq with default options."""

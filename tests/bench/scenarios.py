@@ -7,58 +7,15 @@ The jobs of a drain are added by npm bullmq for both.
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import importlib
-import random
 import time
 import typing
 
-from geventq import JobSpec, Queue
-from tests.bench.lab import Lab, Side, percentile
+from tests.bench.cancelling import CANCELLING
+from tests.bench.figures import Figure, Metrics, Scenario, latency
+from tests.bench.lab import Lab, Side
 
-__all__ = ["SCENARIOS", "Figure", "Scenario"]
-
-Metrics = dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One line of the result: a metric, and what geventq must reach.
-
-    A bound is either on geventq's own value (`of` is ``"value"``) or on its ratio to npm bullmq's
-    (``"ratio"``); `at_least` tells which side of the bound is good.
-    """
-
-    metric: str
-    unit: str
-    gate: float | None = None  # the issue's speed gate
-    target: float | None = None  # the ratio to npm's to be reached
-    of: typing.Literal["ratio", "value"] = "ratio"
-    at_least: bool = True
-
-    def met(self, bound: float | None, value: float) -> bool | None:
-        """Whether `value` is on the good side; `None` where nothing is asked."""
-        if bound is None:
-            return None
-        return value >= bound if self.at_least else value <= bound
-
-    def wish(self, bound: float | None) -> str:
-        """The bound in words."""
-        if bound is None:
-            return "-"
-        unit = " x" if self.of == "ratio" else f" {self.unit}"
-        return f"{'>=' if self.at_least else '<='} {bound:g}{unit}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Scenario:
-    name: str
-    title: str
-    run: collections.abc.Callable[[Lab, Side, int], Metrics]
-    size: int
-    quick: int
-    figures: tuple[Figure, ...]
-    sides: tuple[Side, ...] = ("npm", "geventq")
+__all__ = ["SCENARIOS"]
 
 
 def drain(concurrency: int) -> collections.abc.Callable[[Lab, Side, int], Metrics]:
@@ -115,7 +72,7 @@ def pickup(lab: Lab, side: Side, jobs: int) -> Metrics:
     lab.client.flushall()
     with lab.process(side, "pickup", queue="bench", n=jobs, pause_ms=10) as process:
         found = process.hear(timeout=120)["microseconds"]
-    return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
+    return latency(found)
 
 
 def cancel(lab: Lab, side: Side, requests: int) -> Metrics:
@@ -128,59 +85,7 @@ def cancel(lab: Lab, side: Side, requests: int) -> Metrics:
         found = process.hear(timeout=120)["microseconds"]
     if len(found) != requests:
         raise AssertionError(f"{side}: {len(found)} of {requests} processors heard of it")
-    return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
-
-
-def remote(active: int, *, noops: int = 0) -> collections.abc.Callable[[Lab, Side, int], Metrics]:
-    """From the call in another process to the job's token: `cancel_job`, and for npm a message to
-    the seed guide's bridge.  `active` jobs wait for it; `noops` others keep the worker busy."""
-
-    def run(lab: Lab, side: Side, requests: int) -> Metrics:
-        asked: dict[str, int] = {}
-        lab.client.flushall()
-        with Queue("bench", lab.url) as queue:
-            spare = 0 if noops else requests  # the next one takes the place of a cancelled one
-            queue.add_bulk([JobSpec("wait")] * (active + spare))
-            queue.cancel_job("none")  # connected, and loaded what a first call loads
-            given = {"queue": "bench", "active": active, "concurrency": active + (noops and 100)}
-            with lab.process(side, "remote", **given) as process:
-                running = process.hear(timeout=120)["ready"]
-                ids = {str(n + 1) for n in range(active + spare)}
-                coming = iter(sorted(ids.difference(running), key=int))  # by their turns
-                for first in range(0, noops, 1000):
-                    queue.add_bulk([JobSpec("noop")] * min(1000, noops - first))
-                for _ in range(requests):
-                    time.sleep(0.01)  # the next one is active
-                    job_id = running.pop(random.randrange(len(running)))
-                    running += [next(coming)] if spare else []
-                    asked[job_id] = time.perf_counter_ns()
-                    if side == "npm":
-                        lab.publish({"queue": "bench", "jobId": job_id, "reason": "user"})
-                    else:
-                        queue.cancel_job(job_id, "user")
-                time.sleep(0.5)
-                told = process.ask({"stop": True})["told"]
-        found = [(told[one] - since) / 1e3 for one, since in asked.items() if one in told]
-        if len(found) < 0.9 * requests:  # the guide's bridge loses what comes too early
-            raise AssertionError(f"{side}: {len(found)} of {requests} jobs heard of it")
-        return {"p50": percentile(found, 0.5), "p99": percentile(found, 0.99)}
-
-    return run
-
-
-def sweep(lab: Lab, side: Side, active: int) -> Metrics:
-    """One look at the records of all active jobs."""
-    lab.client.flushall()
-    with Queue("bench", lab.url) as queue:
-        for _ in range(0, active, 1000):
-            queue.add_bulk([JobSpec("wait")] * min(1000, active))
-        given = {"queue": "bench", "active": active, "concurrency": active}
-        with lab.process(side, "remote", **given) as process:
-            process.hear(timeout=120)
-            with lab.server_work() as work:
-                seconds = process.ask({"sweep": True}, timeout=60)["seconds"]
-            process.ask({"stop": True})
-    return {"ms": seconds * 1e3, "lua": work[0].scripts * 1e3}
+    return latency(found)
 
 
 def check(lab: Lab, side: Side, calls: int) -> Metrics:
@@ -276,49 +181,7 @@ SCENARIOS: typing.Final = (
             Figure("p99", "us", None, 5_000.0, of="value", at_least=False),
         ),
     ),
-    Scenario(
-        "remote1",
-        "cancel from another process, 1 active",
-        remote(1),
-        200,
-        20,
-        (
-            Figure("p50", "us", 0.7, 0.7, at_least=False),
-            Figure("p99", "us", 1.0, 1.0, at_least=False),
-        ),
-    ),
-    Scenario(
-        "remote500",
-        "cancel from another process, 500 active",
-        remote(500),
-        500,
-        50,
-        (
-            Figure("p50", "us", 0.7, 0.7, at_least=False),
-            Figure("p99", "us", 1.0, 1.0, at_least=False),
-        ),
-    ),
-    Scenario(
-        "remotebusy",
-        "the same while no-op jobs saturate the worker",
-        remote(200, noops=60_000),
-        200,
-        20,
-        (
-            Figure("p50", "us"),
-            Figure("p99", "us", 10_000.0, 10_000.0, of="value", at_least=False),
-        ),
-        sides=("geventq",),
-    ),
-    Scenario(
-        "sweep",
-        "one look at the records of 10,000 active jobs",
-        sweep,
-        10_000,
-        500,
-        (Figure("ms", "ms"), Figure("lua", "ms")),
-        sides=("geventq",),
-    ),
+    *CANCELLING,
     Scenario(
         "check",
         "check(), not cancelled",

@@ -1,16 +1,15 @@
-// Cancelled from another process, by the seed guide's bridge: a subscriber that calls cancelJob.
+// A worker that hears of cancellations by the seed guide's bridge: a subscriber that calls
+// cancelJob.  Tells which job waits, and when its signal was aborted, on the clock of all processes.
 import { Redis, Worker, hear, options, say, settings } from '../../interop/node/session.mjs';
 
-const waiting = new Set();
-const told = {};
 const processor = (job, token, signal) => new Promise((resolve, reject) => {
   if (job.name === 'noop') { resolve(); return; }
-  waiting.add(job.id);
   signal.addEventListener('abort', () => {
-    told[job.id] = Number(process.hrtime.bigint());
-    waiting.delete(job.id);
+    const at = Number(process.hrtime.bigint());
     reject(new Error('cancelled'));
+    say({ told: job.id, at });
   }, { once: true });
+  say({ waits: job.id });
 });
 const worker = new Worker(options.queue, processor, {
   ...settings, concurrency: options.concurrency, lockDuration: 120000,
@@ -22,9 +21,6 @@ subscriber.on('message', (channel, text) => {
   const { queue, jobId, reason } = JSON.parse(text);
   if (queue === options.queue) worker.cancelJob(jobId, reason);
 });
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-while (waiting.size < options.active) await pause(1);
-say({ ready: [...waiting] });
+say({ listens: true });
 await hear();
-say({ told });
 process.exit(0);

@@ -1,0 +1,160 @@
+"""What is measured of cancelling: from one process to another, many at once, and what it costs.
+
+Asking and working are processes of their own.  The benchmark gives them their orders, one request
+at a time, and reads their clocks, which are one: Node's ``hrtime`` and Python's ``perf_counter``
+both count the machine's monotonic time.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import random
+import time
+import typing
+
+from geventq import JobSpec, Queue
+from tests.bench.figures import Figure, Metrics, Scenario, latency
+from tests.bench.lab import Lab, Side, percentile
+from tests.interop.child import Child
+
+__all__ = ["CANCELLING"]
+
+_BUSY: typing.Final = 100  # slots for the no-op jobs that keep a worker busy
+_PAUSE: typing.Final = 0.005  # seconds between two requests
+
+Way = typing.Literal["cancel_job", "published", "recorded"]
+
+
+def remote(
+    active: int, *, geventq: Way, npm: Way, noops: int = 0
+) -> collections.abc.Callable[[Lab, Side, int], Metrics]:
+    """From a call in one process to the job in another that hears of it; `active` jobs wait for
+    that, and `noops` others for each request keep the worker busy meanwhile."""
+
+    def run(lab: Lab, side: Side, requests: int) -> Metrics:
+        lab.client.flushall()
+        with contextlib.ExitStack() as stack:
+            queue = stack.enter_context(Queue("bench", lab.url))
+            spare = 0 if noops else requests  # the next one takes the place of a cancelled one
+            _add(queue, "wait", active + spare)
+            given = {"queue": "bench", "concurrency": active + (noops and _BUSY)}
+            worker = stack.enter_context(lab.process(side, "remote", **given))
+            asker = stack.enter_context(_asker(lab, npm if side == "npm" else geventq))
+            waiting = _hear(worker, active)
+            _add(queue, "noop", noops * requests)
+            heard, answered = [], []
+            while len(heard) < requests and (spare or lab.left("bench")["wait"]):
+                time.sleep(_PAUSE)
+                job_id = waiting.pop(random.randrange(len(waiting)))
+                answer = asker.ask({"job": job_id})
+                (told,) = worker.hear_until(lambda message: message.get("told"))
+                assert told["told"] == job_id
+                heard.append((told["at"] - answer["asked"]) / 1e3)
+                answered.append((answer["answered"] - answer["asked"]) / 1e3)
+                if spare:
+                    waiting.append(worker.hear()["waits"])
+            worker.say({})
+        if len(heard) < requests / 2:
+            raise AssertionError(f"the worker was busy for {len(heard)} of {requests} requests")
+        return latency(heard) | {"call p99": percentile(answered, 0.99)}
+
+    return run
+
+
+def _asker(lab: Lab, way: Way) -> Child:
+    side: Side = "geventq" if way == "cancel_job" else "npm"
+    asker = lab.process(side, "ask", queue="bench", how=way)
+    asker.hear()
+    return asker
+
+
+def _hear(worker: Child, active: int) -> list[str]:
+    """The ids of the first `active` jobs, when they wait and the worker listens."""
+    told = [worker.hear() for _ in range(active + 1)]
+    return [message["waits"] for message in told if "waits" in message]
+
+
+def _add(queue: Queue, name: str, count: int) -> None:
+    for first in range(0, count, 1000):
+        queue.add_bulk([JobSpec(name)] * min(1000, count - first))
+
+
+def sweep(lab: Lab, side: Side, active: int) -> Metrics:
+    """One look at the records of all active jobs."""
+    lab.client.flushall()
+    with Queue("bench", lab.url) as queue:
+        _add(queue, "wait", active)
+        with lab.process(side, "remote", queue="bench", concurrency=active) as worker:
+            _hear(worker, active)
+            with lab.server_work() as work:
+                seconds = worker.ask({"sweep": True}, timeout=60)["seconds"]
+            worker.say({})
+    return {"ms": seconds * 1e3, "lua": work[0].scripts * 1e3}
+
+
+_LATENCY: typing.Final = (
+    Figure("p50", "us", 0.7, 0.7, at_least=False),
+    Figure("p99", "us", 1.0, 1.0, at_least=False),
+)
+_CALL: typing.Final = Figure("call p99", "us", 50_000, of="value", at_least=False)
+
+CANCELLING: typing.Final = (
+    Scenario(
+        "remote1",
+        "cancel_job and the guide's bridge, 1 active",
+        remote(1, geventq="cancel_job", npm="published"),
+        200,
+        20,
+        (*_LATENCY, _CALL),
+    ),
+    Scenario(
+        "remote500",
+        "cancel_job and the guide's bridge, 500 active",
+        remote(500, geventq="cancel_job", npm="published"),
+        500,
+        50,
+        (*_LATENCY, _CALL),
+    ),
+    Scenario(
+        "publish500",
+        "the guide's message, from one Node program to both, 500 active",
+        remote(500, geventq="published", npm="published"),
+        500,
+        50,
+        (
+            *_LATENCY,
+            Figure("p99", "us", None, 2_000, of="value", at_least=False),
+        ),
+    ),
+    Scenario(
+        "record500",
+        "cancel_job, and a Node program that looks, records and publishes, 500 active",
+        remote(500, geventq="cancel_job", npm="recorded"),
+        500,
+        50,
+        _LATENCY,
+    ),
+    Scenario(
+        "remotebusy",
+        "cancel_job while no-op jobs saturate the worker",
+        remote(200, geventq="cancel_job", npm="published", noops=500),
+        200,
+        20,
+        (
+            Figure("p50", "us"),
+            Figure("p99", "us", 10_000.0, 10_000.0, of="value", at_least=False),
+            _CALL,
+        ),
+        sides=("geventq",),
+    ),
+    Scenario(
+        "sweep",
+        "one look at the records of 10,000 active jobs",
+        sweep,
+        10_000,
+        500,
+        (Figure("ms", "ms"), Figure("lua", "ms")),
+        sides=("geventq",),
+    ),
+)
