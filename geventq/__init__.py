@@ -75,6 +75,7 @@ if typing.TYPE_CHECKING:  # the same names for type checkers; a test compares th
     from geventq.options import JobSpec as JobSpec
     from geventq.queue import Queue as Queue
     from geventq.supervisor import Supervisor as Supervisor
+    from geventq.worker import Processors as Processors
     from geventq.worker import Worker as Worker
     from geventq.worker import WorkerArguments as WorkerArguments
 
@@ -94,6 +95,7 @@ _HOME: typing.Final[dict[str, str]] = {
     "LockLost": "geventq.cancellation",
     "LockLostError": "geventq.errors",
     "MultiCallResult": "geventq.control.group",
+    "Processors": "geventq.worker",
     "Queue": "geventq.queue",
     "QueueEvent": "geventq.events",
     "QueueEvents": "geventq.events",

@@ -4,12 +4,14 @@ The attempt, not a greenlet, is what is cancelled (cancellation.md 2.16): the en
 in one greenlet.  It keeps the strongest request, hands it to the token, and lets a `Ladder` kill
 the job where a request is hard.  Everything rare is made on first use.
 
-Invariant: between `end()` and ever after nothing is thrown and `request()` is `False`.
+Invariant: between `end()` and ever after nothing is thrown and `request()` is `False`; from
+`leaving()` on, where there is anything to leave, nothing but what ends a leaving that hangs.
 `request` runs in the hub's thread; nothing here yields but `reap`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import traceback
@@ -34,6 +36,9 @@ _log: typing.Final = logging.getLogger("geventq")
 
 _TRIES: typing.Final = 100  # of a step of the attempt's end, each cut by something thrown
 
+LEAVING: typing.Final = 30.0
+"""Seconds in which what was entered around a processor has to be left (2.17)."""
+
 
 class AttemptObserver(typing.Protocol):
     """Who is told."""
@@ -50,9 +55,11 @@ class Attempt:
         "__weakref__",
         "_belongings",
         "_hard",
+        "_hears",
         "_hub",
         "_kill_after",
         "_ladder",
+        "_leave_by",
         "_limit",
         "ended",
         "greenlet",
@@ -75,6 +82,7 @@ class Attempt:
         hard: bool,
         kill_after: float,
         observer: AttemptObserver,
+        hears: bool = True,
     ) -> None:
         self.job_id = job_id
         self.observer = observer
@@ -96,9 +104,15 @@ class Attempt:
         self._hub = gevent.get_hub()
         #: Made by the first hard request; from then on the one thing that throws.
         self._ladder: Ladder | None = None
-        self._limit: typing.Any = None  # the timer of the job's time limit, while it runs
+        #: The timer of the job's time limit while its processor runs, then of `_leave_by`.
+        self._limit: typing.Any = None
+        #: When `LEAVING` is over (monotonic); `None` until the processor has ended, and where
+        #: nothing was entered around it.
+        self._leave_by: float | None = None
         self._belongings: Belongings | None = None  # made with the first of them
         self.token = CancellationToken(self) if with_token else None
+        #: Whether the processor has the token: else nobody could hear a soft request.
+        self._hears = with_token and hears
 
     @staticmethod
     def of(greenlet: typing.Any) -> Attempt | None:
@@ -120,6 +134,32 @@ class Attempt:
         if timeout is not None:
             self._limit = self._hub.loop.timer(timeout)
             self._limit.start(self._time_is_up, timeout)
+
+    def leaving(self) -> typing.ContextManager[object]:
+        """The processor has ended, and in this block what was entered around it is left (2.17).
+
+        From here on requests are `False`, and nothing is thrown: a kill that was asked for is
+        over as well.  Only a leaving that takes longer than `LEAVING` seconds is killed, as one
+        whose time is up.
+        """
+        if self.ended:
+            return contextlib.nullcontext()  # in a forked child
+        self._leave_by = clock.monotonic() + LEAVING
+        if self._limit is not None:
+            self._stop_limit()
+        if self._ladder is not None:
+            self._ladder.stop()
+        self._limit = self._hub.loop.timer(LEAVING)
+        self._limit.start(self._leaves_too_long)
+        # In a shield a token's `run` and `sleep` go to their end.
+        return contextlib.nullcontext() if self.token is None else self.token.shield(LEAVING)
+
+    def _leaves_too_long(self) -> None:
+        """In the hub."""
+        self._stop_limit()
+        if self.strongest is None:
+            self._keep(Cancellation.timed_out(LEAVING, hard=True))
+        self._ladder = Ladder(self, self._hub.loop, clock.monotonic())
 
     def end(self) -> None:
         """The processor has left.  Nothing is thrown any more."""
@@ -194,7 +234,7 @@ class Attempt:
     def _time_is_up(self, seconds: float) -> None:
         """In the hub.  Where nobody could hear a soft request, the limit kills (2.15)."""
         self._stop_limit()
-        hard = self._hard or self.token is None
+        hard = self._hard or not self._hears
         self.request(Cancellation.timed_out(seconds, hard=hard), hard=hard, kill_after=None)
 
     # -- requests ------------------------------------------------------------------------------
@@ -216,10 +256,12 @@ class Attempt:
         is_hard = (self._hard or kill_after is not None) if hard is None else hard
         if self.ended or (self.greenlet is not None and self.greenlet.dead):
             return False
+        if self._leave_by is not None:
+            return False
         if request.kind == "lock_lost":
             self.was_lock_lost = True
             kill_after = 0.0
-        elif self.token is None and not is_hard:
+        elif not self._hears and not is_hard:
             return False  # a processor without a token cannot be asked softly
         if request.hard != is_hard:
             request = dataclasses.replace(request, hard=is_hard)
@@ -295,7 +337,8 @@ class Attempt:
 
     def shielded_until(self) -> float | None:
         """When the last cap of the open shields runs out; `None` without one."""
-        return None if self.token is None else scope.shielded_until(self.token)
+        until = None if self.token is None else scope.shielded_until(self.token)
+        return until if self._leave_by is None else max(self._leave_by, until or 0.0)
 
     def shield_entered(self) -> None:
         """The first shield was entered."""

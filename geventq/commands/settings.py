@@ -116,6 +116,13 @@ def _strategies(text: str) -> dict[str, str]:
     return {name: target for name, _, target in pairs}
 
 
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if not all(names):
+        raise UsageError("MODULE:NAME[,MODULE:NAME...] is needed")
+    return names
+
+
 def _reading(name: str, hint: object) -> dict[str, typing.Any]:
     """How a text becomes what the option takes, and what ``--help`` calls it."""
     if typing.get_origin(hint) is typing.Literal:
@@ -123,6 +130,8 @@ def _reading(name: str, hint: object) -> dict[str, typing.Any]:
     kinds = typing.get_args(hint) or (hint,)
     if name == "backoff_strategies":
         return {"read": _strategies, "metavar": "NAME=MODULE:FUNCTION[,...]"}
+    if name == "around":
+        return {"read": _names, "metavar": "MODULE:NAME[,...]"}
     for kind, read, metavar in (
         (job_options.Backoff, read_json, "SECONDS|JSON"),
         (job_options.Keep, read_json, "KEEP"),
@@ -143,7 +152,7 @@ def _settings(
     for name, one in described(options, defaults).items():
         if name not in without:
             text = " ".join(one.text.split()).replace("%", "%%")
-            if not (one.default is None or one.default is False or one.default == {}):
+            if one.default not in (None, False, {}, ()):
                 text += f" Default: {one.default}."
             yield Setting(name, help=text, short=_SHORT.get(name), **_reading(name, hints[name]))
 

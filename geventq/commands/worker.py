@@ -41,6 +41,7 @@ class _WorkerPlan(typing.NamedTuple):
     queue: str
     name: str | None
     strategies: dict[str, str]
+    around: list[str]
     options: dict[str, typing.Any]
 
 
@@ -110,12 +111,16 @@ def _worker_plan(place: str, options: dict[str, typing.Any]) -> _WorkerPlan:
         check_worker_name(name)
     if not isinstance(strategies, dict):
         raise UsageError(f"backoff_strategies: a table is needed, got {strategies!r}")
+    around = options.pop("around", [])
+    if not isinstance(around, list):
+        raise UsageError(f"around: a list of MODULE:NAME is needed, got {around!r}")
     plan = _WorkerPlan(
         place,
         check_name("processor", processor),
         check_queue_name(queue, "queue"),
         name,
         {one: check_name(f"backoff_strategies.{one}", path) for one, path in strategies.items()},
+        [check_name(f"around[{number}]", path) for number, path in enumerate(around)],
         options,
     )
     WorkerOptions(**options)
@@ -157,13 +162,22 @@ def _prepared(one: _WorkerPlan, plan: _Plan) -> typing.Callable[[], Worker]:
     from geventq.worker import Worker
 
     with _told_where(one.place):
-        process = _imported(one.processor)
-        strategies = {name: _imported(path) for name, path in one.strategies.items()}
+        process = _imported("process", one.processor)
+        more: dict[str, typing.Any] = {
+            "backoff_strategies": {
+                name: _imported(f"backoff_strategies.{name}", path)
+                for name, path in one.strategies.items()
+            },
+            "around": [
+                _imported(f"around[{number}]", path) for number, path in enumerate(one.around)
+            ],
+        }
 
     def make() -> Worker:
-        options = one.options | {"backoff_strategies": strategies}
         with _told_where(one.place):
-            return Worker(one.queue, process, plan.url, plan.prefix, one.name, **options)
+            return Worker(
+                one.queue, process, plan.url, plan.prefix, one.name, **one.options, **more
+            )
 
     return make
 
@@ -212,9 +226,9 @@ def check_reachable(url: str) -> str:
     return endpoint.describe()
 
 
-def _imported(path: str) -> typing.Callable[..., typing.Any]:
-    """What ``module:function`` names.  Whatever goes wrong is told as a wrong command line."""
-    from geventq.worker.processor import load_processor
+def _imported(option: str, path: str) -> typing.Any:
+    """What ``module:name`` names.  Whatever goes wrong is told as a wrong command line."""
+    from geventq.worker.callables import named
 
     module = path.partition(":")[0]
     try:
@@ -225,7 +239,10 @@ def _imported(path: str) -> typing.Callable[..., typing.Any]:
             raise UsageError(_import_failure(module, error)) from error
     except (Exception, SystemExit) as error:
         raise UsageError(_import_failure(module, error)) from error
-    return load_processor(path)
+    found = named(option, path)
+    if isinstance(found, str):
+        raise UsageError(f"{option}: {path!r} names a text, not a callable")
+    return found
 
 
 def _import_failure(module: str, error: BaseException) -> str:

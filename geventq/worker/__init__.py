@@ -10,6 +10,7 @@ run/            one job
   execution.py    what the worker knows of one attempt
   policy.py       what a job's stored options mean for its runs
   runners.py      the greenlets that jobs run in
+  around.py       what is entered around each processor, and left
   decide.py       a result or an error, and a request -> an outcome
   outcome.py      the outcomes there are
   slots.py        what is held, what runs, how many more may
@@ -28,13 +29,14 @@ told.py         the worker's events, each with its arguments
 listeners.py    who listens to them, and how they are called
 background.py   what idle, renewer, stalled and eviction have in common
 manual.py       jobs that a program takes and settles itself
-settings.py     the options;  processor.py  the user's callable
+settings.py     the options;  processor.py  the user's callables;  callables.py  found and counted
 
 Imports go upwards in this order: run/ knows nothing of the parts that use it, no part knows the
 engine, the engine knows neither its closing nor the worker.
 """
 
+from geventq.worker.processor import Processors
 from geventq.worker.settings import WorkerArguments
 from geventq.worker.worker import Worker
 
-__all__ = ["Worker", "WorkerArguments"]
+__all__ = ["Processors", "Worker", "WorkerArguments"]

@@ -34,7 +34,7 @@ from geventq.worker.subscription import Subscription
 if typing.TYPE_CHECKING:
     from geventq.worker.listeners import Listeners
     from geventq.worker.member import GroupTarget
-    from geventq.worker.processor import Processor
+    from geventq.worker.processor import Routes
     from geventq.worker.settings import WorkerOptions
 
 __all__ = ["Engine", "Part", "Setup"]
@@ -50,8 +50,7 @@ class Setup:
     worker_id: str
     worker_name: str  # empty for one without a name
     options: WorkerOptions
-    process: Processor
-    with_token: bool
+    routes: Routes
     listeners: Listeners
     worker: GroupTarget  # whom the queue's group may ask
     no_slot: typing.Callable[[], None]  # called when stuck jobs hold every slot
@@ -145,7 +144,7 @@ class Engine:
 
     def _make_life(self, setup: Setup) -> JobLife:
         return JobLife(
-            setup.process,
+            setup.routes,
             self._store,
             self.options,
             self.slots,
@@ -153,7 +152,6 @@ class Engine:
             self.giving_up,
             self.hearing,
             worker_name=self._worker_name,
-            with_token=setup.with_token,
         )
 
     def _make_subscription(self) -> Subscription:

@@ -27,6 +27,7 @@ from geventq.store.blocking import BlockingConnection
 from geventq.store.client import Client
 from geventq.store.queue_store import QueueStore
 from geventq.worker.marker import Marker
+from geventq.worker.processor import Routes
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take
 from geventq.worker.run.decide import decide, decide_again
@@ -133,7 +134,12 @@ class ManualJobs:
         )
         self._store = store = QueueStore(self._client, keys)
         self._admission = Admission(
-            store, options, worker_name=worker_name, with_token=False, overseer=self
+            store,
+            options,
+            worker_name=worker_name,
+            routes=Routes(_taken_by_hand),
+            all_tokens=False,
+            overseer=self,
         )
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
         self._is_closed = False
@@ -303,6 +309,11 @@ class ManualJobs:
 
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """Never."""
+
+
+def _taken_by_hand(job: Job) -> typing.NoReturn:
+    """What runs such a job: nothing of ours."""
+    raise AssertionError("jobs taken by hand are not run")
 
 
 def _decided(

@@ -14,6 +14,7 @@ import dataclasses
 import typing
 
 from geventq.backoff import Strategy
+from geventq.cancellation import CancellationToken
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -25,12 +26,21 @@ from geventq.checks import (
     seconds_text,
     show,
 )
+from geventq.job import Job
 from geventq.job_options import Keep
+from geventq.worker.callables import takes_token
 
 __all__ = ["DEFAULTS", "LATER", "Limiter", "WorkerArguments", "WorkerOptions"]
 
 SHORTEST_LOCK: typing.Final = 0.1
 """Seconds: a call to a busy server may take as long, and a lock must outlive it."""
+
+
+Around = (
+    typing.Callable[[Job], typing.ContextManager[object]]
+    | typing.Callable[[Job, CancellationToken], typing.ContextManager[object]]
+)
+"""Makes what is entered around a processor, of the job, or of the job and its token."""
 
 
 class Limiter(typing.TypedDict):
@@ -119,9 +129,11 @@ class WorkerArguments(typing.TypedDict, total=False):
     read first, and a message without one is ignored."""
     telemetry: object
     """What traces jobs.  Not supported yet.  Default: none."""
-    around: collections.abc.Sequence[typing.Callable[..., typing.ContextManager[object]]]
+    around: collections.abc.Sequence[Around]
     """Callables that take the job, and the token if they want it, and return a context manager
-    that is entered around the processor, in the job's greenlet.  Not supported yet."""
+    that is entered around the processor, in the job's greenlet, the first one outermost.  They
+    see what it raises, cancellations too, and swallow nothing; one that fails on entry fails the
+    job.  Leaving has 30 s, in which no kill arrives."""
 
 
 Check = typing.Callable[[str, object], object]
@@ -164,6 +176,16 @@ def _strategies(name: str, value: object) -> dict[str, Strategy]:
         if not callable(strategy):
             raise TypeError(f"{name}[{one!r}]: a callable is needed, got {show(strategy)}")
     return dict(value)
+
+
+def _around(name: str, value: object) -> tuple[Around, ...]:
+    if isinstance(value, str) or not isinstance(value, collections.abc.Sequence):
+        raise TypeError(f"{name}: a list of callables is needed, got {show(value)}")
+    for number, one in enumerate(value):
+        if not callable(one):
+            raise TypeError(f"{name}[{number}]: a callable is needed, got {show(one)}")
+        takes_token(f"{name}[{number}]", one, "; decorate it with @contextlib.contextmanager")
+    return tuple(value)
 
 
 def _later(default: T) -> T:
@@ -210,7 +232,7 @@ class WorkerOptions:
     cancel_secret: object = _later(None)
     hints: str = _row("trusted", _choice("trusted", "recorded-only"))
     telemetry: object = _later(None)
-    around: object = _later(())
+    around: tuple[Around, ...] = _row((), _around)
 
     @classmethod
     def made(cls, options: typing.Mapping[str, object]) -> WorkerOptions:

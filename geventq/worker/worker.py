@@ -34,7 +34,7 @@ from geventq.signals import heeded
 from geventq.signatures import takes
 from geventq.store.endpoint import Endpoint
 from geventq.worker.listeners import Listeners
-from geventq.worker.processor import GivenProcessor, load_processor, takes_token
+from geventq.worker.processor import GivenProcessors, Routes
 from geventq.worker.settings import DEFAULTS, WorkerArguments, WorkerOptions
 from geventq.worker.told import Event, QuietEvent, tells
 
@@ -53,7 +53,8 @@ class Worker:
     """Runs the jobs of one queue.
 
     `process` is a callable of one parameter (the job) or two (the job and a
-    `CancellationToken`), or its name as ``"package.module:function"``.  `connection` is a URL, a
+    `CancellationToken`), its name as ``"package.module:function"``, or a mapping from job names
+    to such, in which ``"*"`` stands for all other names (`Processors`).  `connection` is a URL, a
     redis-py client whose settings are taken, or `None`: ``$GEVENTQ_REDIS_URL``, else
     ``redis://127.0.0.1:6379/0``.  `prefix` is the first part of every key, `name` what Node's
     getWorkers() and a job's `processed_by` show.  Does not touch the network.  Raises
@@ -63,7 +64,7 @@ class Worker:
     def __init__(
         self,
         queue_name: str,
-        process: GivenProcessor | str,
+        process: GivenProcessors,
         connection: Given = None,
         prefix: str = "bull",
         name: str | None = None,
@@ -79,8 +80,7 @@ class Worker:
         self.name = name
         self.node = self.options.node or platform.node()
         self.id = str(uuid.uuid4())
-        self._process = load_processor(process)
-        self._with_token = takes_token(self._process)
+        self._routes = Routes(process)
         self._connection = Endpoint.given(connection)
         self._concurrency = self.options.concurrency
         self._listeners = Listeners(queue_name)
@@ -213,8 +213,7 @@ class Worker:
             worker_id=self.id,
             worker_name=self.name or "",
             options=self.options,
-            process=self._process,
-            with_token=self._with_token,
+            routes=self._routes,
             listeners=self._listeners,
             worker=self,
             no_slot=self._out_of_slots,

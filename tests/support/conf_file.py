@@ -48,8 +48,9 @@ _HEAD: typing.Final = """\
 NOT_OF_THE_WORKER: typing.Final = {
     "processor": (
         (
-            'The processor, "package.module:function", and the queue it serves. Usually both are '
-            "given on the command line. Default: none."
+            'The processor, "package.module:function", or a mapping from job names to processors, '
+            '"package.module:processors"; and the queue it serves. Usually both are given on the '
+            "command line. Default: none."
         ),
         "myapp.tasks:process",
     ),
@@ -90,7 +91,7 @@ _TAIL: typing.Final = """
 """
 
 _GROUPS: typing.Final = {
-    "what runs": "processor queue name node concurrency processes",
+    "what runs": "processor queue name node concurrency processes around",
     "closing": "close_timeout exit_when_stuck",
     "cancellation": "cancel_mode kill_after job_timeout hints",
     "locks and stalled jobs": "lock_duration lock_renew_time skip_lock_renewal stalled_interval "
@@ -109,12 +110,15 @@ _EXAMPLES: typing.Final[dict[str, object]] = {
     "remove_on_complete": {"age": 3600.0, "count": 1000},
     "remove_on_fail": {"age": 604800.0},
     "backoff_strategies": {"mine": "myapp.tasks:backoff"},
+    "around": ["myapp.hooks:timing"],
 }
 
 #: What only the file has to say of an option.
 _MORE: typing.Final = {
     "close_timeout": "With systemd, TimeoutStopSec must be larger by 5 s + kill_after (see "
     "conf/geventq.service).",
+    "around": 'Each is named as "package.module:name"; on the command line: '
+    "--around myapp.hooks:timing,... Default: none.",
     "backoff_strategies": 'Each is named as "package.module:function"; on the command line: '
     "--backoff-strategies mine=myapp.tasks:backoff,... Default: none.",
 }

@@ -65,6 +65,7 @@ def test_the_command_accepts_the_whole_file(tmp_path: pathlib.Path) -> None:
     for name in NOT_OF_THE_WORKER:
         del options[name]
     assert options.pop("backoff_strategies") == {"mine": "myapp.tasks:backoff"}
+    assert options.pop("around") == ["myapp.hooks:timing"]
     WorkerOptions(**options)
 
 

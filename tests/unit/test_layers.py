@@ -61,9 +61,10 @@ ROOMS: typing.Final = {
     ],
     "control": [{"messages"}, {"bridge", "group"}],
     "worker": [
+        {"callables"},
         {"settings", "processor", "told", "run.policy", "run.execution"},
         {"listeners"},
-        {"background", "marker", "run.slots", "run.runners", "run.outcome"},
+        {"background", "marker", "run.slots", "run.runners", "run.outcome", "run.around"},
         {"run.admission", "run.decide", "run.giving_up"},
         {"run.hearing"},
         {"run.settle_call"},

@@ -58,7 +58,7 @@ def test_every_default_is_taken_as_a_value_too() -> None:
 
 def test_an_option_of_a_later_stage_is_refused_by_name() -> None:
     others: dict[str, object] = {name: object() for name in settings.LATER}
-    assert {"limiter", "metrics", "watchdog", "isolate", "cancel_secret", "telemetry"} < set(others)
+    assert {"limiter", "metrics", "watchdog", "isolate", "telemetry"} <= set(others)
     for name, value in others.items():
         with pytest.raises(ValueError, match=f"^{name}: not supported yet, got "):
             WorkerOptions.made({name: value})
@@ -141,12 +141,16 @@ def test_without_the_source_only_the_texts_are_missing(
 # -- mypy ----------------------------------------------------------------------------------------
 
 RIGHT = """
+import contextlib
 import datetime
+from collections.abc import Iterator
+
 import gevent
 import redis
 from geventq import (
     Cancellation, CancellationToken, CancelResult, DelayedError, Job, JobCancelled, JobOptions,
-    JobSpec, Queue, QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments, detach,
+    JobSpec, Processors, Queue, QueueEvent, QueueEvents, RateLimitError, Worker, WorkerArguments,
+    detach,
 )
 
 minute = datetime.timedelta(minutes=1)
@@ -247,6 +251,36 @@ Worker("q", with_token)
 Worker("q", Exporter())
 Worker("q", Exporter().run)
 Worker("q", "tasks:process")
+Worker("q", {"plain": plain, "token": with_token, "named": "tasks:process", "*": untyped})
+processors = Processors({"named": "tasks:process"})
+
+
+@processors("export")
+def export(job: Job, token: CancellationToken) -> int:
+    return 1
+
+
+@processors("resize")
+def resize(job: Job) -> None: ...
+
+
+processors["object"] = Exporter()
+rows: int = export(job, CancellationToken())
+Worker("q", processors)
+
+
+@contextlib.contextmanager
+def timing(job: Job) -> Iterator[None]:
+    yield
+
+
+class Lease(contextlib.AbstractContextManager["Lease"]):
+    def __init__(self, job: Job, token: CancellationToken) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+Worker("q", plain, around=[timing, Lease, lambda job: contextlib.nullcontext()])
 Worker("q", lambda job: job.data)
 Worker("q", lambda job, token: token.check())
 worker = Worker(
@@ -343,6 +377,13 @@ WRONG = {
     'Worker("q", 5)': '"Worker"',
     'Worker("q", takes_nothing)': '"Worker"',
     'Worker("q", takes_three)': '"Worker"',
+    'Worker("q", {"a": takes_three})': "Dict entry",
+    'Worker("q", {5: process})': "Dict entry",
+    'Processors()("a")(takes_three)': '"P"',
+    "Processors()(process)": '"__call__"',
+    'Worker("q", process, around=[takes_nothing])': "List item",
+    'Worker("q", process, around=[process])': "List item",
+    'Worker("q", process, around=process)': '"around"',
     'worker.on("complete", lambda job, result: None)': '"on"',
     'worker.on("completed", lambda job: None)': '"on" of "Worker"',
     'worker.on("completed", takes_nothing)': '"on"',
@@ -366,7 +407,7 @@ WRONG = {
 
 BEFORE_WRONG = """
 import datetime
-from geventq import CancellationToken, Job, JobSpec, Queue, Worker, detach
+from geventq import CancellationToken, Job, JobSpec, Processors, Queue, Worker, detach
 
 minute = datetime.timedelta(minutes=1)
 queue = Queue("q")

@@ -17,6 +17,7 @@ from geventq.worker.run.policy import Policies
 
 if typing.TYPE_CHECKING:
     from geventq.job import JobStore
+    from geventq.worker.processor import Routes
     from geventq.worker.settings import WorkerOptions
 
 __all__ = ["Admission", "Made", "Take", "Taken"]
@@ -46,7 +47,8 @@ Made = typing.TypeVar("Made", bound=Execution)
 
 
 class Admission:
-    """Makes the executions of one worker.  `overseer` is told what they do."""
+    """Makes the executions of one worker, each with what runs it.  With `all_tokens` each has a
+    token; `overseer` is told what they do."""
 
     def __init__(
         self,
@@ -54,12 +56,15 @@ class Admission:
         options: WorkerOptions,
         *,
         worker_name: str,
-        with_token: bool,
+        routes: Routes,
+        all_tokens: bool,
         overseer: Overseer,
     ) -> None:
         self._store = store
         self._worker_name = worker_name.encode()
-        self._with_token = with_token
+        self._route = routes.only
+        self._route_of = routes.of
+        self._all_tokens = all_tokens
         self._hard = options.cancel_mode == "hard"
         self._kill_after = options.kill_after
         self._max_started = options.max_started_attempts
@@ -99,16 +104,19 @@ class Admission:
             policy = self._policies.of(fields.get(b"opts", b""))
         except ValueError as error:
             policy, defect = self._policies.of(b""), defect or str(error)
+        route = self._route or self._route_of(job.name)
         attempt = Attempt(
             job_id,
-            with_token=self._with_token,
+            with_token=route.takes_token or self._all_tokens,
             hard=self._hard,
             kill_after=self._kill_after,
             observer=self._overseer,
+            hears=route.takes_token,
         )
         most = self._max_started
         counters = made, started, stalls
         execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._overseer, most)
+        execution.route = route
         execution.take_place = place
         execution.requests_known = take.requests
         job.owned_by(execution)

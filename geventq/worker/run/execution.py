@@ -15,6 +15,7 @@ from geventq.errors import GeventqError
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
+    from geventq.worker.processor import Route
     from geventq.worker.run.policy import RunPolicy
 
 __all__ = ["Execution", "Heard", "Overseer"]
@@ -64,6 +65,7 @@ class Execution:
         "policy",
         "renewed_at",
         "requests_known",
+        "route",
         "stalls",
         "stamped_at",
         "take_place",
@@ -99,6 +101,8 @@ class Execution:
         self.attempts_made, self.attempts_started, self.stalls = counters
         self.max_started = max_started  # the worker's ``max_started_attempts``
         self.overseer = overseer
+        #: What runs the job; there once it is admitted.
+        self.route: Route
         #: Why the job fails without running; `None` for one that may run.
         self.unrunnable: str | None = None
         #: What was asked of it from elsewhere, made with the first request: something is recorded

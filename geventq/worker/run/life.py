@@ -26,6 +26,7 @@ from geventq.errors import GeventqError, JobCancelled, RateLimitError, Unrecover
 from geventq.hubs import interrupt_main
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take, Taken
+from geventq.worker.run.around import Arounds
 from geventq.worker.run.decide import NotEnded, decide, decide_again
 from geventq.worker.run.hearing import answer_late
 from geventq.worker.run.runners import Runners, untouched
@@ -42,7 +43,7 @@ if typing.TYPE_CHECKING:
     from geventq.cancellation import Attempt
     from geventq.job import Job, JobStore
     from geventq.worker.listeners import Listeners
-    from geventq.worker.processor import Processor
+    from geventq.worker.processor import Routes
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.giving_up import GivingUp
     from geventq.worker.run.hearing import Hearing
@@ -103,7 +104,7 @@ class JobLife:
 
     def __init__(
         self,
-        process: Processor,
+        routes: Routes,
         store: JobStore,
         options: WorkerOptions,
         slots: Slots,
@@ -112,10 +113,8 @@ class JobLife:
         hearing: Hearing,
         *,
         worker_name: str,
-        with_token: bool,
     ) -> None:
-        self._process = process
-        self._with_token = with_token
+        self._arounds = Arounds(options.around, store.queue_name) if options.around else None
         self._queue_name = store.queue_name
         self._job_timeout = options.job_timeout
         self._strategies = options.backoff_strategies
@@ -125,7 +124,12 @@ class JobLife:
         self._giving_up = giving_up
         self._hearing = hearing
         self._admission = Admission(
-            store, options, worker_name=worker_name, with_token=with_token, overseer=self
+            store,
+            options,
+            worker_name=worker_name,
+            routes=routes,
+            all_tokens=self._arounds is not None and self._arounds.take_token,
+            overseer=self,
         )
         self.runners = Runners(self.run, self.run_failed, store.queue_name, untouched=untouched())
         self._callbacks: weakref.WeakSet[Callback] = weakref.WeakSet()  # that outlived their jobs
@@ -227,10 +231,13 @@ class JobLife:
         else:
             attempt.begin(getcurrent(), execution.policy.timeout or self._job_timeout)
             try:
-                if self._with_token:
-                    result = self._process(execution.job, attempt.token)
+                route = execution.route
+                if self._arounds is not None:
+                    result = self._arounds.run(execution)
+                elif route.takes_token:
+                    result = route.process(execution.job, attempt.token)
                 else:
-                    result = self._process(execution.job)
+                    result = route.process(execution.job)
             except BaseException as raised:  # noqa: BLE001 (`decide` tells them apart)
                 attempt.release(raised)
                 attempt.end()

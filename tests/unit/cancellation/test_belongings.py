@@ -117,8 +117,8 @@ def test_what_the_jobs_code_starts_dies_whatever_its_target(
     played(
         """
         import jobs
-        from geventq.worker.processor import load_processor
-        load_processor("jobs:process")
+        from geventq.worker.processor import Routes
+        Routes("jobs:process")
         before = threading.active_count()
         killed(lambda token: jobs.process(log))
         eventually(lambda: threading.active_count() == before)
