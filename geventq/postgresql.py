@@ -40,8 +40,21 @@ def wait_in_hub() -> bool:
 def _wait(connection: typing.Any) -> None:
     """Called by psycopg2 wherever it has to wait for the server.  Yields to the hub.
 
-    A kill that lands here leaves an answer under way: psycopg2 then closes the connection.
+    What is thrown here, a kill above all, leaves an answer under way: psycopg2 then closes the
+    connection, and the server is told to stop the query.
     """
+    try:
+        _wait_until_done(connection)
+    except BaseException:
+        from geventq.cancellation import databases  # imports socket: not before monkey-patching
+
+        extensions = sys.modules["psycopg2.extensions"]
+        if connection.info.transaction_status == extensions.TRANSACTION_STATUS_ACTIVE:
+            databases.cancel_psycopg2_soon(connection)
+        raise
+
+
+def _wait_until_done(connection: typing.Any) -> None:
     from gevent.socket import wait_read, wait_write  # imports socket: not before monkey-patching
 
     extensions = sys.modules["psycopg2.extensions"]

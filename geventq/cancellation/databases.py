@@ -1,14 +1,16 @@
-"""`token.cancels(connection)`: a cancellation also stops the query in the database.
+"""How the query that runs on a connection is stopped in its database, driver by driver.
 
-Killing a greenlet inside a driver leaves the server working (cancellation.md 2.11).  For
-psycopg2 the cancel is libpq's own `PQcancel`, called by ctypes in a native thread, because
-`connection.cancel()` keeps the interpreter's lock while the server is silent; for PyMySQL it is
-``KILL QUERY`` over a second connection with the first one's settings.
+Killing a greenlet inside a driver leaves the server working (cancellation.md 2.11).  PostgreSQL
+is told by libpq: psycopg 3's cancel connection is driven here and waits in the hub; for psycopg2,
+and where libpq is older than 17, it is libpq's own `PQcancel`, called by ctypes in a native
+thread, because the drivers' `cancel()` keeps the interpreter's lock while the server is silent.
+MySQL and MariaDB are told by ``KILL QUERY`` over a second connection.
 
-No driver is imported here: whoever holds a connection has imported it.  The cancel itself runs
-in the greenlet of an `on_cancel` callback.  It shares nothing with users' calls that may hang:
+No driver is imported here: whoever holds a connection has imported it.  A cancel runs in the
+greenlet of an `on_cancel` callback.  It shares nothing with users' calls that may hang:
 native threads come from a small pool of its own, as the hub's may be full of name look-ups that
-nobody can cancel; and no name is looked up, the second connection goes where the first one went.
+nobody can cancel; and no name is looked up, PyMySQL's second connection goes where the first one
+went.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ import gevent
 from gevent import monkey
 from gevent.threadpool import ThreadPool
 
-__all__ = ["cancels"]
+__all__ = [
+    "cancel_psycopg",
+    "cancel_psycopg2",
+    "cancel_psycopg2_soon",
+    "cancel_pymysql",
+    "interrupt_sqlite",
+    "kill_mysql",
+]
 
 _ERROR_SIZE: typing.Final = 256
 
@@ -33,52 +42,6 @@ _THREADS: typing.Final = 8
 _IDLE: typing.Final = 1
 #: Seconds in which MySQL's server has to take the second connection.
 _PATIENCE: typing.Final = 1.0
-
-
-class Handle(typing.Protocol):
-    """A registered callback."""
-
-    def undo(self) -> bool:
-        """Take it back; `False` if it was started already."""
-
-    def join(self) -> None:
-        """Wait until it has ended."""
-
-
-Register = typing.Callable[[typing.Callable[[], None]], Handle]
-"""`CancellationToken.on_cancel`."""
-
-
-def cancels(register: Register, connection: typing.Any) -> typing.ContextManager[None]:
-    """The whole of `CancellationToken.cancels`."""
-    return _while_registered(register, _canceller_of(connection))
-
-
-@contextlib.contextmanager
-def _while_registered(
-    register: Register, cancel: typing.Callable[[], None]
-) -> typing.Iterator[None]:
-    handle = register(cancel)
-    try:
-        yield
-    finally:
-        # A cancel under way must not reach the next query of this connection.
-        if not handle.undo():
-            handle.join()
-
-
-def _canceller_of(connection: typing.Any) -> typing.Callable[[], None]:
-    psycopg2 = sys.modules.get("psycopg2.extensions")
-    if psycopg2 is not None and isinstance(connection, psycopg2.connection):
-        return functools.partial(_cancel_postgresql, connection)
-    pymysql = sys.modules.get("pymysql.connections")
-    if pymysql is not None and isinstance(connection, pymysql.Connection):
-        return functools.partial(_cancel_mysql, connection)
-    kind = type(connection)
-    raise TypeError(
-        "token.cancels() takes a connection of psycopg2 or PyMySQL, "
-        f"not {kind.__module__}.{kind.__qualname__}"
-    )
 
 
 def _own_pool() -> ThreadPool:
@@ -91,17 +54,60 @@ def _own_pool() -> ThreadPool:
     return pool
 
 
-def _cancel_postgresql(connection: typing.Any) -> None:
+def cancel_psycopg2(connection: typing.Any) -> None:
+    """Stop what runs on a connection of psycopg2.  Yields."""
+    if not connection.closed:
+        _cancel_by_libpq(connection.pgconn_ptr, "psycopg2", connection.cancel)
+
+
+def cancel_psycopg2_soon(connection: typing.Any) -> None:
+    """The same where the connection is closed at once, with its query under way: the server would
+    work on.  Yields only if many others are being told."""
+    libpq = _libpq("psycopg2")
+    request = None if libpq is None else libpq.PQgetCancel(connection.pgconn_ptr)
+    if request:
+        _own_pool().spawn(_send_cancel, libpq, request)
+
+
+def cancel_psycopg(connection: typing.Any) -> None:
+    """Stop what runs on a connection of psycopg 3.  Yields."""
     if connection.closed:
         return
-    libpq = _libpq()
+    pgconn = connection.pgconn
+    capabilities = getattr(sys.modules["psycopg"], "capabilities", None)  # since 3.2
+    if capabilities is not None and capabilities.has_cancel_safe():
+        _cancel_by_second_link(pgconn.cancel_conn())
+    else:
+        _cancel_by_libpq(pgconn.pgconn_ptr, "psycopg_", pgconn.get_cancel().cancel)
+
+
+def _cancel_by_second_link(link: typing.Any) -> None:
+    """`link` is a `PGcancelConn`: it knows the server's address, and never blocks."""
+    from gevent.socket import wait_read, wait_write  # imports socket: not before monkey-patching
+
+    status = sys.modules["psycopg"].pq.PollingStatus
+    try:
+        link.start()
+        while (state := link.poll()) != status.OK:
+            if state == status.READING:
+                wait_read(link.socket)
+            elif state == status.WRITING:
+                wait_write(link.socket)
+            else:
+                raise RuntimeError(f"PostgreSQL was not told: {link.get_error_message()}")
+    finally:
+        link.finish()
+
+
+def _cancel_by_libpq(pointer: int, driver: str, cancel: typing.Callable[[], typing.Any]) -> None:
+    libpq = _libpq(driver)
     pool = _own_pool()
     if libpq is None:
-        pool.apply(connection.cancel)
+        pool.apply(cancel)
         return
     # PQgetCancel copies what it needs, at once and without I/O, while the connection is open;
     # only the copy goes to the thread, so that closing the connection meanwhile does no harm.
-    request = libpq.PQgetCancel(connection.pgconn_ptr)
+    request = libpq.PQgetCancel(pointer)
     if request:
         pool.apply(_send_cancel, (libpq, request))
 
@@ -117,19 +123,21 @@ def _send_cancel(libpq: typing.Any, request: int) -> None:
 
 
 @functools.cache
-def _libpq() -> typing.Any:
-    """The very libpq that psycopg2 is linked with, or `None`.
+def _libpq(driver: str) -> typing.Any:
+    """The very libpq that the driver is linked with, or `None`.
 
-    Another build of it could not read the same connection object.  psycopg2-binary brings its
-    own; what the process has mapped tells which one it is.
+    Another build of it could not read the same connection object.  The drivers' wheels bring
+    their own, in a directory that begins with `driver`; what the process has mapped tells which
+    one it is.
     """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             paths = {line.split(maxsplit=5)[5].strip() for line in maps if "libpq" in line}
     except OSError:
         return None
-    bundled = [path for path in paths if "psycopg2" in path]
-    found = bundled or [path for path in paths if "libpq" in path.rpartition("/")[2]]
+    files = {path for path in paths if "libpq" in path.rpartition("/")[2]}
+    bundled = [path for path in files if driver in path]
+    found = bundled or [path for path in files if "psycopg" not in path]
     if len(found) != 1:
         return None  # none, or several and no telling which
     try:
@@ -144,7 +152,8 @@ def _libpq() -> typing.Any:
     return libpq
 
 
-def _cancel_mysql(connection: typing.Any) -> None:
+def cancel_pymysql(connection: typing.Any) -> None:
+    """Stop what runs on a connection of PyMySQL.  Yields."""
     if not connection.open:
         return
     thread_id = int(connection.thread_id())
@@ -193,3 +202,25 @@ def _connected(peer: tuple[typing.Any, ...], bind_address: str | None) -> socket
         sock.close()
         raise
     return sock
+
+
+def kill_mysql(connect: typing.Callable[[], typing.Any], thread_id: int) -> None:
+    """Stop what runs on MySQL's connection `thread_id`, over another one that `connect` makes.
+
+    For drivers in C, which block whoever calls them: it runs in a native thread.  Yields.
+    """
+    _own_pool().apply(_kill_over, (connect, thread_id))
+
+
+def _kill_over(connect: typing.Callable[[], typing.Any], thread_id: int) -> None:
+    second = connect()
+    try:
+        second.cursor().execute(f"KILL QUERY {thread_id}")
+    finally:
+        second.close()
+
+
+def interrupt_sqlite(connection: typing.Any) -> None:
+    """Stop what runs on a connection of sqlite3, in another native thread.  Does not yield."""
+    with contextlib.suppress(sys.modules["sqlite3"].ProgrammingError):  # closed meanwhile
+        connection.interrupt()

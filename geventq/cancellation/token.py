@@ -138,13 +138,18 @@ class CancellationToken(scope.TokenState):
     def cancels(self, connection: typing.Any) -> typing.ContextManager[None]:
         """Inside the block, a cancellation also stops what `connection` runs in its database.
 
-        For connections of psycopg2 and PyMySQL; `TypeError` for any other.  The query then
-        ends with the driver's own error.  Leaving the block waits for a cancel that is under
-        way, so that it never hits the connection's next query.
-        """
-        from geventq.cancellation import databases  # not before a program is monkey-patched
+        Takes a connection of psycopg2, psycopg 3, PyMySQL or sqlite3; what wraps one, which is
+        asked for it when the cancellation comes: SQLAlchemy's `Connection`, `Session`,
+        `scoped_session` and pooled connection, Django's `connection`; or a function that stops
+        the query, which is called as `on_cancel` calls one.  `TypeError` for anything else.
 
-        return databases.cancels(self.on_cancel, connection)
+        The query then ends with the driver's own error, and the connection goes on after a
+        rollback.  Leaving the block waits for a cancel that is under way, so that it never hits
+        the connection's next query.
+        """
+        from geventq.cancellation import connections  # not before a program is monkey-patched
+
+        return connections.cancels(self.on_cancel, connection)
 
     def link(self, timeout: Seconds | None = None) -> CancellationToken:
         """A child token: cancelled with this one, or by its own deadline of `timeout` seconds.

@@ -106,30 +106,31 @@ def test_a_hard_cancel_ends_a_query_and_its_job(
     eventually(lambda: not postgresql_runs(postgresql_dsn, mark))
 
 
-def test_a_kill_in_a_query_closes_its_connection(
+def test_a_kill_in_a_query_closes_its_connection_and_ends_the_query(
     green: None,
     postgresql_dsn: str,  # noqa: F811
     make: Make,
     queue: Queue,
 ) -> None:
-    """2.14: without `token.cancels` PostgreSQL works on, but the answer that is under way can
-    reach nobody: psycopg2 has closed the connection."""
+    """2.11, 2.14: also without `token.cancels`, in code that has no token: the answer that is
+    under way can reach nobody, since psycopg2 has closed the connection, and the server is told."""
     seen: list[typing.Any] = []
 
-    def process(job: Job, token: CancellationToken) -> None:
+    def process(job: Job) -> None:
         connection = psycopg2.connect(postgresql_dsn)
         seen.append(connection)
-        connection.cursor().execute("select pg_sleep(25)")
+        connection.cursor().execute(f"select pg_sleep(25) /* {queue.prefix} */")
 
     worker = make(process)
     job = queue.add("query")
-    eventually(lambda: seen and seen[0].status == psycopg2.extensions.STATUS_BEGIN)
+    eventually(lambda: postgresql_runs(postgresql_dsn, queue.prefix))
     assert worker.cancel_job(job.id, "enough", hard=True, retry=False)
     eventually(lambda: queue.get_job_state(job.id) == "failed")
     assert seen[0].closed
     found = queue.get_job(job.id)
     assert found is not None
     assert found.failed_reason == "Job cancelled: enough"
+    eventually(lambda: not postgresql_runs(postgresql_dsn, queue.prefix))
 
 
 def test_somebody_elses_callback_stays(postgresql_dsn: str) -> None:  # noqa: F811

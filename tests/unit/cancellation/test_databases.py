@@ -1,4 +1,4 @@
-"""`token.cancels`: the database stops too (cancellation.md 2.11)."""
+"""`token.cancels` with drivers: the database stops too (cancellation.md 2.11)."""
 
 from __future__ import annotations
 
@@ -238,9 +238,3 @@ def test_a_cancel_in_mariadb_looks_no_name_up(
     canceller.join()
     query(connection.close)
     front.stop()
-
-
-def test_another_kind_of_connection_is_refused() -> None:
-    """2.11: what is supported is named."""
-    with pytest.raises(TypeError, match=r"psycopg2 or PyMySQL, not builtins\.object"):
-        CancellationToken().cancels(object())
