@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
 
     asking.add_arguments(command("cancel", "cancel jobs, wherever they are", asking.cancel))
     queues.add_retry_arguments(command("retry", "run failed jobs again", queues.retry))
+    queues.add_clean_arguments(command("clean", "delete old jobs", queues.clean))
     top.add_arguments(command("top", "watch queues and running jobs, and cancel them", top.top))
     for name, what, run in (
         ("pause", "let no worker take jobs of a queue", queues.pause),

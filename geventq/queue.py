@@ -26,6 +26,7 @@ from geventq.checks import (
     check_name,
     check_prefix,
     check_queue_name,
+    check_seconds,
     check_text,
     is_queue_key,
     show,
@@ -350,6 +351,19 @@ class Queue:
             raise TypeError(f"where: a callable is needed, got {show(where)}")
         return self._store.chosen(name=name, state=state, where=where)
 
+    def unfinished_ids(self, state: str | None = None) -> typing.Iterator[tuple[str, list[str]]]:
+        """States, and ids of jobs in them, page by page: of `state` (one that has ended as well),
+        or of all in which jobs have not ended.
+
+        The jobs themselves are not read; one that moves meanwhile may come twice.  Raises
+        `ValueError` for an unknown state.  Each page yields to the hub.
+        """
+        from geventq.store.queue_store import UNFINISHED
+
+        for one in UNFINISHED if state is None else _known_states((state,)):
+            for page in self._store.id_pages(one):
+                yield one, page
+
     def retry_jobs(
         self, state: typing.Literal["failed", "completed"] = "failed", *, until: float | None = None
     ) -> int:
@@ -368,6 +382,48 @@ class Queue:
         """Let all delayed jobs run now, whatever their priority, as with BullMQ.  Returns how
         many went.  Yields to the hub."""
         return self._store.promote_jobs()
+
+    def drain(self, delayed: bool = False) -> None:
+        """Delete all jobs that wait to run, with or without a priority, and with `delayed` the
+        delayed ones; what runs or has ended stays, and so does the planned run of a scheduler.
+
+        There is no event of it, as with BullMQ: a parent in this queue that waited for nothing
+        else goes, too.  Who waits for a job's end is told that it is gone.  Yields to the hub.
+        """
+        self._store.drain(check_flag("delayed", delayed))
+
+    def clean(
+        self,
+        grace: Seconds,
+        limit: int = 1000,
+        state: typing.Literal[
+            "completed", "failed", "waiting", "prioritized", "delayed", "active"
+        ] = "completed",
+    ) -> list[str]:
+        """Delete jobs of a state that are `grace` seconds old or more, the oldest first, `limit` at
+        most (0: all).  Returns the ids of those that went.
+
+        A finished job's age counts from its end, another's from its last run, else from its
+        `timestamp`.  Of active ones only those go that no worker holds a lock of; never the
+        planned run of a scheduler.  Raises `ValueError` or `TypeError` for a bad argument;
+        `RedisUnavailableError`, whose `results` are the ids known to be gone.  Yields to the hub.
+        """
+        from geventq.store.clearing import CLEANED
+
+        if not isinstance(state, str) or state not in CLEANED:
+            raise ValueError(f"state: one of {', '.join(CLEANED)} is needed, got {show(state)}")
+        until_ms = clock.wall_ms() - int(check_seconds("grace", grace) * 1000)
+        return self._store.clean(state, until_ms, check_integer("limit", limit, 0))
+
+    def obliterate(self, force: bool = False) -> None:
+        """Delete the queue with its jobs, its events, its schedulers and its settings.
+
+        It is paused meanwhile.  While jobs run it is refused by a `GeventqError`, and stays paused,
+        as with BullMQ; with `force` they are deleted too, and what their workers write is refused.
+        Jobs that wait for children stay, as with BullMQ.  Of many jobs it takes many calls: after
+        an outage call it again.  Yields to the hub.
+        """
+        self._store.obliterate(check_flag("force", force))
 
     def trim_events(self, length: int) -> int:
         """Cut the event stream to about `length` entries.  Yields to the hub."""

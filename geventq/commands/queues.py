@@ -1,4 +1,4 @@
-"""``geventq pause``, ``resume``, ``retry`` and ``workers``: what is done to a whole queue."""
+"""``geventq pause``, ``resume``, ``retry``, ``clean`` and ``workers``: of a whole queue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import typing
 
+from geventq.checks import check_integer
 from geventq.commands import settings
 from geventq.commands.console import Console, safe
 from geventq.commands.jobs import queue_of
@@ -14,7 +15,15 @@ from geventq.errors import GeventqError, RedisUnavailableError
 if typing.TYPE_CHECKING:
     from geventq.queue import Queue
 
-__all__ = ["add_retry_arguments", "pause", "resume", "retry", "workers"]
+__all__ = [
+    "add_clean_arguments",
+    "add_retry_arguments",
+    "clean",
+    "pause",
+    "resume",
+    "retry",
+    "workers",
+]
 
 _REFUSED: typing.Final = 1
 
@@ -85,6 +94,38 @@ def _retried(queue: Queue, job_id: str, state: typing.Any) -> str:
         found = queue.get_job_state(job_id)
         return "not_found" if found == "unknown" else found
     return "retried"
+
+
+def add_clean_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` what `clean` reads."""
+    from geventq.store.clearing import CLEANED
+
+    parser.epilog = "Of active jobs only those go that no worker holds a lock of."
+    add = parser.add_argument
+    add("queue", metavar="QUEUE")
+    add("--state", choices=CLEANED, default="completed", help="where they are (completed)")
+    add("--grace", metavar="SECONDS", help="leave those that are younger (0)")
+    add("--limit", metavar="N", help="the N oldest at most (all)")
+
+
+def clean(given: argparse.Namespace) -> int:
+    """Delete jobs of a state that are old enough."""
+    grace = settings.seconds("--grace", given.grace) or 0.0
+    limit = 0
+    if given.limit is not None:
+        limit = check_integer("--limit", settings.whole("--limit", given.limit), 1)
+    failure: GeventqError | None = None
+    with queue_of(given) as queue:
+        try:
+            gone = queue.clean(grace, limit, given.state)
+        except GeventqError as error:  # what was done before it is told all the same
+            failure, gone = error, list(error.results)
+    console = Console(given.json)
+    console.data({"queue": given.queue, "cleaned": len(gone), "ids": gone})
+    console.line(f"deleted {len(gone)} {given.state} jobs of {safe(given.queue)}")
+    if failure is not None:
+        raise failure
+    return 0
 
 
 def workers(given: argparse.Namespace) -> int:

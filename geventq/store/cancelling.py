@@ -14,7 +14,7 @@ from geventq.cancel_request import CancelResult
 from geventq.checks import is_queue_key
 from geventq.errors import GeventqError
 from geventq.store.cancel_calls import CancelCalls
-from geventq.store.receipts import Receipt, refuse_own_job
+from geventq.store.receipts import Receipt
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import Request
@@ -69,7 +69,6 @@ class Cancelling:
         if request.wait is None:
             self._send()
             return self._all()
-        refuse_own_job(self._possible, self._queue_name)
         deadline = clock.monotonic() + request.wait
         receipts = {one: Receipt(request.nonce, retry=request.retry) for one in self._possible}
         with ends.listening(receipts):

@@ -20,20 +20,22 @@ from geventq.record import record_of
 from geventq.store.client import Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
+from geventq.store.walking import LISTS, id_pages
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import CancelResult, Request
     from geventq.cancellation import Cancellation
+    from geventq.store.clearing import Clearing
     from geventq.store.job_ends import JobEnds
 
-__all__ = ["NewJob", "QueueStore"]
+__all__ = ["UNFINISHED", "NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
 
-_UNFINISHED: typing.Final = ("waiting", "prioritized", "delayed", "waiting-children", "active")
-_LISTS: typing.Final = ("active", "waiting")
+UNFINISHED: typing.Final = ("waiting", "prioritized", "delayed", "waiting-children", "active")
+"""Where jobs are that have not ended; `active` is the last, for that is where others go."""
+
 _PAGE: typing.Final = 1000  # hashes read in one round trip
-_IDS: typing.Final = 10_000  # ids in one round trip
 
 log = logging.getLogger("geventq")
 
@@ -49,6 +51,11 @@ class QueueStore:
     @property
     def queue_name(self) -> str:
         return self.keys.name
+
+    @property
+    def home(self) -> tuple[object, ...]:
+        """The server, as it is addressed, the database and the keys: equal for one queue."""
+        return (*self._client.endpoint.server, self._client.database, self.keys.base)
 
     @property
     def timeout(self) -> float:
@@ -127,14 +134,14 @@ class QueueStore:
         ranges = [self._range(state, start, end, ascending) for state in states]
         ids: list[str] = []
         for state, found in zip(states, self._client.pipeline(ranges, again=True), strict=True):
-            if state in _LISTS and ascending:
+            if state in LISTS and ascending:
                 found.reverse()  # new ones enter on the left
             ids += [job_id.decode("utf-8", "replace") for job_id in found]
         return self.read_all(ids)
 
     def _range(self, state: str, start: int, end: int, ascending: bool) -> tuple[Argument, ...]:
         key = getattr(self.keys, STATES[state])
-        if state in _LISTS:
+        if state in LISTS:
             first, last = (-end - 1, -start - 1) if ascending else (start, end)
             return ("LRANGE", key, first, last)
         return ("ZRANGE" if ascending else "ZREVRANGE", key, start, end)
@@ -263,9 +270,14 @@ class QueueStore:
     ) -> list[CancelResult]:
         """Cancel jobs, or tell what would happen: see `geventq.store.cancelling`."""
         from geventq.store.cancelling import Cancelling
+        from geventq.store.receipts import refuse_own_job
 
         asked = Cancelling(self._client, self.keys, request, job_ids)
-        return asked.dry_run() if dry_run else asked.carry_out(self.ends_of_jobs())
+        if dry_run:
+            return asked.dry_run()
+        if request.wait is not None:
+            refuse_own_job(job_ids, self.home)
+        return asked.carry_out(self.ends_of_jobs())
 
     def chosen(
         self,
@@ -276,34 +288,30 @@ class QueueStore:
     ) -> list[str]:
         """The ids of the jobs that all of the filters choose; without a state, of all that have
         not ended.  Active ones are looked at last, so that a take in between hides none."""
-        states = _UNFINISHED if state is None else (state,)
-        ids = list(dict.fromkeys(job_id for one in states for job_id in self.ids(one)))
+        states = UNFINISHED if state is None else (state,)
+        pages = (page for one in states for page in self.id_pages(one))
         if name is None and where is None:
-            return ids
-        return [
-            job.id
-            for job in self.read_all(ids)
-            if (name is None or job.name == name) and (where is None or where(job))
-        ]
+            return list(dict.fromkeys(job_id for page in pages for job_id in page))
+        found: dict[str, None] = {}
+        for page in pages:
+            found |= dict.fromkeys(
+                job.id
+                for job in self._each(page)
+                if (name is None or job.name == name) and (where is None or where(job))
+            )
+        return list(found)
 
-    def ids(self, state: str) -> typing.Iterator[str]:
-        """The ids of all jobs in a state, page by page; one that moves meanwhile may come twice.
-        From the end that is not taken from, so that none is missed by that."""
-        key, first = getattr(self.keys, STATES[state]), 0
-        command = "LRANGE" if state in _LISTS else "ZREVRANGE"
-        while True:
-            page = self._client.execute(command, key, first, first + _IDS - 1, again=True)
-            yield from map(_id, page)
-            first += _IDS
-            if len(page) < _IDS:
-                return
+    def id_pages(self, state: str) -> typing.Iterator[list[str]]:
+        """The ids of all jobs in a state: see `geventq.store.walking`."""
+        return id_pages(self._client, self.keys, state)
 
     def read_all(self, ids: typing.Sequence[str]) -> list[Job]:
         """The jobs that there are of these ids, in order."""
-        jobs: list[Job] = []
+        return list(self._each(ids))
+
+    def _each(self, ids: typing.Sequence[str]) -> typing.Iterator[Job]:
         for first in range(0, len(ids), _PAGE):
-            jobs += self._read_all(ids[first : first + _PAGE])
-        return jobs
+            yield from self._read_all(ids[first : first + _PAGE])
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         code = self._client.script(
@@ -369,6 +377,20 @@ class QueueStore:
             count, there_may_be_more = self._client.script(load(name), self.keys, args)
             moved += count
         return moved
+
+    def drain(self, delayed: bool) -> None:
+        self._clearing().drain(delayed)
+
+    def clean(self, state: str, until_ms: int, limit: int) -> list[str]:
+        return self._clearing().clean(state, until_ms, limit)
+
+    def obliterate(self, force: bool) -> None:
+        self._clearing().obliterate(force)
+
+    def _clearing(self) -> Clearing:
+        from geventq.store.clearing import Clearing
+
+        return Clearing(self._client, self.keys)
 
     def set_max_events(self, length: int | None) -> None:
         """Say how long the event stream is to be; `None` says the default if nobody has yet

@@ -95,10 +95,11 @@ class Receipt(Waiter):
         )
 
 
-def refuse_own_job(job_ids: typing.Iterable[str], queue_name: str) -> None:
-    """Raises `GeventqError` for a job that would wait for its own end."""
+def refuse_own_job(job_ids: typing.Container[str], home: object) -> None:
+    """Raises `GeventqError` for a job that would wait for its own end; `home` is where those of
+    `job_ids` are stored."""
     attempt = Attempt.of(getcurrent())
-    if attempt is not None and not attempt.ended and attempt.job_id in job_ids:
-        raise GeventqError(
-            f"job {attempt.job_id} of queue {queue_name} cannot wait for its own cancellation"
-        )
+    if attempt is None or attempt.ended or attempt.observer.home != home:
+        return
+    if attempt.job_id in job_ids:
+        raise GeventqError(f"job {attempt.job_id} cannot wait for its own cancellation")

@@ -227,6 +227,45 @@ def test_jobs_are_retried_one_by_one(here: Here, queue: Queue, make: Make) -> No
     assert here("retry", "q", "a") == (0, f"{'a':>12}  retried\n", "")
 
 
+def test_old_jobs_are_deleted(
+    here: Here, queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """All that have completed, unless something else is said; no grace by default."""
+    _failed(queue, make, "a", "b")
+    queue.add("n", job_id="c")
+    assert here("clean", "q") == (0, "deleted 0 completed jobs of q\n", "")
+    status, out, _ = here("clean", "q", "--state", "failed", "--grace", "60", "--json")
+    assert (status, json.loads(out)) == (0, {"queue": "q", "cleaned": 0, "ids": []})
+    redis_client.zadd(f"{prefix}:q:failed", {"a": 1})
+    status, out, _ = here("clean", "q", "--state", "failed", "--limit", "1", "--json")
+    assert (status, json.loads(out)) == (0, {"queue": "q", "cleaned": 1, "ids": ["a"]})
+    assert here("clean", "q", "--state", "failed") == (0, "deleted 1 failed jobs of q\n", "")
+    assert here("clean", "q", "--state", "waiting")[0] == 0
+    assert queue.get_job_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "QUEUE"),
+        (("q", "--state", "waiting-children"), "--state"),
+        (("q", "--grace", "soon"), "--grace: seconds"),
+        (("q", "--grace", "-1"), "grace: seconds must not"),
+        (("q", "--limit", "0"), "--limit: at least 1"),
+        (("q", "--limit", "x"), "--limit"),
+        (("q", "an-id"), "an-id"),
+    ],
+)
+def test_a_wrong_clean_is_2_and_deletes_nothing(
+    here: Here, queue: Queue, words: tuple[str, ...], said: str
+) -> None:
+    queue.add("n")
+    status, out, err = here("clean", *words, "--json")
+    assert (status, out) == (2, "")
+    assert said in err
+    assert queue.get_job_count() == 1
+
+
 def test_workers_are_told(here: Here, make: Make) -> None:
     assert here("workers", "q", "--json") == (0, "[]\n", "")
     assert here("workers", "q") == (0, "no workers of q\n", "")

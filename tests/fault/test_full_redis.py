@@ -228,6 +228,23 @@ def test_the_keeping_of_a_queue_goes_on(tight: Tight) -> None:
         }
 
 
+def test_jobs_are_deleted(tight: Tight) -> None:
+    """wire-format 9.15-9.17: that is what helps such a server."""
+    tight.queue.add_bulk([JobSpec("n"), JobSpec("n", options={"delay": 60})])
+    for place in ("failed", "completed"):
+        job = tight.queue.add("n")
+        tight.raw.lrem("bull:q:wait", 0, job.id)
+        tight.raw.zadd(f"bull:q:{place}", {job.id: 1})
+    tight.raw.hdel("bull:q:meta", "opts.maxLenEvents")
+    tight.fill()
+    assert len(tight.queue.clean(0, state="failed")) == 1
+    assert len(tight.queue.clean(0, state="waiting")) == 1
+    tight.queue.drain(delayed=True)
+    assert tight.queue.get_job_count() == 1
+    tight.queue.obliterate()
+    assert tight.raw.keys("*") == []
+
+
 def test_a_lock_can_be_extended_and_a_wake_up_handed_on(tight: Tight) -> None:
     """3.1."""
     seconds: list[float] = []

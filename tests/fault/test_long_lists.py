@@ -224,6 +224,23 @@ def test_moving_all_jobs(long: Long, place: str) -> None:
     assert [count for count, _ in long.replies[script]] == [MOST] * 5 + [3]
 
 
+@pytest.mark.parametrize("what", ["clean", "drain", "obliterate"])
+def test_deleting_all_jobs(long: Long, what: str) -> None:
+    """wire-format 9.15-9.17: so many a call; every second one is young, where that counts."""
+    ids = long.hashes(5 * MOST + 3)
+    young = long.hashes(5 * MOST, first=10**6, timestamp="9999999999999")
+    mixed = [one for pair in zip(ids, young, strict=False) for one in pair] + ids[-3:]
+    long.push("wait", mixed)
+    if what == "clean":
+        assert sorted(long.queue.clean(0, 0, "waiting"), key=int) == ids
+        assert long.at("wait") == young
+    else:
+        getattr(long.queue, what)()
+        assert not long.raw.keys("bull:q:[0-9]*")
+    assert len(long.replies[what]) >= 11
+    assert long.longest() < LONG
+
+
 def test_jobs_that_fall_due_at_once(long: Long) -> None:
     """wire-format 8.9: so many a take, in their order."""
     ids = long.hashes(2 * MOST + 3)

@@ -111,7 +111,7 @@ def test_an_answer_that_was_lost_is_given_again(proxy: Proxy, prefix: str, queue
     kept, gone = queue.add("n"), queue.add("n", remove_on_fail=True)
     with Queue("q", proxy.url, prefix) as through:
         through.get_job_counts()
-        lost = proxy.lose_next(load("cancel").sha.encode())
+        lost = proxy.swallow_next(load("cancel").sha.encode())
         results = through.cancel_jobs([kept.id, gone.id], "once")
         assert lost.was_reached
     assert [(one.status, one.state) for one in results] == [("cancelled", "waiting")] * 2

@@ -43,6 +43,9 @@ _COUNTED: typing.Final = {
     "getters": 7,
     "events": 2,
     "life": 1,
+    "clean": 6,
+    "drain": 3,
+    "obliterate": 1,
 }
 _NOTHING_TAKEN: typing.Final = in_json([None, 0, 0, 0])  # Node says [] for it in places
 
@@ -103,7 +106,7 @@ def _compare_end(vector: Vector, code: object, result: object) -> None:
         assert code == expected["code"]
     else:
         assert isinstance(code, GeventqError), "not refused"
-        assert expected["code"] in code_of(code)
+        assert "code" not in expected or expected["code"] in code_of(code)
 
 
 @pytest.mark.skipif("GEVENTQ_VECTORS" in os.environ, reason="another folder has its own list")
@@ -112,8 +115,8 @@ def test_the_project_has_all_vectors_of_these_areas() -> None:
     counted = {area: sum(vector.area == area for vector in VECTORS) for area in AREAS}
     assert counted == _COUNTED
     reasons = collections.Counter(vector.left_out() for vector in VECTORS)
-    assert reasons.pop(None) == 116
-    assert sum(reasons.values()) == 19, reasons
+    assert reasons.pop(None) == 127
+    assert sum(reasons.values()) == 20, reasons
 
 
 def _altered(alter: collections.abc.Callable[[dict[str, typing.Any]], object]) -> Vector:

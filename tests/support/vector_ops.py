@@ -294,6 +294,17 @@ class NodeQueue:
             given["until"] = given.pop("timestamp") / 1000
         self.ours.retry_jobs(**given)
 
+    def drain(self, delayed: bool = False) -> object:
+        self.ours.drain(delayed)
+        return UNDEFINED
+
+    def clean(self, grace_ms: int, limit: int, state: str = "completed") -> list[str]:
+        ours: typing.Any = "waiting" if state == "wait" else state
+        return self.ours.clean(grace_ms / 1000, limit, ours)
+
+    def obliterate(self, opts: dict[str, typing.Any] | None = None) -> None:
+        self.ours.obliterate(**(opts or {}))
+
     def trimEvents(self, length: int) -> int:  # noqa: N802
         return self.ours.trim_events(length)
 

@@ -53,7 +53,7 @@ ROOMS: typing.Final = {
         {"stream", "channels"},
         {"event_reader"},
         {"event_watch", "past_ends"},
-        {"job_ends", "cancel_calls", "members"},
+        {"job_ends", "cancel_calls", "members", "clearing", "walking"},
         {"receipts"},
         {"cancelling"},
         {"queue_store"},

@@ -8,6 +8,7 @@
 -- Events removed
 --- include: meta
 --- include: remove
+--- include: scheduler
 --- include: types
 
 local job_id = ARGV[1]
@@ -22,12 +23,8 @@ local function field(name)
   return type(value) == 'string' and value or nil
 end
 
-local scheduler = field('rjk')
-if scheduler then
-  local next_ms = redis.call('ZSCORE', keys.schedulers, scheduler)
-  if next_ms and job_id == 'repeat:' .. scheduler .. ':' .. next_ms then
-    return -8
-  end
+if is_pending_run(job_id, field('rjk')) then
+  return -8
 end
 if redis.call('EXISTS', keys.lock) == 1 then
   return 0
@@ -55,10 +52,7 @@ local function leave()
 end
 
 local state = leave()
-local owned = field('deid')
-if owned and redis.pcall('GET', ARGV[2] .. 'de:' .. owned) == job_id then
-  redis.call('DEL', ARGV[2] .. 'de:' .. owned, ARGV[2] .. 'dn:' .. owned)
-end
+free_deduplication(ARGV[2], job_id, field('deid'))
 local found = redis.call('TYPE', keys.job).ok
 if found ~= 'hash' and found ~= 'none' then
   return 1 -- no job, and nobody's to delete

@@ -4,3 +4,9 @@ local function is_scheduled(scheduler)
   return scheduler and (redis.call('EXISTS', keys.base .. 'repeat:' .. scheduler) == 1
     or redis.call('ZSCORE', keys.schedulers, scheduler) ~= false)
 end
+
+-- Whether a job is the one run that its living scheduler has planned: without it the schedule ends.
+local function is_pending_run(job_id, scheduler)
+  local next_ms = scheduler and redis.call('ZSCORE', keys.schedulers, scheduler)
+  return next_ms and job_id == 'repeat:' .. scheduler .. ':' .. next_ms
+end
