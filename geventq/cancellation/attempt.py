@@ -43,6 +43,10 @@ LEAVING: typing.Final = 30.0
 class AttemptObserver(typing.Protocol):
     """Who is told."""
 
+    @property
+    def home(self) -> object:
+        """Where the job is stored: equal for jobs of one queue, and for no others."""
+
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """The job is alive although it was killed; `stack` is where it sits.  Called once, in a
         greenlet named ``geventq-stuck``: it may block and log."""

@@ -13,7 +13,7 @@ import typing
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
 from geventq.commands.jobs import STATES, queue_of
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import CancelResult
@@ -61,20 +61,13 @@ def cancel(given: argparse.Namespace) -> int:
         raise UsageError("cancel: ids make no sense together with --all, --name or --state")
     if not (given.ids or given.all or given.name is not None or given.state is not None):
         raise UsageError("cancel: ids, or one of --all, --name and --state, are needed")
-    options = _options(given)
-    results: typing.Sequence[CancelResult | None] = ()
-    failure: GeventqError | None = None
-    with queue_of(given) as queue:
-        try:
-            results = _ask(queue, given, options)
-        except GeventqError as error:  # what was done before it is told all the same
-            failure, results = error, error.results or ()
-    _show(given, results, failed=failure is not None)
-    if failure is not None:
-        raise failure
-    asked_is_done = given.wait is None or given.dry_run
-    good = {"cancelled", "stopped", *(["requested"] if asked_is_done else [])}
-    return 0 if all(one is not None and one.status in good for one in results) else _REFUSED
+    shown, options = _Shown(given), _options(given)
+    with queue_of(given) as queue, shown:
+        for asked in _asked(queue, given, options):
+            shown.add(asked)
+    if shown.failure is not None:
+        raise shown.failure
+    return 0 if shown.is_good else _REFUSED
 
 
 def _options(given: argparse.Namespace) -> dict[str, typing.Any]:
@@ -90,32 +83,106 @@ def _options(given: argparse.Namespace) -> dict[str, typing.Any]:
     }
 
 
-def _ask(
+class _Asked(typing.NamedTuple):
+    """What came of one call."""
+
+    ids: typing.Sequence[str]
+    """Of the jobs, where they were known before."""
+    results: typing.Sequence[CancelResult | None]
+    failure: GeventqError | None = None
+
+
+def _asked(
     queue: Queue, given: argparse.Namespace, options: dict[str, typing.Any]
-) -> list[CancelResult]:
-    if given.ids:
-        return queue.cancel_jobs(given.ids, **options)
-    if given.name is None and given.state is None:
-        return queue.cancel_jobs(where=lambda job: True, **options)
-    return queue.cancel_jobs(name=given.name, state=given.state, **options)
+) -> typing.Iterator[_Asked]:
+    """Calls and what came of them, up to an outage; jobs that had to be left as they are stop
+    nothing."""
+    try:
+        if given.ids:
+            yield _call(queue, given.ids, options)
+        elif given.name is not None:
+            yield _call(queue, None, {**options, "name": given.name, "state": given.state})
+        else:
+            yield from _all_of(queue, given.state, options)
+    except GeventqError as error:  # between two calls
+        yield _Asked((), (), error)
 
 
-def _show(
-    given: argparse.Namespace, results: typing.Sequence[CancelResult | None], *, failed: bool
-) -> None:
-    """A result is missing where a job had to be left as it is, or nobody knows."""
-    console = Console(given.json)
-    rows: list[dict[str, typing.Any]] = []
-    for number, result in enumerate(results):
-        if result is not None:
-            rows.append(dataclasses.asdict(result))
-            console.line(_line(result, dry_run=given.dry_run))
-        elif given.ids:
-            rows.append({"job_id": given.ids[number], "status": "unknown"})
-            console.line(f"{safe(given.ids[number]):>12}  unknown")
-    console.data(rows)
-    if not (rows or failed):
-        console.line(f"no jobs to cancel in {safe(given.queue)}")
+def _call(queue: Queue, ids: typing.Sequence[str] | None, options: dict[str, typing.Any]) -> _Asked:
+    try:
+        return _Asked(ids or (), queue.cancel_jobs(ids, **options))
+    except GeventqError as error:  # what was done all the same is told
+        return _Asked(ids or (), error.results or (), error)
+
+
+def _all_of(
+    queue: Queue, state: str | None, options: dict[str, typing.Any]
+) -> typing.Iterator[_Asked]:
+    """Page by page, by their ids alone: the queue may be long, and its jobs large.
+
+    Nobody is waited for before all were asked.  Those that a worker has taken since their page was
+    read are asked, and waited for, with those that run.
+    """
+    running: dict[str, None] = {}
+    at_once = {**options, "wait": None}
+    for place, page in queue.unfinished_ids(state):
+        if place == "active":
+            running |= dict.fromkeys(page)
+            continue
+        asked = _call(queue, page, at_once)
+        pairs = list(zip(page, asked.results, strict=False))
+        taken = [job_id for job_id, one in pairs if one is not None and one.status == "requested"]
+        running |= dict.fromkeys(taken)
+        pairs = [pair for pair in pairs if pair[0] not in running]
+        yield _Asked([one for one, _ in pairs], [one for _, one in pairs], asked.failure)
+        if isinstance(asked.failure, RedisUnavailableError):
+            return
+    if running:
+        yield _call(queue, list(running), options)
+
+
+class _Shown:
+    """What is printed, while it comes: a context, at whose end it is whole.
+
+    A result is missing where a job had to be left as it is, or nobody knows.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        asked_is_done = given.wait is None or given.dry_run
+        self._good = {"cancelled", "stopped", *(["requested"] if asked_is_done else [])}
+        self._given = given
+        self._console = Console(given.json)
+        self._rows = self._console.rows()
+        self._is_empty = True
+        self.is_good = True
+        self.failure: GeventqError | None = None
+
+    def add(self, asked: _Asked) -> None:
+        """One call's."""
+        self.failure = self.failure or asked.failure
+        for number, result in enumerate(asked.results):
+            if result is not None:
+                self.is_good = self.is_good and result.status in self._good
+                self._show(dataclasses.asdict(result), _line(result, dry_run=self._given.dry_run))
+            elif asked.ids:
+                job_id = asked.ids[number]
+                row = {"job_id": job_id, "status": "unknown"}
+                self._show(row, f"{safe(job_id):>12}  unknown")
+
+    def _show(self, row: dict[str, typing.Any], line: str) -> None:
+        self._is_empty = False
+        self._rows.add(row)
+        self._console.line(line)
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and not issubclass(typing.cast(type, kind), GeventqError):
+            return  # a wrong argument: nothing was asked
+        self._rows.end()
+        if self._is_empty and self.failure is None:
+            self._console.line(f"no jobs to cancel in {safe(self._given.queue)}")
 
 
 def _line(result: CancelResult, *, dry_run: bool) -> str:

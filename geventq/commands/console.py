@@ -13,7 +13,7 @@ import re
 import sys
 import typing
 
-__all__ = ["Console", "UsageError", "safe", "say_error", "without_passwords"]
+__all__ = ["Console", "Rows", "UsageError", "safe", "say_error", "without_passwords"]
 
 # With a scheme, or with none: then a colon and an at sign are what an address has.
 _CREDENTIALS: typing.Final = re.compile(
@@ -83,19 +83,24 @@ class Console:
     def line(self, text: str) -> None:
         """A line for people; nothing if a program reads."""
         if not self.only_json:
-            self._write(text)
+            self.write(text)
 
     def data(self, value: typing.Any) -> None:
         """JSON on one line, for programs; nothing if people read."""
         if self.only_json:
-            self._write(json.dumps(value, default=str))
+            self.write(json.dumps(value, default=str))
+
+    def rows(self) -> Rows:
+        """A list of JSON, for programs, that is written as it grows."""
+        return Rows(self)
 
     def paint(self, text: str) -> None:
         """Text for people as it is, with what moves the cursor."""
         if not self.only_json:
-            self._write(text, end="")
+            self.write(text, end="")
 
-    def _write(self, text: str, end: str = "\n") -> None:
+    def write(self, text: str, end: str = "\n") -> None:
+        """Text as it is, whoever reads."""
         if self._stream is None:
             return
         try:
@@ -105,3 +110,22 @@ class Console:
             self._stream = None
             if sys.stdout is not sys.stderr:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (or its flush at exit fails)
+
+
+class Rows:
+    """One list of JSON on one line, written while it grows."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._before = "["
+
+    def add(self, row: typing.Any) -> None:
+        """One more; nothing if people read."""
+        if self._console.only_json:
+            self._console.write(self._before + json.dumps(row, default=str), end="")
+            self._before = ", "
+
+    def end(self) -> None:
+        """It is whole."""
+        if self._console.only_json:
+            self._console.write("[]" if self._before == "[" else "]")

@@ -133,6 +133,7 @@ class ManualJobs:
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
         self._store = store = QueueStore(self._client, keys)
+        self.home = store.home
         self._admission = Admission(
             store,
             options,

@@ -44,6 +44,8 @@ def nanoseconds_per_check(calls: int = 1_000_000) -> float:
 class _Silent:
     """An observer with nothing to do."""
 
+    home = None
+
     def stuck(self, attempt: Attempt, stack: str) -> None:
         """A kill was swallowed."""
 

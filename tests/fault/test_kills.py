@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow
 
 
 class Nobody:
+    home = None
+
     def stuck(self, attempt: Attempt, stack: str) -> None: ...
 
 

@@ -117,6 +117,38 @@ def test_a_job_that_waits_for_its_own_end_is_refused(queue: Queue, make: Make) -
     assert job.wait_until_finished(20) == "went on"
 
 
+@pytest.mark.parametrize("elsewhere", ["queue", "prefix", "database"])
+def test_a_job_waits_for_the_end_of_another_one_with_its_id(
+    queue: Queue, make: Make, redis_url: str, prefix: str, elsewhere: str
+) -> None:
+    """Ids are a queue's own: in another queue, prefix or database it is another job."""
+    url = f"{redis_url}?db=1" if elsewhere == "database" else redis_url
+    name = "other" if elsewhere == "queue" else "q"
+    other = Queue(name, url, f"{prefix}-2" if elsewhere == "prefix" else prefix)
+
+    def process(job: Job) -> list[str]:
+        return [other.cancel_job(job.id, wait=5).status, other.cancel_jobs([job.id])[0].status]
+
+    make(process)
+    with other:
+        other.add("n", job_id="same")
+        job = queue.add("n", job_id="same")
+        assert job.wait_until_finished(20) == ["cancelled", "finished"]
+        other.obliterate()
+
+
+def test_a_helper_of_a_job_may_not_wait_for_it_either(queue: Queue, make: Make) -> None:
+    """Nor a `Queue` that reaches the same one in another way; asking without waiting is free."""
+
+    def process(job: Job) -> str:
+        with pytest.raises(GeventqError, match="its own cancellation"):
+            gevent.spawn(job.cancel, wait=5).get()
+        return queue.cancel_job(job.id, hard=False).status
+
+    make(process)
+    assert queue.add("n").wait_until_finished(20) == "requested"
+
+
 def test_while_callers_wait_nothing_is_polled(
     queue: Queue, make: Make, gate: Gate, redis_client: redis.Redis
 ) -> None:

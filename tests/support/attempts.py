@@ -83,6 +83,8 @@ class Run:
 
     # -- the observer ---------------------------------------------------------------------
 
+    home = None
+
     def stuck(self, attempt: Attempt, stack: str) -> None:
         self.told.append("stuck")
         self.stack = stack

@@ -114,6 +114,7 @@ class JobLife:
         *,
         worker_name: str,
     ) -> None:
+        self.home = store.home  # of the jobs of its attempts
         self._arounds = Arounds(options.around, store.queue_name) if options.around else None
         self._queue_name = store.queue_name
         self._job_timeout = options.job_timeout
