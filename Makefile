@@ -12,12 +12,9 @@ INTEROP := tests/interop
 # How long `make soak` takes, or a little more.
 MINUTES ?= 10
 
-# What of the suite also runs in a monkey-patched process.
-PATCHED := tests/unit tests/redis tests/fault
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-patched test-plain lint format bench soak clean
+.PHONY: help demo test test-fast lint format bench soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,13 +22,8 @@ help: ## show this list
 demo: $(VENV)/.embedded ## watch jobs run and be cancelled, on a server of its own (10 s)
 	@$(BIN)/geventq demo
 
-test: test-patched test-plain ## the whole suite, unpatched, and most of it monkey-patched too
-
-test-plain: $(VENV)/.dev $(INTEROP)/node_modules/.stamp
-	$(BIN)/python -m pytest -m "not patched" $(ARGS)
-
-test-patched: $(VENV)/.dev
-	$(BIN)/python -m gevent.monkey --module pytest -m "not unpatched" $(PATCHED) $(ARGS)
+test: $(VENV)/.dev $(INTEROP)/node_modules/.stamp ## the whole suite, unpatched, and most of it monkey-patched too
+	@$(BIN)/python -m tests.support.parts $(ARGS)
 
 test-fast: $(VENV)/.dev ## what to run at each change: no slow tests, no Node.js, no databases
 	$(BIN)/python -m pytest -m "not patched and not slow and not interop and not database" $(ARGS)

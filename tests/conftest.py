@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import gc
 import importlib.resources
 import os
 import typing
@@ -15,6 +16,7 @@ from geventq import Queue, Worker, clock
 from geventq.store.scripts import load
 from tests.support.leaks import Snapshot
 from tests.support.locks import Locks
+from tests.support.programs import ROOT
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.timeouts import (  # noqa: F401 - hooks, found by their names
@@ -24,6 +26,17 @@ from tests.support.timeouts import (  # noqa: F401 - hooks, found by their names
 from tests.support.waiting import TurnedClock
 
 Make = collections.abc.Callable[..., Worker]
+
+# Tests start programs by the hundred: what these import is compiled once, and kept apart.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "bytecode"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is no test's: thousands of tests, as objects, are kept
+    from the collector and from the look for what a test left, which goes through all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -644,6 +644,7 @@ def test_who_shall_outlive_the_job_does(how: str) -> None:
     other = Run(lambda token: (_sleeping(pids), token.wait())) if how == "another job" else None
     if other is not None:
         other.start()
+        eventually(lambda: pids)
 
     def process(token: typing.Any) -> None:
         if how == "start_new_session":

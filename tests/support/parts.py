@@ -1,0 +1,79 @@
+"""The suite in three parts at once, on as few as two cores: ``make test``.
+
+    python -m tests.support.parts [arguments for pytest]
+
+Most of what tests do is to wait, for locks that lapse and for processes that start and end.  While
+the parts run their progress is shown, each line behind the part's name; what a part has to say of
+failures comes in one piece when it ends.  The last lines say how each part has ended.  The exit
+status is 1 if one failed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pathlib
+import subprocess
+import sys
+import typing
+
+__all__ = ["PARTS", "main"]
+
+ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
+_IN_BOTH: typing.Final = ("tests/unit", "tests/redis", "tests/fault")
+_PATCHED: typing.Final = ("-m", "gevent.monkey", "--module", "pytest", "-q", "-m", "not unpatched")
+_PLAIN: typing.Final = ("-m", "pytest", "-q", "-m", "not patched")
+
+#: What each part runs.  Together they are the whole suite: a test says so.
+PARTS: typing.Final[dict[str, tuple[str, ...]]] = {
+    "plain": (*_PLAIN, *_IN_BOTH),
+    "patched": (*_PATCHED, *_IN_BOTH),
+    "programs": (*_PLAIN, "tests/apps", "tests/cli", "tests/interop"),
+}
+_NO_TESTS: typing.Final = 5  # how pytest says that nothing was chosen
+
+
+class Ending(typing.NamedTuple):
+    """How a part has ended."""
+
+    status: int
+    said: str
+    """The last thing that it said: pytest's own summary."""
+
+
+def run(name: str, arguments: list[str]) -> Ending:
+    """Run one part to its end; blocks the native thread."""
+    held: list[str] = []
+    command = [sys.executable, *PARTS[name], *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.rstrip().endswith("%]"):
+                print(f"{name:8} {line}", end="", flush=True)
+            else:
+                held.append(line)
+    ending = Ending(process.returncode, held[-1].strip() if held else "")
+    if ending.status not in (0, _NO_TESTS):
+        print(f"\n----- {name}: {' '.join(command)}\n{''.join(held)}", end="", flush=True)
+    return ending
+
+
+def main(arguments: list[str]) -> int:
+    """All parts, and what became of them."""
+    # One more than there are cores: while one waits, another may work.
+    at_once = min(len(PARTS), (os.cpu_count() or 1) + 1)
+    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+        try:
+            found = list(threads.map(lambda name: run(name, arguments), PARTS))
+        except KeyboardInterrupt:  # the parts have it from the terminal, too
+            return 130
+    print()
+    for name, end in zip(PARTS, found, strict=True):
+        print(f"{name:8} {end.said.strip('= ')}")
+    return int({end.status for end in found} - {_NO_TESTS} != {0})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
