@@ -1,7 +1,6 @@
 """One connection to Redis, used by one greenlet at a time.
 
-redis-py connects, authenticates and selects the database (`geventq.store.sockets`).  From then on
-requests are packed and replies parsed by hiredis directly: one redis-py call costs 180-280 us of
+Requests are packed and replies parsed by hiredis directly: one redis-py call costs 180-280 us of
 client CPU, this 3-10 us (measured with redis-py 8.1).  A connection whose call did not end normally
 is closed and never used again: the next answer on it would be somebody else's (cancellation.md
 2.14).  So is one whose server says that it serves no more (`geventq.store.answers`).  No greenlets
@@ -81,7 +80,7 @@ class Connection:
         address = endpoint.describe()
         try:
             sock = sockets.connect(endpoint, name=name, path=path, limit=limit)
-        except Exception as error:  # of redis-py, the system, or who gives the credentials
+        except Exception as error:  # of the system, TLS, or who gives the credentials
             text = f"Redis at {address} cannot be used: {_plain(error)}"
             raise RedisUnavailableError(text) from error
         return cls(sock, address)

@@ -44,8 +44,10 @@ ROOMS: typing.Final = {
     "fork": [{"connections", "burial"}, {"workers"}],
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
-        {"keys", "endpoint", "answers", "threads", "lookups"},
-        {"scripts", "sockets"},
+        {"keys", "endpoint", "answers", "threads", "lookups", "encryption"},
+        {"scripts"},
+        {"greeting"},
+        {"sockets"},
         {"connection"},
         {"pools"},
         {"client"},
