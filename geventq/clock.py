@@ -12,7 +12,7 @@ import contextlib
 import time
 import typing
 
-__all__ = ["Source", "monotonic", "turned", "wall", "wall_ms"]
+__all__ = ["ServerClock", "Source", "monotonic", "turned", "wall", "wall_ms"]
 
 
 class Source:
@@ -47,6 +47,21 @@ def wall() -> float:
 def wall_ms() -> int:
     """Whole milliseconds since the epoch, as BullMQ writes them."""
     return int(source.wall() * 1000)
+
+
+class ServerClock:
+    """A server's clock, as it was told last; this machine's, until it was."""
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None  # in ms, of our monotonic clock
+
+    def told(self, now_ms: int, asked_at: float) -> None:
+        """The server says that it is `now_ms`, to who has asked at `asked_at` (monotonic)."""
+        self._ahead = now_ms - asked_at * 1000
+
+    def now_ms(self) -> float:
+        """What it shows now, in milliseconds."""
+        return wall_ms() if self._ahead is None else monotonic() * 1000 + self._ahead
 
 
 @contextlib.contextmanager

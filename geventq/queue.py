@@ -14,6 +14,7 @@ from gevent import get_hub
 from geventq import clock
 from geventq.cancel_request import DEFAULTS as CANCEL_DEFAULTS
 from geventq.cancel_request import CancelOptions, CancelResult, Request
+from geventq.cancel_secret import given_secret
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -67,6 +68,8 @@ class Queue:
     of this process may hold (50); further calls wait for one within their time, and of several
     queues and workers the smallest number counts.  `max_events` is about how many events the
     queue's stream keeps; `None` leaves what is set there (10,000 where nothing is).
+    `cancel_secret` is what requests to cancel are signed with, as its workers' (`None`:
+    ``$GEVENTQ_CANCEL_SECRET``, else they are not signed).
 
     Raises `ValueError` or `TypeError` for a bad argument.  Does not touch the network.
     """
@@ -81,6 +84,7 @@ class Queue:
         timeout: Seconds = 10.0,
         max_connections: int = 50,
         max_events: int | None = None,
+        cancel_secret: str | None = None,
     ) -> None:
         self.name = check_queue_name(name)
         self.prefix = check_prefix(prefix)
@@ -91,6 +95,7 @@ class Queue:
         if max_events is not None:
             self._max_events = check_integer("max_events", max_events, 0)
         self._said_max_events = max_events is None
+        self._secret = given_secret(cancel_secret)
         self._connection = Endpoint.given(connection)
         # One at most, under `_ONE`: of native threads that come together one sets the default.
         self._opened: dict[str, QueueStore] = {}
@@ -111,7 +116,7 @@ class Queue:
                 timeout=self.timeout,
                 max_connections=self.max_connections,
             )
-            made = QueueStore(client, QueueKeys(self.prefix, self.name))
+            made = QueueStore(client, QueueKeys(self.prefix, self.name), self._secret)
             store = self._opened.setdefault(_ONE, made)
         return store
 

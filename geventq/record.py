@@ -37,7 +37,9 @@ class Record(typing.NamedTuple):
     """Of the requests that are merged in it, the newest last."""
     is_waited_for: bool
     """Somebody waits for the end, and is told of the stages on the way."""
-    signature: str | None
+    signed: tuple[bytes, ...]
+    """Requests that are merged in it, whole and with their signatures: what it says itself is
+    proven by none (cancellation.md 8)."""
 
 
 def record_of(
@@ -99,7 +101,7 @@ def read_record(text: bytes) -> Record | None:
             _whole(told.get("ts")),
             tuple(map(str, nonces)),
             told.get("waits") is True,
-            told.get("sig"),
+            tuple(str(one).encode() for one in told.get("signed") or ()),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

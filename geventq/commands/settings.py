@@ -51,6 +51,8 @@ class Setting:
     metavar: str | None = None
     short: str | None = None
     choices: tuple[str, ...] | None = None
+    is_secret: bool = False
+    """Not for the command line, which every user of the machine can read."""
 
     @property
     def flag(self) -> str:
@@ -154,10 +156,17 @@ def _settings(
             text = " ".join(one.text.split()).replace("%", "%%")
             if one.default not in (None, False, {}, ()):
                 text += f" Default: {one.default}."
-            yield Setting(name, help=text, short=_SHORT.get(name), **_reading(name, hints[name]))
+            yield Setting(
+                name,
+                help=text,
+                short=_SHORT.get(name),
+                is_secret=name in _SECRETS,
+                **_reading(name, hints[name]),
+            )
 
 
 _SHORT: typing.Final = {"concurrency": "-c"}
+_SECRETS: typing.Final = frozenset(("cancel_secret",))
 
 WORKER: typing.Final = (
     Setting("queue", _text, "The queue.", short="-q"),
@@ -184,6 +193,8 @@ ADD: typing.Final = tuple(
 def add_arguments(parser: argparse.ArgumentParser, table: typing.Iterable[Setting]) -> None:
     """Give `parser` the options of a table.  What is not given is `None`; the rest is text."""
     for setting in table:
+        if setting.is_secret:
+            continue
         flags = [setting.flag] if setting.short is None else [setting.short, setting.flag]
         if setting.read is _flag:
             parser.add_argument(
@@ -208,7 +219,7 @@ def from_command_line(
     given: argparse.Namespace, table: typing.Iterable[Setting]
 ) -> dict[str, typing.Any]:
     """What the command line gives of `table`."""
-    texts = ((setting, getattr(given, setting.name)) for setting in table)
+    texts = ((setting, getattr(given, setting.name)) for setting in table if not setting.is_secret)
     return {
         setting.name: _read(setting, setting.flag, text)
         for setting, text in texts
@@ -304,7 +315,8 @@ def _refuse_unknown(
 ) -> None:
     for name, value in found.items():
         if name not in known:
-            shown = "a secret" if "pass" in name.lower() else without_passwords(show(value))
+            is_secret = any(part in name.lower() for part in ("pass", "secret"))
+            shown = "a secret" if is_secret else without_passwords(show(value))
             raise UsageError(
                 f"--config: {path}: {before}{name}: unknown, got {shown}; "
                 f"known are {', '.join(sorted(known))}"

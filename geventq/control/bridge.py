@@ -16,9 +16,12 @@ import gevent
 import gevent.event
 
 from geventq.cancel_request import encoded_reason
+from geventq.cancel_secret import given_secret
 from geventq.checks import check_known_id, check_name, check_queue_name
+from geventq.clock import ServerClock
 from geventq.codec import encode
 from geventq.control.messages import CHANNEL, Call, Ignored, Message, Refused, parse
+from geventq.control.proofs import Proofs
 from geventq.errors import GeventqError
 from geventq.fork.workers import watch
 from geventq.guarded import Guarded
@@ -82,8 +85,11 @@ class CancelBridge:
     It asks softly, and for the run that is under way: ``worker.cancel_job(job_id, reason,
     hard=False, retry=True)``.  `workers` is looked at for each message: it may grow and shrink.
     `connection` is what is listened on: a URL, a redis-py client, or `None` for
-    ``$GEVENTQ_REDIS_URL``.  Messages that nobody can understand are logged once a kind, and
-    counted in `ignored`.  Raises `ValueError` or `TypeError` for a bad argument.
+    ``$GEVENTQ_REDIS_URL``.  With a `cancel_secret` (`None`: ``$GEVENTQ_CANCEL_SECRET``) the
+    signature of a message that has one is verified: a right one is published on as it came, so
+    that a worker believes it too; a wrong, old or repeated one is ignored.  What is ignored is
+    logged once a kind, and counted in `ignored`.  Raises `ValueError` or `TypeError` for a bad
+    argument.
     """
 
     def __init__(
@@ -91,8 +97,12 @@ class CancelBridge:
         connection: Given = None,
         channel: str = CHANNEL,
         workers: typing.Iterable[Cancels] | Cancels | None = None,
+        *,
+        cancel_secret: str | None = None,
     ) -> None:
         self.channel = check_name("channel", channel)
+        secret = given_secret(cancel_secret)
+        self._proofs = None if secret is None else Proofs(secret, ServerClock())
         self.ignored = Ignored(f"the bridge of channel {channel}")
         self._connection = Endpoint.given(connection)
         self._workers = _checked_workers(workers)
@@ -156,10 +166,18 @@ class CancelBridge:
             return
         if isinstance(told, Call):
             self.ignored.note("a call", "it is for one worker, which hears it by itself")
-        elif self._workers is not None:
+            return
+        payload = None  # as it came, where that is proven
+        if self._proofs is not None and told.signed is not None:
+            doubt = self._proofs.doubt(told)
+            if doubt is not None:
+                self.ignored.note(doubt, f"job {told.job_id} of queue {told.queue}")
+                return
+            payload = told.signed
+        if self._workers is not None:
             self._hand_over(told)
         elif self.channel != CHANNEL:
-            payload = _message(told.queue, told.job_id, told.request.reason)
+            payload = payload or _message(told.queue, told.job_id, told.request.reason)
             client.execute("PUBLISH", CHANNEL, payload, again=True)
 
     def _hand_over(self, told: Message) -> None:

@@ -13,6 +13,7 @@ import uuid
 
 from geventq import clock
 from geventq.cancel_request import LARGEST_REASON
+from geventq.cancel_secret import given_secret
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -74,7 +75,9 @@ class WorkerGroup:
     A worker joins when it starts and leaves when it has closed; one that dies is a member for half
     a minute at most.  `connection`, `prefix`, `timeout` and `max_connections` are those of a
     `Queue`.  Usable from any greenlet of any native thread, and after a fork.  Does not touch the
-    network.  Raises `ValueError` or `TypeError` for a bad argument.
+    network.  `cancel_secret` is what calls are signed with: workers with a secret carry out those
+    that pause or cancel only so (`None`: ``$GEVENTQ_CANCEL_SECRET``, else they are not signed).
+    Raises `ValueError` or `TypeError` for a bad argument.
     """
 
     def __init__(
@@ -85,11 +88,13 @@ class WorkerGroup:
         *,
         timeout: Seconds = 10.0,
         max_connections: int = 50,
+        cancel_secret: str | None = None,
     ) -> None:
         self.queue_name = check_queue_name(queue_name)
         self.prefix = check_prefix(prefix)
         self.timeout = check_duration("timeout", timeout)
         self.max_connections = check_integer("max_connections", max_connections, 1)
+        self._secret = given_secret(cancel_secret)
         self._connection = Endpoint.given(connection)
         # One at most, under `_ONE`: native threads may come together.
         self._opened: dict[str, Members] = {}
@@ -190,6 +195,19 @@ class WorkerGroup:
         if not asked:
             return MultiCallResult({}, [])
         nonce = uuid.uuid4().hex
+        payload = self._message(method, args, node, nonce, now)
+        if len(payload) > LARGEST:
+            raise ValueError(f"args: a call has {LARGEST} bytes at most, got {len(payload)}")
+        try:
+            replies = self._collect(nonce, payload, asked, deadline)
+        except RedisUnavailableError as error:
+            error.may_be_done = True  # by those who have heard it
+            raise
+        return _result(asked, replies)
+
+    def _message(
+        self, method: str, args: list[typing.Any], node: str | None, nonce: str, now: int
+    ) -> bytes:
         message = {
             "queue": self.queue_name,
             "prefix": self.prefix,
@@ -199,15 +217,10 @@ class WorkerGroup:
             "nonce": nonce,
             "at": now,
         }
-        payload = encode("message", message)
-        if len(payload) > LARGEST:
-            raise ValueError(f"args: a call has {LARGEST} bytes at most, got {len(payload)}")
-        try:
-            replies = self._collect(nonce, payload, asked, deadline)
-        except RedisUnavailableError as error:
-            error.may_be_done = True  # by those who have heard it
-            raise
-        return _result(asked, replies)
+        if node is not None:  # so that it cannot be sent on to others
+            message["node"] = node
+        text = encode("message", message)
+        return text if self._secret is None else self._secret.signed(text)
 
     def _collect(
         self, nonce: str, payload: bytes, asked: list[str], deadline: float

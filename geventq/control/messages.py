@@ -64,8 +64,10 @@ class Message(typing.NamedTuple):
     is_waited_for: bool = False
     is_forced: bool = False
     """The job was taken away from its worker already."""
-    raw: dict[str, typing.Any] | None = None
-    """All members, as they were sent."""
+    signed: bytes | None = None
+    """All of it, as it was sent, where it says that it is signed."""
+    is_believed: bool = True
+    """It is acted on, as far as its kind is, before a record was read."""
 
 
 class Call(typing.NamedTuple):
@@ -80,6 +82,10 @@ class Call(typing.NamedTuple):
     """Of the request: one that comes again is carried out once."""
     at: int
     """When it was asked: milliseconds by the server's clock."""
+    node: str | None = None
+    """Whose workers are asked; `None`: all."""
+    signed: bytes | None = None
+    """All of it, as it was sent, where it says that it is signed."""
 
 
 def parse(data: bytes) -> Message | Call:
@@ -95,17 +101,18 @@ def parse(data: bytes) -> Message | Call:
     queue = _member(told, "queue", str)
     if queue is None:
         raise Refused("wrong types", "queue: a text is needed")
+    signed = data if "sig" in told else None
     if "call" in told:
-        return _call(told, queue)
+        return _call(told, queue, signed)
     job_id = _member(told, "jobId", str)
     if not job_id:
         raise Refused("wrong types", "jobId: a text is needed")
     if told.get("nonce") is None:
-        return Message(queue, job_id, _request(told, None, retry=True), raw=told)
-    return _with_record(told, queue, job_id)
+        return Message(queue, job_id, _request(told, None, retry=True))
+    return _with_record(told, queue, job_id, signed)
 
 
-def _call(told: dict[str, typing.Any], queue: str) -> Call:
+def _call(told: dict[str, typing.Any], queue: str, signed: bytes | None) -> Call:
     texts = [_member(told, name, str) for name in ("call", "prefix", "nonce")]
     args, database, at = _member(told, "args", list), _whole(told, "db"), _whole(told, "at")
     if None in texts or database is None or at is None:
@@ -113,10 +120,13 @@ def _call(told: dict[str, typing.Any], queue: str) -> Call:
     method, prefix, nonce = map(str, texts)
     if not _NONCE.fullmatch(nonce):  # it becomes part of a key
         raise Refused("wrong types", "nonce: 1 to 64 letters and digits are needed")
-    return Call(queue, method, args or [], prefix, database, nonce, at)
+    node = _member(told, "node", str)
+    return Call(queue, method, args or [], prefix, database, nonce, at, node, signed)
 
 
-def _with_record(told: dict[str, typing.Any], queue: str, job_id: str) -> Message:
+def _with_record(
+    told: dict[str, typing.Any], queue: str, job_id: str, signed: bytes | None
+) -> Message:
     prefix, database = _member(told, "prefix", str), _whole(told, "db")
     if prefix is None or database is None:
         raise Refused("wrong types", "prefix, db: needed beside a nonce")
@@ -136,7 +146,7 @@ def _with_record(told: dict[str, typing.Any], queue: str, job_id: str) -> Messag
         timestamp,
         _member(told, "waits", bool) is True,
         _member(told, "forced", bool) is True,
-        told,
+        signed,
     )
 
 

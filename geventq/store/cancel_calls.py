@@ -1,8 +1,10 @@
 """The script that cancels, as Python sees it (cancellation.md 4).
 
 Owns the arguments and replies of ``cancel.lua``, and that a call is sent again by its nonce
-(3.6).  Knows neither why somebody asks nor whether he waits.  Every method yields to the hub and
-raises `RedisUnavailableError` or `GeventqError`; no greenlets run here.
+(3.6).  With a secret each job gets its own message, signed: so the job is looked at first, for
+what binds the message to the run.  Knows neither why somebody asks nor whether he waits.  Every
+method yields to the hub and raises `RedisUnavailableError` or `GeventqError`; no greenlets run
+here.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from geventq.store.keys import RequestKeys
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
+    from geventq.cancel_secret import CancelSecret
     from geventq.store.client import Argument, Client
     from geventq.store.keys import QueueKeys
 
 __all__ = ["Answer", "Asked", "CancelCalls"]
 
 _AT_ONCE: typing.Final = 500  # jobs a call: what is filed, told and published takes some 20 ms
+_SIGNED_BYTES: typing.Final = 2**20  # of signed messages in one
 
 
 class Asked(typing.Protocol):
@@ -51,9 +55,10 @@ class Answer(typing.NamedTuple):
 class CancelCalls:
     """The calls of one queue."""
 
-    def __init__(self, client: Client, keys: QueueKeys) -> None:
+    def __init__(self, client: Client, keys: QueueKeys, secret: CancelSecret | None) -> None:
         self._client = client
         self._keys = keys
+        self._secret = secret
 
     def send(
         self, request: Asked, job_ids: typing.Sequence[str], *, dry_run: bool = False
@@ -61,15 +66,23 @@ class CancelCalls:
         """Cancel the jobs, or with `dry_run` only tell what would happen; one answer for each,
         in order.  Sends a call whenever the answers of the one before are used up."""
         left = list(job_ids)
+        most = _AT_ONCE
+        if self._secret is not None:
+            most = max(1, min(most, _SIGNED_BYTES // (len(request.reason_json) + 1000)))
         while left:
-            answers = self._call(request, left[:_AT_ONCE], dry_run)
+            answers = self._call(request, left[:most], dry_run)
             yield from answers
             del left[: len(answers)]
 
     def _call(self, request: Asked, job_ids: list[str], dry_run: bool) -> list[Answer]:
         while True:
             flag = "d" if dry_run else "f" if request.force else ""
-            args = [*self._head(request, flag), *self._jobs(request, job_ids, flag)]
+            looks = not dry_run and (request.force or self._secret is not None)
+            args = (
+                self._looked_at(request, job_ids, flag)
+                if looks
+                else [*self._head(request, flag), *self._unseen(job_ids)]
+            )
             keys = RequestKeys(self._keys, request.nonce)
             replies = self._client.script(load("cancel"), keys, args, again=True)
             answers = [Answer(*map(_text, reply)) for reply in replies]
@@ -77,34 +90,63 @@ class CancelCalls:
                 known = [answer.status != "changed" for answer in answers]
                 return answers[: known.index(False)] if False in known else answers
 
-    def _head(self, request: Asked, flag: str) -> list[Argument]:
-        message = request.message() | {"prefix": self._keys.prefix, "db": self._client.database}
-        more = json.dumps(message, separators=(",", ":"), ensure_ascii=False)[1:-1]
+    def _head(self, request: Asked, flag: str, at: int | None = None) -> list[Argument]:
+        """`at` is the server's time in milliseconds; without it the script looks itself."""
+        record = request.record() if at is None else request.record() | {"at": at}
+        more = _json(self._message(request))[1:-1]
         return [
             self._keys.base,
             clock.wall_ms(),
-            json.dumps(request.record(), separators=(",", ":"), ensure_ascii=False),
+            _json(record),
             request.text,
-            json.dumps(self._keys.name, ensure_ascii=False),
+            _json(self._keys.name),
             more,
             flag,
-            "",
+            "" if self._secret is None else self._secret.key,
         ]
 
-    def _jobs(self, request: Asked, job_ids: list[str], flag: str) -> list[Argument]:
-        """Five values a job.  Who takes running jobs away has to look at them first: what comes
-        next is by their own rules, as they are now."""
-        if flag != "f":
-            return [part for job_id in job_ids for part in (job_id, "", "", "", "f")]
-        args: list[Argument] = []
+    def _message(self, request: Asked) -> dict[str, typing.Any]:
+        return request.message() | {"prefix": self._keys.prefix, "db": self._client.database}
+
+    @staticmethod
+    def _unseen(job_ids: list[str]) -> list[Argument]:
+        return [part for job_id in job_ids for part in (job_id, "", "", "", "f")]
+
+    def _looked_at(self, request: Asked, job_ids: list[str], flag: str) -> list[Argument]:
+        """The arguments for jobs as they are now: what comes after a job that is taken away is by
+        its own rules, and a signature is for one run alone."""
         fields = ("timestamp", "attemptsMade", "atm", "opts")
         commands = [("HMGET", self._keys.base + job_id, *fields) for job_id in job_ids]
-        payload: list[tuple[Argument, ...]] = [*commands]
-        for job_id, found in zip(job_ids, self._client.pipeline(payload, again=True), strict=True):
+        payload: list[tuple[Argument, ...]] = [*commands, *([("TIME",)] if self._secret else [])]
+        replies = self._client.pipeline(payload, again=True)
+        at = None
+        if self._secret:
+            seconds, microseconds = replies.pop()
+            at = int(seconds) * 1000 + int(microseconds) // 1000
+        args = self._head(request, flag, at)
+        for job_id, found in zip(job_ids, replies, strict=True):
             timestamp, old_made, made, opts = found
             made = old_made or made or b"0"
-            args += (job_id, timestamp or b"", made, "", _then(request, made, opts or b"{}"))
+            then = _then(request, made, opts or b"{}") if flag == "f" else "f"
+            signed = b"" if at is None else self._signed(request, job_id, timestamp, made, at)
+            args += (job_id, timestamp or b"", made, signed, then)
         return args
+
+    def _signed(
+        self, request: Asked, job_id: str, timestamp: bytes | None, made: bytes, at: int
+    ) -> bytes:
+        """The message about one job.  The reason is in it as it was encoded once for all."""
+        told = {
+            "queue": self._keys.name,
+            "jobId": job_id,
+            "atm": _number(made),
+            "ts": _number(timestamp or b"0"),
+            "at": at,
+            **self._message(request),
+        }
+        assert self._secret is not None
+        text = f'{_json(told)[:-1]},"reason":{request.reason_json}}}'
+        return self._secret.signed(text.encode())
 
 
 def _then(request: Asked, made: bytes, opts: bytes) -> str | int | float:
@@ -124,6 +166,18 @@ def _then(request: Asked, made: bytes, opts: bytes) -> str | int | float:
         error, job = GeventqError(request.text), typing.cast(Job, None)  # for strategies alone
         return backoff.next_delay(options, attempts_made, error, job) or 0
     return "x" if attempts_made >= attempts else "f"
+
+
+def _number(text: bytes) -> int:
+    """As the script reads it, where another program has stored what is none."""
+    try:
+        return max(0, int(float(text)))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _text(value: bytes) -> str:

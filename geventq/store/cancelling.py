@@ -18,6 +18,7 @@ from geventq.store.receipts import Receipt
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import Request
+    from geventq.cancel_secret import CancelSecret
     from geventq.store.cancel_calls import Answer
     from geventq.store.client import Client
     from geventq.store.job_ends import JobEnds
@@ -29,7 +30,8 @@ __all__ = ["Cancelling"]
 _REFUSALS: typing.Final = {
     "left": "is not running and has children, a parent or a live scheduler: "
     "that cannot be cancelled yet",
-    "secret": "can be taken from its worker only with the queue's cancel_secret",
+    "secret": "can be taken from its worker only with the cancel_secret of the queue's workers: "
+    "give it to the Queue, or as $GEVENTQ_CANCEL_SECRET",
     "broken": "has a key that holds no hash",
 }
 
@@ -44,9 +46,14 @@ class Cancelling:
     """
 
     def __init__(
-        self, client: Client, keys: QueueKeys, request: Request, job_ids: typing.Sequence[str]
+        self,
+        client: Client,
+        keys: QueueKeys,
+        secret: CancelSecret | None,
+        request: Request,
+        job_ids: typing.Sequence[str],
     ) -> None:
-        self._calls = CancelCalls(client, keys)
+        self._calls = CancelCalls(client, keys, secret)
         self._queue_name = keys.name
         self._request = request
         self._job_ids = job_ids

@@ -47,9 +47,12 @@ class Members:
     def database(self) -> int:
         return self._client.database
 
-    def beat(self, worker_id: str, told: dict[str, str | int], *, timeout: float) -> int:
-        """The worker lives; the server's time in milliseconds."""
-        args: list[str | int] = [worker_id, _STALE]
+    def beat(
+        self, worker_id: str, told: dict[str, str | int], secrets: str = "", *, timeout: float
+    ) -> int:
+        """The worker lives, and believes what is signed with these `secrets` (their keys); the
+        server's time in milliseconds."""
+        args: list[str | int] = [worker_id, _STALE, secrets]
         for field in told.items():
             args += field
         keys = MemberKeys(self._keys, worker_id)

@@ -24,6 +24,7 @@ from geventq.store.walking import LISTS, id_pages
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import CancelResult, Request
+    from geventq.cancel_secret import CancelSecret
     from geventq.cancellation import Cancellation
     from geventq.store.clearing import Clearing
     from geventq.store.job_ends import JobEnds
@@ -43,9 +44,10 @@ log = logging.getLogger("geventq")
 class QueueStore:
     """See the module."""
 
-    def __init__(self, client: Client, keys: QueueKeys) -> None:
+    def __init__(self, client: Client, keys: QueueKeys, secret: CancelSecret | None = None) -> None:
         self._client = client
         self.keys = keys
+        self._secret = secret
         self._ends: weakref.WeakKeyDictionary[object, JobEnds] = weakref.WeakKeyDictionary()
 
     @property
@@ -272,7 +274,7 @@ class QueueStore:
         from geventq.store.cancelling import Cancelling
         from geventq.store.receipts import refuse_own_job
 
-        asked = Cancelling(self._client, self.keys, request, job_ids)
+        asked = Cancelling(self._client, self.keys, self._secret, request, job_ids)
         if dry_run:
             return asked.dry_run()
         if request.wait is not None:

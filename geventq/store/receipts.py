@@ -44,11 +44,13 @@ class Receipt(Waiter):
 
     def heed(self, fields: Fields) -> None:
         event = fields.get(b"event")
-        if event == b"cancel-stage":
+        if event in (b"cancel-stage", b"cancel-refused"):
             if fields.get(b"nonce") == self._nonce:
                 self.stage = typing.cast("Stage", fields.get(b"stage", b"seen").decode())
                 stack = fields.get(b"stack")
                 self.stack = self.stack if stack is None else stack.decode("utf-8", "replace")
+        elif self._nonce in fields.get(b"refused", b"").split():
+            self.stage = "refused"
         elif event in _MOVED and self._retry and fields.get(b"prev", b"active") == b"active":
             self._settled("stopped")
         else:

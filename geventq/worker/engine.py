@@ -13,6 +13,8 @@ import typing
 from gevent import get_hub
 
 from geventq.cancellation import Attempt
+from geventq.clock import ServerClock
+from geventq.control.proofs import Proofs
 from geventq.fork import workers as fork
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
@@ -85,7 +87,10 @@ class Engine:
         self._client = client = Client(setup.endpoint)  # never waits for callers
         self._calls_of_jobs = Client(setup.endpoint, max_connections=options.max_connections)
         self._worker_name = setup.worker_name
-        self._store = QueueStore(self._calls_of_jobs, keys)
+        self._server_clock = ServerClock()
+        secret = options.cancel_secret
+        self._proofs = None if secret is None else Proofs(secret, self._server_clock)
+        self._store = QueueStore(self._calls_of_jobs, keys, secret)
         self.lanes = self._make_lanes()
         self.stages = Stages(tell, client, keys, worker_id=setup.worker_id)
         self.giving_up = self._make_giving_up(setup)
@@ -136,9 +141,12 @@ class Engine:
             self.slots,
             self.giving_up,
             self.stages,
+            self._proofs,
+            queue=self._keys.name,
             prefix=self._keys.prefix,
             database=self._client.database,
             trusts=self.options.hints == "trusted",
+            is_hard=self.options.cancel_mode == "hard",
             grace=self.options.kill_after,
         )
 
@@ -170,6 +178,8 @@ class Engine:
             setup.worker,
             self.slots,
             self.subscription.ignored,
+            self._server_clock,
+            self._proofs,
             self._tell,
             self._client,
             self._keys,

@@ -132,7 +132,7 @@ class ManualJobs:
         self._exchange = SettleCall(
             self._client, keys, lock_duration=options.lock_duration, worker_name=worker_name
         )
-        self._store = store = QueueStore(self._client, keys)
+        self._store = store = QueueStore(self._client, keys, options.cancel_secret)
         self.home = store.home
         self._admission = Admission(
             store,

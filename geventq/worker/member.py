@@ -16,12 +16,15 @@ import gevent.event
 
 from geventq import clock
 from geventq.codec import encode
+from geventq.control.proofs import LIFE
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store.members import HEARTBEAT, Members
 from geventq.worker.background import Background
 
 if typing.TYPE_CHECKING:
+    from geventq.clock import ServerClock
     from geventq.control.messages import Call, Ignored
+    from geventq.control.proofs import Proofs
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
     from geventq.worker.listeners import Tell
@@ -32,7 +35,7 @@ __all__ = ["GroupMember", "GroupTarget"]
 _LIMIT: typing.Final = 5.0  # seconds for the answer to a call
 _LAST: typing.Final = 0.5  # the same while closing
 _TURN: typing.Final = 1.0  # seconds until the next try, while Redis cannot be reached
-_EXPIRY: typing.Final = 60_000  # ms after which what was asked is not carried out any more
+_GUARDED: typing.Final = ("cancel_job", "cancel_all_jobs", "pause", "resume")
 _REMEMBERED: typing.Final = 1000  # the newest calls, each of which counts once
 
 log = logging.getLogger("geventq")
@@ -64,6 +67,8 @@ class GroupMember(Background):
         worker: GroupTarget,
         slots: Slots,
         ignored: Ignored,
+        server_clock: ServerClock,
+        proofs: Proofs | None,
         tell: Tell,
         client: Client,
         keys: QueueKeys,
@@ -74,12 +79,13 @@ class GroupMember(Background):
         self._worker = worker
         self._slots = slots
         self._ignored = ignored
+        self._server_clock = server_clock
+        self._proofs = proofs
         self._members = Members(client, keys)
         self._keys = keys
         self._worker_id = worker_id
         self._wake = gevent.event.Event()
         self._due = self._began = clock.monotonic()
-        self._offset: float | None = None  # the server's clock in ms, less our monotonic one
         self._is_member = False
         self._nonces: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._replies: collections.deque[tuple[str, bytes]] = collections.deque()
@@ -134,12 +140,13 @@ class GroupMember(Background):
         began = clock.monotonic()
         self._due = began + HEARTBEAT
         try:
-            now = self._members.beat(self._worker_id, told, timeout=_LIMIT)
+            keys = "" if self._proofs is None else self._proofs.keys
+            now = self._members.beat(self._worker_id, told, keys, timeout=_LIMIT)
         except RedisUnavailableError:
             self._due = began
             raise
         self._is_member = True
-        self._offset = now - began * 1000
+        self._server_clock.told(now, began)
         self._outage.over()
 
     def _answer(self) -> None:
@@ -168,11 +175,12 @@ class GroupMember(Background):
             return
         if call.nonce in self._nonces:  # asked again, and answered
             return
-        if self._offset is not None:
-            age = clock.monotonic() * 1000 + self._offset - call.at
-            if age > _EXPIRY:
-                self._ignored.note("too old", f"a call that was made {age / 1000:.0f} s ago")
-                return
+        if call.node not in (None, self._worker.node):
+            return
+        age = self._server_clock.now_ms() - call.at
+        if age > LIFE:
+            self._ignored.note("too old", f"a call that was made {age / 1000:.0f} s ago")
+            return
         self._nonces[call.nonce] = None
         while len(self._nonces) > _REMEMBERED:
             self._nonces.popitem(last=False)
@@ -184,10 +192,22 @@ class GroupMember(Background):
         method = self._methods.get(call.method)
         if method is None:
             return {"error": f"it knows no {call.method}"}
+        doubt = self._doubt(call)
+        if doubt is not None:
+            self._ignored.note(doubt, f"{call.method}, asked by a group")
+            return {
+                "error": f"{call.method} was refused: it needs the workers' cancel_secret ({doubt})"
+            }
         try:
             return {"result": method(*call.args)}
         except Exception as error:  # noqa: BLE001 (told to who asked)
             return {"error": f"{type(error).__name__}: {error}"}
+
+    def _doubt(self, call: Call) -> str | None:
+        """Why a worker with a secret does not carry it out (8)."""
+        if self._proofs is None or call.method not in _GUARDED:
+            return None
+        return self._proofs.doubt(call)
 
     def _cancel_job(self, job_id: str, reason: typing.Any = None) -> bool:
         return self._worker.cancel_job(job_id, reason, retry=True)

@@ -14,6 +14,7 @@ import dataclasses
 import typing
 
 from geventq.backoff import Strategy
+from geventq.cancel_secret import CancelSecret, check_cancel_secret, given_secret
 from geventq.cancellation import CancellationToken
 from geventq.checks import (
     Seconds,
@@ -121,8 +122,10 @@ class WorkerArguments(typing.TypedDict, total=False):
     isolate: bool
     """Run each job in a child process.  Not supported yet."""
     cancel_secret: str | None
-    """The secret that requests from other processes are signed with.  Not supported yet.
-    Default: none, requests need no signature."""
+    """The secret that hard requests from other processes, and a group's calls that pause or
+    cancel, have to be signed with: text of at least 6 characters, or several, one a line, of which
+    the first signs and each is believed.  Default: none, that of $GEVENTQ_CANCEL_SECRET; without
+    one nothing is signed, and everything believed."""
     hints: typing.Literal["trusted", "recorded-only"]
     """What a message that asks to cancel a job is worth.  "trusted": it is acted on at once; one
     of another program, without a record in Redis, cancels softly.  "recorded-only": the record is
@@ -229,7 +232,9 @@ class WorkerOptions:
     metrics: object = _later(False)
     watchdog: bool = _later(False)
     isolate: bool = _later(False)
-    cancel_secret: object = _later(None)
+    cancel_secret: CancelSecret | None = dataclasses.field(  # once made, the environment's too
+        default=None, metadata={"check": check_cancel_secret}
+    )
     hints: str = _row("trusted", _choice("trusted", "recorded-only"))
     telemetry: object = _later(None)
     around: tuple[Around, ...] = _row((), _around)
@@ -241,9 +246,9 @@ class WorkerOptions:
         known = cls.__dataclass_fields__
         for option, value in options.items():
             if option not in known:
+                shown = "a secret" if "secret" in option else show(value)
                 raise ValueError(
-                    f"{option}: unknown option with the value {show(value)}; "
-                    f"known are {', '.join(known)}"
+                    f"{option}: unknown option with the value {shown}; known are {', '.join(known)}"
                 )
         return cls(**typing.cast(dict[str, typing.Any], options))
 
@@ -253,6 +258,8 @@ class WorkerOptions:
             if value is not field.default:
                 checked = field.metadata["check"](field.name, value)
                 object.__setattr__(self, field.name, checked)
+        if self.cancel_secret is None:
+            object.__setattr__(self, "cancel_secret", given_secret(None))
         longest = 0.8 * self.lock_duration
         if self.lock_renew_time is None:
             object.__setattr__(self, "lock_renew_time", self.lock_duration / 2)

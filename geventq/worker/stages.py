@@ -46,15 +46,27 @@ class Stages(Background):
         """The requests `nonces` have.  Does not yield."""
         self._add(execution, nonces, stage)
 
+    def refused(self, execution: Execution, nonces: list[str]) -> None:
+        """The requests `nonces`, which are not signed, were carried out softly.  Told whether
+        somebody waits or not (8).  Does not yield."""
+        self._add(execution, nonces, "refused", event="cancel-refused")
+
     def stuck(self, execution: Execution, stack: str) -> None:
         """The job is alive although it was killed.  Does not yield."""
         if execution.heard is not None:
             shown = stack[-_STACK:].encode("utf-8", "backslashreplace")
             self._add(execution, execution.heard.waiting, "stuck", "stack", shown)
 
-    def _add(self, execution: Execution, nonces: list[str], stage: str, *more: str | bytes) -> None:
+    def _add(
+        self,
+        execution: Execution,
+        nonces: list[str],
+        stage: str,
+        *more: str | bytes,
+        event: str = "cancel-stage",
+    ) -> None:
         for nonce in nonces:
-            told = ("event", "cancel-stage", "jobId", execution.job_id, "nonce", nonce)
+            told = ("event", event, "jobId", execution.job_id, "nonce", nonce)
             command = ("XADD", self._keys.events, "*", *told, "stage", stage)
             self._waiting.append((*command, "worker", self._worker_id, *more))
         if nonces:

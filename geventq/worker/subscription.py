@@ -32,6 +32,7 @@ _TURN: typing.Final = 1.0  # seconds between two looks while the link is down
 _REFUSED: typing.Final = 10.0  # seconds before a channel that was refused is asked for again
 _BATCH: typing.Final = 1000  # jobs a look
 _LIMIT: typing.Final = 5.0  # seconds for the answer to one
+_HANDLED: typing.Final = ("heeded", "kept", "elsewhere")
 
 
 class Subscription(Background):
@@ -112,6 +113,8 @@ class Subscription(Background):
                 self.ignored.note("another run", f"job {told.job_id} began anew since")
             elif became == "plain":
                 self.ignored.note("no record", f"job {told.job_id}: hints are recorded-only")
+            elif became not in _HANDLED:
+                self.ignored.note(became, f"job {told.job_id}: what its record says counts")
         elif self.on_call is not None:
             self.on_call(told)
 

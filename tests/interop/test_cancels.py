@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import typing
 
+import gevent
 import pytest
 
 from geventq import CancellationToken, Job
@@ -16,16 +17,14 @@ from tests.support.waiting import eventually
 
 Side = typing.Literal["geventq", "node"]
 
-(MODULE,) = [
-    text
-    for text in snippets((GUIDES / "cancellation.md").read_text(), "js")
-    if text.startswith("// cancels.mjs")
-]
+_SNIPPETS: typing.Final = snippets((GUIDES / "cancellation.md").read_text(), "js")
+(MODULE,) = [text for text in _SNIPPETS if text.startswith("// cancels.mjs")]
+(SIGNS,) = [text for text in _SNIPPETS if "killJob" in text]
 
 
 def cancels(sides: Sides, *, heeds: bool = True, **options: typing.Any) -> Child:
     """A Node program with that module, and with a worker, which has these options."""
-    return sides.node("cancels", guide=MODULE, heeds=heeds, worker=options)
+    return sides.node("cancels", guide=MODULE, signs=SIGNS, heeds=heeds, worker=options)
 
 
 def hear(child: Child, event: str) -> dict[str, typing.Any]:
@@ -120,3 +119,48 @@ def test_a_job_that_does_not_run_is_cancelled_without_any_worker(
     assert hear(node, "run")["id"] == job["id"]
     node.say({"ask": [sides.name, job["id"], "the test is over"]})
     hear(node, "failed")
+
+
+@pytest.mark.parametrize("secret", ["seven horses in a row", "sieben Pferde für 1 Ross"])
+def test_node_signs_and_a_worker_with_the_secret_kills(sides: Sides, secret: str) -> None:
+    """8: with the function that the guide shows; with another secret nothing happens."""
+    running: list[str] = []
+
+    def deaf(job: Job) -> None:
+        running.append(job.id)
+        gevent.sleep(600)
+
+    worker = sides.worker(deaf, cancel_secret=secret, concurrency=2)
+    eventually(lambda: engine_of(worker).subscription.is_up)
+    queue = sides.queue()
+    node = cancels(sides, autorun=False)
+    job, other = queue.add("a/b"), queue.add("n")
+    eventually(lambda: len(running) == 2)
+    node.say({"kill": ["another secret", other.id, "enough"]})
+    hear(node, "asked")
+    node.say({"kill": [secret, job.id, {"why": ["é", 1e21, 0.1]}]})
+    assert hear(node, "asked")["listeners"] >= 1
+    read = ended(queue, job, "failed")
+    assert read.failed_reason == 'Job cancelled: {"why": ["é", 1e+21, 0.1]}'
+    assert [one.id for one in worker.active_jobs] == [other.id]
+    counts = engine_of(worker).subscription.ignored.counts
+    assert counts == {"signed with another secret, or changed": 1}
+
+
+def test_what_workers_write_about_their_secret_disturbs_no_node_program(
+    sides: Sides, node_queue: NodeQueue
+) -> None:
+    """8: a field of `meta` that Node neither reads nor removes; an obliterate removes it."""
+    worker = sides.worker(lambda job: job.data, cancel_secret="seven horses in a row")
+    queue = sides.queue()
+    with sides.client() as client:
+        eventually(lambda: client.hexists(f"{sides.prefix}:q:meta", "gqs"))
+        assert "gqs" in node_queue("getMeta")
+        assert node_queue("isPaused") is False
+        node_queue("pause")
+        node_queue("resume")
+        job = queue.add("n", 5)
+        assert job.wait_until_finished(30) == 5
+        worker.close()
+        node_queue("obliterate")
+        assert not client.exists(f"{sides.prefix}:q:meta")

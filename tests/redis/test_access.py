@@ -9,13 +9,22 @@ import typing
 import pytest
 import redis
 
-from geventq import CancellationToken, GeventqError, Job, Queue, QueueEvents, Worker
+from geventq import (
+    CancellationToken,
+    GeventqError,
+    Job,
+    Queue,
+    QueueEvents,
+    Worker,
+    WorkerGroup,
+)
 from geventq.control.bridge import publish_cancel
 from tests.support.access import PASSWORD
 from tests.support.servers import Server, server_binaries
 from tests.support.told import Told, ended, engine_of
 from tests.support.waiting import eventually
 
+SECRET = "seven horses in a row"
 USERS = pathlib.Path(__file__).parents[2] / "conf" / "users.acl"
 
 
@@ -146,6 +155,23 @@ def test_one_who_cancels_can_send_bare_messages(
             publish_cancel(_as(server, user), "q", job.id)
     assert publish_cancel(_as(server, "canceller"), "q", job.id, "no") == 1
     ended(by("dashboard"), job, "failed")
+
+
+def test_one_who_cancels_asks_the_group(
+    server: Server, by: As, work: collections.abc.Callable[..., Worker]
+) -> None:
+    """8, 5.7: a worker joins it, and answers; with the secret, where the workers have one."""
+    worker = work(patient, cancel_secret=SECRET)
+    with WorkerGroup("q", _as(server, "canceller"), cancel_secret=SECRET) as group:
+        eventually(group.members)
+        assert group.multi_call("ping").replies == {worker.id: "pong"}
+        by("producer").add("n")
+        eventually(lambda: worker.active_jobs)
+        assert group.cancel_all_jobs("no") == 1
+    job = by("producer").add("n")
+    eventually(lambda: worker.active_jobs)
+    with pytest.raises(GeventqError, match="only with the cancel_secret"):
+        by("canceller").cancel_job(job.id, force=True)
 
 
 def test_a_dashboard_sees_all_and_changes_nothing(server: Server, by: As) -> None:

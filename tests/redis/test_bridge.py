@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import typing
+import uuid
 
 import gevent
 import pytest
@@ -20,12 +21,15 @@ from geventq import (
     RedisUnavailableError,
     Supervisor,
     Worker,
+    clock,
     publish_cancel,
 )
+from geventq.cancel_secret import check_cancel_secret
 from geventq.control.messages import CHANNEL
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
+from tests.support.told import ended, engine_of
 from tests.support.waiting import eventually
 
 
@@ -287,3 +291,78 @@ def test_what_cannot_be_published_is_refused(
 def test_publishing_tells_of_an_outage() -> None:
     with pytest.raises(RedisUnavailableError):
         publish_cancel("redis://127.0.0.1:1/0", "q", "1")
+
+
+# -- signed --------------------------------------------------------------------------------------
+
+SECRET: typing.Final = "seven horses in a row"
+
+
+def signed(secret: str = SECRET, *, age: float = 0.0, **members: object) -> bytes:
+    """A message as a program in another language signs it."""
+    told = {"queue": "q", "jobId": "1", "reason": "x", "prefix": "bull", "db": 0, "hard": True}
+    told |= {"nonce": uuid.uuid4().hex, "atm": 0, "ts": 5, "retry": True}
+    told |= {"at": int((clock.wall() - age) * 1000)}
+    return check_cancel_secret("", secret).signed(json.dumps(told | members).encode())
+
+
+def test_a_signed_message_is_passed_on_as_it_came(
+    redis_url: str, redis_client: redis.Redis, channel: str
+) -> None:
+    """8: so that a worker believes it too; what is not right is ignored, each kind told once."""
+    right = signed()
+    wrong = {
+        "signed with another secret, or changed": signed("another secret"),
+        "too old": signed(age=70),
+        "replayed": right,
+    }
+    with (
+        redis_client.pubsub() as ear,
+        CancelBridge(redis_url, channel, cancel_secret=SECRET) as bridge,
+    ):
+        ear.subscribe(CHANNEL)
+        ear.get_message(timeout=5)
+        for one in (right, *wrong.values(), message("plain")):
+            redis_client.publish(channel, one)
+        heard: list[str] = []
+
+        def told() -> bool:
+            got = ear.get_message(timeout=0.01)
+            heard.extend([got["data"]] if got and '"q"' in str(got["data"]) else [])
+            return len(heard) == 2
+
+        eventually(told)
+        assert heard[0].encode() == right
+        assert json.loads(heard[1]) == json.loads(message("plain"))
+        assert bridge.ignored.counts == dict.fromkeys(wrong, 1)
+
+
+def test_what_a_bridge_hands_over_stays_soft(
+    redis_url: str, redis_client: redis.Redis, channel: str
+) -> None:
+    """8, 5.8: signed or not; what is wrongly signed is not handed over."""
+    worker = Told("q")
+    with CancelBridge(redis_url, channel, worker, cancel_secret=SECRET):
+        redis_client.publish(channel, signed("another secret", jobId="0"))
+        redis_client.publish(channel, signed())
+        redis_client.publish(channel, message("2"))
+        eventually(lambda: len(worker.asked) == 2)
+    assert worker.asked == [("1", "x", SOFTLY), ("2", None, SOFTLY)]
+
+
+def test_a_worker_believes_what_a_bridge_has_passed_on(
+    queue: Queue, make: Make, redis_url: str, redis_client: redis.Redis, channel: str, prefix: str
+) -> None:
+    """8: a kill, asked by a program of another language that knows the job."""
+
+    def process(job: Job) -> None:
+        gevent.sleep(600)
+
+    worker = make(process, cancel_secret=SECRET)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs and engine_of(worker).subscription.is_up)
+    database = engine_of(worker).hearing._database
+    about = {"jobId": job.id, "prefix": prefix, "db": database}
+    with CancelBridge(redis_url, channel, cancel_secret=SECRET):
+        redis_client.publish(channel, signed(**about, ts=round(job.timestamp * 1000)))
+        ended(queue, job, "failed")

@@ -18,6 +18,7 @@ from geventq import (
     CancellationToken,
     GeventqError,
     Job,
+    JobSpec,
     MultiCallResult,
     Queue,
     RedisUnavailableError,
@@ -30,7 +31,7 @@ from geventq.control.messages import channel_of
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.told import engine_of
-from tests.support.waiting import eventually
+from tests.support.waiting import TurnedClock, eventually
 
 
 def endless(job: Job, token: CancellationToken) -> None:
@@ -539,3 +540,106 @@ def test_a_forked_child_is_no_member_and_its_group_goes_on(
     assert replied == sorted([child, worker.id])
     joined(group, worker)
     assert group.multi_call("ping").replies == {worker.id: "pong"}
+
+
+# -- signed --------------------------------------------------------------------------------------
+
+SECRET: typing.Final = "seven horses in a row"
+GUARDED: typing.Final = (("pause",), ("resume",), ("cancel_job", "1"), ("cancel_all_jobs",))
+
+
+@pytest.fixture
+def by(redis_url: str, prefix: str) -> typing.Iterator[typing.Callable[..., WorkerGroup]]:
+    """``by(secret)``: the group, as who has that secret asks it."""
+    groups: list[WorkerGroup] = []
+
+    def by(secret: str | None) -> WorkerGroup:
+        groups.append(WorkerGroup("q", redis_url, prefix, cancel_secret=secret))
+        return groups[-1]
+
+    yield by
+    for group in groups:
+        group.close()
+
+
+By = typing.Callable[..., WorkerGroup]
+
+
+@pytest.mark.parametrize("secret", [None, "eight horses in a row"])
+@pytest.mark.parametrize("call", GUARDED)
+def test_a_worker_with_a_secret_refuses_what_is_not_signed(
+    make: Make, by: By, secret: str | None, call: tuple[str, ...]
+) -> None:
+    """8: a call that pauses or cancels; the caller is told so, and it is not as if nobody had
+    answered."""
+    guarded, other = make(idle, cancel_secret=SECRET), make(idle, name="anna")
+    group = by(secret)
+    joined(group, guarded, other)
+    with pytest.raises(GeventqError) as raised:
+        group.multi_call(*call)
+    why = "unsigned" if secret is None else "signed with another secret, or changed"
+    told = (
+        f"worker {guarded.id}: {call[0]} was refused: it needs the workers' cancel_secret ({why})"
+    )
+    assert str(raised.value) == told
+    assert len(raised.value.results or []) == 2
+    assert not guarded.is_paused
+    assert other.is_paused == (call == ("pause",))
+    assert group.multi_call("ping").ok
+    assert group.multi_call("stats").ok
+
+
+@pytest.mark.parametrize("secret", [SECRET, f"the next one\n{SECRET}"])
+def test_a_signed_call_is_carried_out(queue: Queue, make: Make, by: By, secret: str) -> None:
+    """8: by workers with the secret, and by others as well."""
+    both = "the next one\n" + SECRET
+    workers = [make(endless, cancel_secret=both, node="north"), make(endless, node="south")]
+    group = by(secret)
+    joined(group, *workers)
+    assert group.multi_call("pause").replies == {worker.id: True for worker in workers}
+    assert all(worker.is_paused for worker in workers)
+    assert group.multi_call("resume").ok
+    queue.add_bulk([JobSpec("n")] * 2)
+    eventually(lambda: all(worker.active_jobs for worker in workers))
+    assert group.cancel_all_jobs("x", node="north") == 1
+    assert group.cancel_all_jobs("x") == 1
+
+
+def test_a_signed_call_is_carried_out_once_and_soon_and_where_it_was_meant(
+    make: Make,
+    by: By,
+    redis_url: str,
+    redis_client: redis.Redis,
+    prefix: str,
+    turned_clock: TurnedClock,
+) -> None:
+    """8: a replay of it, one to a worker of another node, of another queue, and an old one."""
+    worker = make(idle, cancel_secret=SECRET, node="north", lock_duration=600)
+    south = make(idle, cancel_secret=SECRET, node="south", lock_duration=600)
+    with Worker("r", idle, redis_url, prefix, cancel_secret=SECRET, node="north") as other:
+        group = by(SECRET)
+        joined(group, worker, south)
+        eventually(lambda: all(engine_of(one).subscription.is_up for one in (worker, south, other)))
+        heard: list[bytes] = []
+        publish = group._members.publish
+
+        def listening(messages: typing.Mapping[str, bytes]) -> set[str]:
+            heard.extend(messages.values())
+            return publish(messages)
+
+        group._members.publish = listening  # type: ignore[method-assign]
+        assert group._call("pause", [], "north", 5.0).ok
+        group._members.publish = publish  # type: ignore[method-assign]
+        assert worker.is_paused
+        worker.resume()
+        for one in (worker, south, other):
+            engine_of(one).member._nonces.clear()  # a thousand other calls have come since
+            redis_client.publish(channel_of(one.id), heard[0])
+        eventually(lambda: engine_of(worker).subscription.ignored.counts["replayed"])
+        assert group.multi_call("ping").ok  # so that the others have heard it too
+        assert not (worker.is_paused or south.is_paused or other.is_paused)
+        turned_clock.advance(61)
+        engine_of(worker).member._nonces.clear()
+        redis_client.publish(channel_of(worker.id), heard[0])
+        eventually(lambda: engine_of(worker).subscription.ignored.counts["too old"])
+        assert not worker.is_paused

@@ -50,11 +50,16 @@ ROLES: typing.Final = {
     "producer": Role(f"add {_READING}", f"{_READS} hset hsetnx"),
     "worker": Role(
         "settle recover renew stalled sweep record_request hand_on extend_lock add log clear_logs "
+        "heartbeat reply "
         f"update_data update_progress {_READING}",
         f"{_READS} bzpopmin info xadd subscribe unsubscribe",
         "&bullmq:cancel &bullmq:cancel:*",
     ),
-    "canceller": Role(f"cancel {_READING}", f"{_READS} publish", "&bullmq:cancel &bullmq:cancel:*"),
+    "canceller": Role(
+        f"cancel members {_READING}",
+        f"{_READS} publish blpop time",
+        "&bullmq:cancel &bullmq:cancel:*",
+    ),
     "dashboard": Role(_READING, f"{_READS} client|list info type"),
 }
 

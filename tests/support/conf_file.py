@@ -93,7 +93,7 @@ _TAIL: typing.Final = """
 _GROUPS: typing.Final = {
     "what runs": "processor queue name node concurrency processes around",
     "closing": "close_timeout exit_when_stuck",
-    "cancellation": "cancel_mode kill_after job_timeout hints",
+    "cancellation": "cancel_mode kill_after job_timeout hints cancel_secret",
     "locks and stalled jobs": "lock_duration lock_renew_time skip_lock_renewal stalled_interval "
     "max_stalled_count skip_stalled_check max_started_attempts",
     "taking jobs, and connections": "drain_delay max_connections",
@@ -105,6 +105,7 @@ _EXAMPLES: typing.Final[dict[str, object]] = {
     "node": "app-7",
     "close_timeout": 20.0,
     "job_timeout": 300.0,
+    "cancel_secret": "change me: openssl rand -hex 32",
     "lock_renew_time": 15.0,
     "max_started_attempts": 10,
     "remove_on_complete": {"age": 3600.0, "count": 1000},
@@ -115,6 +116,8 @@ _EXAMPLES: typing.Final[dict[str, object]] = {
 
 #: What only the file has to say of an option.
 _MORE: typing.Final = {
+    "cancel_secret": "Not on the command line, where every user of the machine can read it; who "
+    "has it in this file must keep the file from others.",
     "close_timeout": "With systemd, TimeoutStopSec must be larger by 5 s + kill_after (see "
     "conf/geventq.service).",
     "around": 'Each is named as "package.module:name"; on the command line: '

@@ -51,7 +51,7 @@ def test_a_message_of_ours() -> None:
     request = message.request
     assert (request.hard, request.retry, request.requested_at) == (True, False, 2.0)
     assert request.requested_by == "me"
-    assert message.raw == OURS
+    assert message.signed is None
 
 
 CALL = {

@@ -18,7 +18,7 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # From the bottom up.  A module may import its own layer and those below it.  A room stands for its
 # modules, but for one that is named by itself: a request is a word that errors carry.
 LAYERS: typing.Final = [
-    {"clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
+    {"cancel_secret", "clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
     | {"cancel_request", "job", "job_hash", "large"},
@@ -61,7 +61,7 @@ ROOMS: typing.Final = {
         {"queue_store"},
         {"add_batches"},
     ],
-    "control": [{"messages"}, {"bridge", "group"}],
+    "control": [{"messages"}, {"proofs"}, {"bridge", "group"}],
     "worker": [
         {"callables"},
         {"settings", "processor", "told", "run.policy", "run.execution"},

@@ -13,15 +13,15 @@
 --        4 the text that the job fails with  5 queue name as JSON
 --        6 more members of a message, as JSON without the braces
 --        7 'f' = take running jobs away, 'd' = only tell what would happen, '' = neither
---        8 '1' = the caller has the queue's secret
+--        8 what the caller's secret is told by (cancellation.md 8), '' = he has none
 --        9... five values a job:
 --          job id, its `timestamp` and its `atm` as the caller has seen them ('' = not looked),
---          signature or '', f: 'f' fail for good, 'x' the same, attempts used up,
+--          its message, signed, or '', f: 'f' fail for good, 'x' the same, attempts used up,
 --          or the ms of delay before the next attempt (0 = now)
 -- Reply  one entry for each of the first jobs, {status, state before, worker}: what is left is for
 --        the next call.  Status: cancelled, requested, stopped, finished, not_found; left (has a
 --        parent, children or a live scheduler), changed (it is not as the caller has seen it),
---        secret (force needs it), broken (its key holds no hash)
+--        secret (force needs that of the workers), broken (its key holds no hash)
 -- Events failed, cancelled, cancel-requested, retries-exhausted, waiting, delayed
 --- include: job
 --- include: place
@@ -88,7 +88,7 @@ local function needs_flows(job)
 end
 
 local function read_job(at)
-  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signature = ARGV[at + 3],
+  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
   if not is_job(job.key) then
     job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
@@ -145,6 +145,13 @@ local function first_answer(job)
   end
 end
 
+-- Whether a secret is one that the workers believe; they say which they do, if they need any.
+local function is_believed(secret)
+  local believed = redis.call('HGET', keys.meta, 'gqs')
+  return not believed
+    or type(secret) == 'string' and secret ~= '' and string.find(believed, secret, 1, true) ~= nil
+end
+
 local function judge(job)
   local status, state = first_answer(job)
   if status then
@@ -160,8 +167,7 @@ local function judge(job)
     job.status = 'finished'
   elseif job.place == 'active' and mode ~= 'f' then
     job.status = 'requested'
-  elseif job.place == 'active' and ARGV[8] ~= '1'
-    and redis.call('HEXISTS', keys.meta, 'gqs') == 1 then
+  elseif job.place == 'active' and not is_believed(ARGV[8]) then
     job.status = 'secret'
   elseif job.place == 'waiting-children' or needs_flows(job) then
     job.status = 'left'
@@ -299,7 +305,6 @@ local function record_for(job, nonces)
   request.atm, request.ts = tonumber(job.made), tonumber(job.timestamp) or 0
   request.at = request.at or at_ms
   request.nonces, request.state = nonces, job.state
-  request.sig = job.signature ~= '' and job.signature or nil
   return cjson.encode(request)
 end
 
@@ -375,12 +380,56 @@ local function shorter(one, other)
   return type(other) == 'number' and math.min(one, other) or one
 end
 
+local MOST_SIGNED = 8
+local STRENGTH = { [true] = 3, [false] = 1 } -- of `hard`; null, the worker's mode, is between them
+
+-- Whether a signed request asks for all of the kill that another one asks for.
+local function covers(one, other)
+  local mine, theirs = STRENGTH[one.hard] or 2, STRENGTH[other.hard] or 2
+  local grace, other_grace = tonumber(one.killAfter), tonumber(other.killAfter)
+  return one.key == other.key and mine >= theirs and (theirs == 1
+    or grace == other_grace or (grace and other_grace and grace <= other_grace) == true)
+end
+
+-- The one of too many signed requests that is not kept: the oldest with a secret that the workers
+-- do not believe, else the oldest that another one covers.  So the strongest stays.
+local function spare(signed)
+  local claims = {}
+  for n, text in ipairs(signed) do
+    claims[n] = type(text) == 'string' and read_json(text) or {}
+    if not is_believed(claims[n].key) then
+      return n
+    end
+  end
+  for n, claim in ipairs(claims) do
+    for m, other in ipairs(claims) do
+      if m ~= n and covers(other, claim) then
+        return n
+      end
+    end
+  end
+  return 1
+end
+
+-- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
+local function all_signed(before, job)
+  local signed = type(before) == 'table' and before or {}
+  signed[#signed + 1] = job.signed ~= '' and job.signed or nil
+  while #signed > MOST_SIGNED do
+    table.remove(signed, spare(signed))
+  end
+  return #signed > 0 and signed or nil
+end
+
 -- The record to write, and whether this request decides the outcome; nil if it was written by the
 -- call whose answer was lost.
 local function merged(job)
   local before = job.asked and read_json(job.asked) or {}
   if not same_run(before, job) then
-    return record_for(job, { request.nonce }), true
+    request.signed = all_signed(nil, job)
+    local record = record_for(job, { request.nonce })
+    request.signed = nil
+    return record, true
   end
   if has(before, request.nonce) then
     return nil
@@ -401,14 +450,17 @@ local function merged(job)
   base.retry = base.retry and other.retry
   base.waits = base.waits or other.waits
   base.nonce, base.nonces = request.nonce, nonces
+  base.signed = all_signed(before.signed, job)
   return cjson.encode(base), decides
 end
 
 local function message_for(job)
+  if job.signed ~= '' then
+    return job.signed
+  end
   return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id) .. ',"reason":'
     .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', tonumber(job.made),
       tonumber(job.timestamp) or 0, request.at or at_ms)
-    .. (job.signature ~= '' and ',"sig":' .. cjson.encode(job.signature) or '')
     .. ',' .. ARGV[6] .. '}'
 end
 

@@ -1,9 +1,11 @@
 -- A worker says that it lives (cancellation.md 5.7).  Those that said nothing for too long are
--- forgotten: by this server's clock alone, whatever those of the workers show.
+-- forgotten: by this server's clock alone, whatever those of the workers show.  A worker with a secret
+-- says so in `meta`, each time anew: an obliterate takes it away (cancellation.md 8).
 --
--- KEYS   workers member
+-- KEYS   workers member meta
 -- ARGV   1 worker id  2 ms after which a heartbeat is stale
---        3... fields and values of what it tells about itself
+--        3 what the secrets are told by that it believes, '' = it has none
+--        4... fields and values of what it tells about itself
 -- Reply  the server's time in ms
 -- Events none
 --- include: types
@@ -18,6 +20,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', keys.workers, '-inf', now - ARGV[2])
 redis.call('ZADD', keys.workers, now, ARGV[1])
 redis.call('PEXPIRE', keys.workers, ARGV[2])
-redis.call('HSET', keys.member, unpack(ARGV, 3, #ARGV))
+redis.call('HSET', keys.member, unpack(ARGV, 4, #ARGV))
 redis.call('PEXPIRE', keys.member, ARGV[2])
+if ARGV[3] ~= '' then
+  redis.call('HSET', keys.meta, 'gqs', ARGV[3])
+end
 return now

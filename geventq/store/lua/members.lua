@@ -26,7 +26,7 @@ for first = 1, #active, 1000 do
   end
 end
 local members = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.workers, now - ARGV[2], '+inf')) do
+for _, id in ipairs(redis.call('ZRANGE', keys.workers, now - ARGV[2], '+inf', 'BYSCORE')) do
   local told = redis.pcall('HGETALL', ARGV[1] .. 'gq:worker:' .. id)
   if not told.err and #told > 0 then
     members[#members + 1] = { id, is_counted and (counts[id] or 0) or -1, told }

@@ -245,3 +245,6 @@ class _Ending:
             *("kind", request.kind, "stage", attempt.stage or "seen"),
             *("ms", str(round(waited * 1000))),
         ]
+        heard = self._execution.heard
+        if heard is not None and heard.refused:  # who waits may hear of the end first
+            more["event"] += ["refused", " ".join(heard.refused)]

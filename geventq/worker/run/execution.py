@@ -40,6 +40,12 @@ class Heard:
 
     nonces: set[str] = dataclasses.field(default_factory=set)
     """Of all of them; ``"*"``: what is recorded cannot be read, and is not heeded."""
+    proven: set[str] = dataclasses.field(default_factory=set)
+    """Of those whose signature was found right, by a worker with a secret."""
+    refused: list[str] = dataclasses.field(default_factory=list)
+    """Of those that asked for a kill, and were not signed."""
+    record: bytes = b""
+    """The last one that such a worker has read."""
     waiting: list[str] = dataclasses.field(default_factory=list)
     """Of those whose callers wait: they are told of each stage (5.4)."""
     seen_at: float = 0.0

@@ -5,6 +5,9 @@ more than once, and each counts once: its nonce is noted with the run.  What is 
 run's outcome says that it was decided with; a request that is not is found by the script that
 settles, and the outcome is decided again.
 
+A worker with a secret believes what is signed.  A message that is not is as good as none: the
+record is read.  Of a record all that is not signed asks softly (8).
+
 Knows runs and requests, and neither Redis nor how what it is told travels.  Everything is called
 in the worker's hub and nothing yields; no greenlets run here.  Numbers alone in comments are
 sections of cancellation.md.
@@ -12,7 +15,9 @@ sections of cancellation.md.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import typing
 
 from geventq import clock
@@ -22,6 +27,7 @@ from geventq.worker.run.execution import Heard
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
     from geventq.control.messages import Message
+    from geventq.control.proofs import Proofs
     from geventq.record import Record
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.giving_up import GivingUp
@@ -30,6 +36,8 @@ if typing.TYPE_CHECKING:
 __all__ = ["Delays", "Hearing", "StageTeller", "answer_late"]
 
 _MOST_KEPT: typing.Final = 10_000  # hints, while takes are under way
+
+log = logging.getLogger("geventq")
 
 
 class StageTeller(typing.Protocol):
@@ -40,6 +48,9 @@ class StageTeller(typing.Protocol):
 
     def reached_by(self, execution: Execution, nonces: list[str], stage: str) -> None:
         """These requests have."""
+
+    def refused(self, execution: Execution, nonces: list[str]) -> None:
+        """These requests, which are not signed, asked for more than is done."""
 
 
 class Demand(typing.NamedTuple):
@@ -74,27 +85,34 @@ class Delays:
 
 
 class Hearing:
-    """What one worker hears.  `prefix` and `database` are its own; `trusts` says whether a message
-    is acted on before its record was read."""
+    """What one worker hears.  `queue`, `prefix` and `database` are its own; `trusts` says whether a
+    message is acted on before its record was read, `proofs` what is believed (`None`: all)."""
 
     def __init__(
         self,
         slots: Slots,
         giving_up: GivingUp,
         stages: StageTeller,
+        proofs: Proofs | None,
         *,
+        queue: str,
         prefix: str,
         database: int,
         trusts: bool,
+        is_hard: bool,
         grace: float,
     ) -> None:
         self._slots = slots
         self._giving_up = giving_up
         self._stages = stages
+        self._proofs = proofs
+        self._queue = queue
         self._prefix = prefix
         self._database = database
         self._trusts = trusts
-        self._grace = grace  # the worker's own `kill_after`
+        self._is_hard = is_hard  # the worker's own `cancel_mode`
+        self._grace = grace  # and its `kill_after`
+        self._has_told_refusal = False
         self._under_way: set[int] = set()  # takes, by their first lock's number
         self._kept: list[tuple[set[int], Message]] = []  # and the takes under way as they came
         self.delays = Delays()
@@ -110,47 +128,110 @@ class Hearing:
         script that settles finds it (2.5)."""
         if not execution.settling and not execution.is_over:
             heard, record = execution.heard, read_record(text)
-            if record is None or (heard is not None and heard.nonces.issuperset(record.nonces)):
+            if record is None or (heard is not None and self._is_known(heard, record, text)):
                 return
             if _is_void(record, execution):
                 execution.heard = heard or Heard()
                 execution.heard.nonces.update(record.nonces)
                 return
-            self._heed(execution, _asked_by(record, self._grace))
+            asked = _asked_by(record, self._grace)
+            if self._proofs is None:
+                self._heed(execution, asked)
+            else:
+                self._heed_proven(execution, record, asked, self._proofs.in_record(record))
+                assert execution.heard is not None
+                execution.heard.record = text
+
+    def _is_known(self, heard: Heard, record: Record, text: bytes) -> bool:
+        """Whether the record says nothing new."""
+        if self._proofs is not None and record.signed:
+            return heard.record == text
+        return heard.nonces.issuperset(record.nonces)
+
+    def _heed_proven(
+        self, execution: Execution, record: Record, asked: Demand, signed: list[Message]
+    ) -> None:
+        """Heed a record of which only what is `signed` may be hard (8)."""
+        signed = [one for one in signed if self._is_of(one, execution)]
+        believed = _softly(asked, signed, self._grace)
+        heard = execution.heard = execution.heard or Heard()
+        heard.proven.update(one.nonce for one in signed if one.nonce is not None)
+        refused: list[str] = []
+        if self._strength(believed) < self._strength(asked):
+            known = heard.proven | heard.nonces
+            refused = [nonce for nonce in asked.nonces if nonce not in known]
+        heard.nonces.update(refused)  # who is refused is told of no other stage
+        heard.refused += refused
+        self._heed(execution, believed)
+        if refused:
+            self._stages.refused(execution, refused)
+            self._tell_refusal(execution, record)
+
+    def _is_of(self, message: Message, execution: Execution) -> bool:
+        """Whether it was signed for this run: it could stand in the hash of any other job."""
+        where = (message.queue, message.prefix, message.database, message.job_id)
+        here = (self._queue, self._prefix, self._database, execution.job_id)
+        return where == here and _is_for(message, execution)
+
+    def _strength(self, asked: Demand) -> tuple[bool, float]:
+        """Sorts by how soon the job is killed, if at all."""
+        hard, kill_after = asked.hard, asked.kill_after
+        if hard is None:
+            hard = self._is_hard or kill_after is not None
+        grace = self._grace if kill_after is None else kill_after
+        return hard, -round(grace, 6) if hard else 0.0  # a record that was merged has 14 digits
+
+    def _tell_refusal(self, execution: Execution, record: Record) -> None:
+        if not self._has_told_refusal:
+            self._has_told_refusal = True
+            log.warning(
+                "a hard request to cancel job %s of queue %s is %s: the job was asked softly, as "
+                "each will be by one like it",
+                execution.job_id,
+                self._queue,
+                "not signed with this worker's cancel_secret" if record.signed else "not signed",
+                extra={"job": execution.job_id, "queue": self._queue},
+            )
 
     # -- messages ----------------------------------------------------------------------------
 
     def message(self, message: Message) -> str:
         """Act on a message to this queue; answers what became of it: ``heeded``, ``kept`` until
         a take was answered, ``elsewhere`` (no such job here), ``stale`` (another run), ``plain``
-        (one without a record, where those are not trusted)."""
+        (one without a record, where those are not trusted), or why its signature does not count,
+        so that the record decides."""
         if message.nonce is None:
             if not self._trusts:
                 return "plain"
         elif message.prefix != self._prefix or message.database != self._database:
             return "elsewhere"
-        runs = self._slots.running.find(message.job_id)
-        outcome = "elsewhere" if not runs else "stale"
+        found = self._slots.running.find(message.job_id)
+        runs = [execution for execution in found if _is_for(message, execution)]
+        if not runs and not self._under_way:
+            return "stale" if found else "elsewhere"
+        outcome = "heeded" if runs else "kept"
+        if self._proofs is not None and message.nonce is not None:
+            doubt = self._proofs.doubt(message)
+            if doubt is not None and message.signed is not None:
+                outcome = doubt
+            message = message._replace(signed=None, is_believed=doubt is None)
         for execution in runs:
-            if _is_for(message, execution):
-                outcome = "heeded"
-                self._hint(execution, message)
-        if outcome != "heeded" and self._under_way:
+            self._hint(execution, message)
+        if not runs:
             self._kept.append((set(self._under_way), message))
             del self._kept[:-_MOST_KEPT]
-            outcome = "kept"
         return outcome
 
     def _hint(self, execution: Execution, message: Message) -> None:
         if execution.settling or execution.is_over:
             return  # the script that settles finds the record; a plain one comes too late (2.7)
-        if not self._trusts:
+        if not (self._trusts and message.is_believed):
             self.to_read.append(execution)
         elif message.is_forced:
             self._giving_up.lock_lost(execution)
         elif message.nonce is None:
             execution.attempt.request(message.request, hard=False, kill_after=None)
-        elif execution.heard is None or message.nonce not in execution.heard.nonces:
+        elif self._is_news(message.nonce, execution):
             self._heed(
                 execution,
                 Demand(
@@ -161,6 +242,15 @@ class Hearing:
                     message.is_waited_for,
                 ),
             )
+
+    def _is_news(self, nonce: str, execution: Execution) -> bool:
+        """Whether a message that is believed says something new; notes that it did."""
+        if self._proofs is None:
+            return execution.heard is None or nonce not in execution.heard.nonces
+        heard = execution.heard = execution.heard or Heard()
+        is_new = nonce not in heard.proven
+        heard.proven.add(nonce)
+        return is_new
 
     # -- hints that come before a take's answer (5.3) ------------------------------------------
 
@@ -249,6 +339,23 @@ def _asked_by(record: Record, grace: float) -> Demand:
     if kill_after is not None and record.is_default_grace:
         kill_after = min(kill_after, grace)  # of several requests one left it to the worker
     return Demand(record.request, record.hard, kill_after, record.nonces, record.is_waited_for)
+
+
+def _softly(asked: Demand, signed: list[Message], grace: float) -> Demand:
+    """What is asked, with a kill only where one of the `signed` requests has asked for it."""
+    kinds = {one.hard for one in signed}
+    hard = True if True in kinds else None if None in kinds else False
+    graces = [
+        grace if one.kill_after is None else one.kill_after
+        for one in signed
+        if one.hard is not False
+    ]
+    given = any(one.kill_after is not None for one in signed)
+    return asked._replace(
+        request=dataclasses.replace(asked.request, hard=hard is True),
+        hard=hard,
+        kill_after=min(graces) if given and graces else None,
+    )
 
 
 def _is_for(message: Message, execution: Execution) -> bool:

@@ -1,10 +1,12 @@
 // A Node Worker that can be cancelled, with the module that the guide shows; `heeds: false` leaves it
 // out. What a job does is in its name: patient waits for the signal, held for the order {go: true}
-// and fails. The order {ask: [queue, id, reason]} asks as the guide says.
+// and fails. The order {ask: [queue, id, reason]} asks as the guide says, {kill: [secret, id, reason]}
+// with its other module, `signs`.
 import { Redis } from 'ioredis';
-import { Worker, hear, options, say, settings } from './session.mjs';
+import { Queue, Worker, hear, options, say, settings } from './session.mjs';
 
 const guide = await import('data:text/javascript,' + encodeURIComponent(options.guide));
+const signs = options.signs && await import('data:text/javascript,' + encodeURIComponent(options.signs));
 const redis = new Redis(settings.connection);
 let go;
 const gone = new Promise((resolve) => { go = resolve; });
@@ -29,6 +31,13 @@ const end = options.heeds === false ? () => {} : await guide.heedCancels(worker,
 say({ ready: true });
 for (let order = await hear(); order; order = await hear()) {
   if (order.go) go();
+  if (order.kill) {
+    const [secret, id, reason] = order.kill;
+    const queue = new Queue(options.queue, settings);
+    const job = await queue.getJob(id);
+    say({ event: 'asked', listeners: await signs.killJob(redis, secret, job, reason) });
+    await queue.close();
+  }
   if (order.ask) say({ event: 'asked', listeners: await guide.askCancel(redis, ...order.ask) });
 }
 await end();
