@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import typing
 
 import pytest
@@ -289,3 +290,46 @@ def test_the_parser_imports_nothing_that_the_worker_command_has_to_patch_first(
     program = programs.start("parse.py")
     assert program.ends() == 0
     assert (program.out, program.err) == ("[]\n", "")
+
+
+# -- signed --------------------------------------------------------------------------------------
+
+SECRET: typing.Final = "seven horses in a row"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_the_commands_sign_with_the_secret_of_the_environment(
+    programs: Programs, queue: Queue, source: str
+) -> None:
+    """8: a worker has it from there, or from its file; it shows nowhere."""
+    secret = {"GEVENTQ_CANCEL_SECRET": SECRET}
+    if source == "file":
+        tables = f"""
+            [worker]
+            cancel_secret = "{SECRET}"
+            [[workers]]
+            queue = "q"
+            processor = "tasks:process"
+        """
+        path = programs.write("geventq.toml", tables)
+        path.chmod(0o600)
+        worker = programs.geventq("worker", "--config", str(path), "--json")
+    else:
+        worker = programs.geventq("worker", "tasks:process", "-q", "q", "--json", **secret)
+    job = queue.add("stubborn")
+    eventually(lambda: queue.get_job_state(job.id) == "active", 60)
+    status, out, _ = programs.run("cancel", "q", job.id, "--hard", "--wait", "1", "--json")
+    (row,) = json.loads(out)
+    assert (status, row["status"], row["stage"]) == (1, "requested", "refused")
+    status, _, err = programs.run("cancel", "q", job.id, "--force")
+    assert status == 1
+    assert "only with the cancel_secret" in err
+    words = ("cancel", "q", job.id, "--hard", "--wait", "60", "--json")
+    status, out, _ = programs.run(*words, **secret)
+    assert (status, json.loads(out)[0]["status"]) == (0, "stopped")
+    status, _, err = programs.run(*words, GEVENTQ_CANCEL_SECRET="short")
+    assert status == 2
+    assert "$GEVENTQ_CANCEL_SECRET: at least 6 characters are needed" in err
+    command = pathlib.Path(f"/proc/{worker.pid}/cmdline").read_bytes()
+    assert SECRET not in worker.out + worker.err + command.decode()

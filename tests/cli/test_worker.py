@@ -56,6 +56,10 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     assert _settings(path) == {setting.name: setting.read(in_file)}
     monkeypatch.setenv(setting.variable, in_environment)
     assert _settings(path) == {setting.name: setting.read(in_environment)}
+    if setting.is_secret:  # every user of the machine can read a command line
+        with pytest.raises(SystemExit):
+            _settings(path, setting.flag, on_line)
+        return
     if in_file in ("true", "false"):
         flag = setting.flag if on_line == "true" else setting.flag.replace("--", "--no-")
         arguments = [flag]
@@ -88,6 +92,9 @@ def test_the_server_and_the_prefix_are_found_in_the_same_order(
         ("[worker]\nlimiter = 5", "worker.limiter: unknown"),
         ("[wroker]\n", "wroker: unknown"),
         ("[connection]\npassword = 'secret'", "connection.password: unknown, got a secret"),
+        ("[worker]\ncancel_secrets = 'secret'", "worker.cancel_secrets: unknown, got a secret"),
+        ("[worker]\ncancel_secret = 'short'", "cancel_secret: at least 6 characters are needed"),
+        ("[worker]\ncancel_secret = 5", "cancel_secret: text is needed, got a int"),
         ("[connection]\nurl = 5", "connection.url: text is needed, got 5"),
         ("worker = 5", "worker: a table is needed"),
         ("[worker]\nconcurrency = '5'", "concurrency: a whole number is needed, got '5'"),

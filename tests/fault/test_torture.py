@@ -11,11 +11,24 @@ import random
 
 import pytest
 
+from geventq.cancel_secret import VARIABLE
 from tests.fault.torture.app import Plan
 from tests.fault.torture.round import play
 
 # In both runs of the suite it would be the same: its processes are of their own, two are patched.
 pytestmark = [pytest.mark.slow, pytest.mark.unpatched, pytest.mark.timeout(600)]
+
+
+def test_signed_requests_lose_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8: all processes have the secret, and it is as if nothing were signed."""
+    monkeypatch.setenv(VARIABLE, "seven horses in a row")
+    verdict = play(tmp_path, Plan(seed=random.randrange(1_000_000), jobs=200, seconds=4.0))
+    assert verdict.violations == []
+    for what in ("answers: stopped", "asked: forced", "asked: hard", "happened: killed"):
+        assert verdict.counts[what] > 0, (what, verdict.counts)
+    assert verdict.counts["stages: refused"] == 0
 
 
 def test_who_was_told_that_a_job_is_cancelled_or_stopped_is_never_wrong(

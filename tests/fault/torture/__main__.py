@@ -6,11 +6,13 @@ python -m tests.fault.torture --minutes 5 [--seed 7] [--jobs 2000] [--seconds 20
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
 import tempfile
 import time
 
+from geventq.cancel_secret import VARIABLE
 from tests.fault.torture.app import LOCK, Plan
 from tests.fault.torture.round import play
 
@@ -26,6 +28,8 @@ def main() -> int:
     deadline = time.monotonic() + 60 * given.minutes
     while True:
         began = time.monotonic()
+        # In every second round requests are signed.
+        os.environ[VARIABLE] = "seven horses in a row" if seed % 2 else ""
         # In every third round locks are lost as well.
         plan = Plan(seed, given.jobs, given.seconds, outage=LOCK + 1 if seed % 3 == 0 else 2.0)
         with tempfile.TemporaryDirectory(prefix="geventq-torture-") as folder:
