@@ -24,6 +24,7 @@ from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
 from geventq.store.queue_store import NewJob, QueueStore
 from geventq.store.scripts import load
+from geventq.worker.processor import Routes
 from geventq.worker.run import outcome as outcomes
 from geventq.worker.run.admission import Admission, Take
 from geventq.worker.run.decide import decide
@@ -413,7 +414,12 @@ class NodeWorker:
         )
         store = QueueStore(self.client, self.keys)
         self.admission = Admission(
-            store, ours, worker_name="", with_token=False, overseer=typing.cast(typing.Any, self)
+            store,
+            ours,
+            worker_name="",
+            routes=Routes(print),
+            all_tokens=False,
+            overseer=typing.cast(typing.Any, self),
         )
 
     def getBackend(self) -> NodeWorker:  # noqa: N802
