@@ -14,20 +14,15 @@ import typing
 import uuid
 
 from geventq.cancellation import Cancellation
+from geventq.cancellation.request import encoded_reason
 from geventq.checks import Seconds, check_flag, check_seconds
-from geventq.codec import encode
 
 __all__ = [
     "DEFAULTS",
-    "LARGEST_REASON",
     "CancelOptions",
     "CancelResult",
     "Request",
-    "encoded_reason",
 ]
-
-LARGEST_REASON: typing.Final = 16 * 1024
-"""Bytes of JSON that a reason may have."""
 
 
 class CancelOptions(typing.TypedDict, total=False):
@@ -94,16 +89,6 @@ class CancelResult:
 
     def __bool__(self) -> bool:
         return self.status in ("cancelled", "requested", "stopped")
-
-
-def encoded_reason(reason: object) -> bytes:
-    """A reason as JSON.  Raises `TypeError` or `ValueError` for what is not JSON, or too long."""
-    text = encode("reason", reason)
-    if len(text) > LARGEST_REASON:
-        raise ValueError(
-            f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {len(text)}"
-        )
-    return text
 
 
 class Request:

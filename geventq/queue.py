@@ -351,7 +351,7 @@ class Queue:
         if name is not None:
             check_name("name", name)
         if state is not None:
-            _known_states((state,))
+            _known_states((check_text("state", state),))
         if where is not None and not callable(where):
             raise TypeError(f"where: a callable is needed, got {show(where)}")
         return self._store.chosen(name=name, state=state, where=where)

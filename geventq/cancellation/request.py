@@ -13,7 +13,10 @@ from geventq import clock
 from geventq.checks import seconds_text, show
 from geventq.codec import decode, encode
 
-__all__ = ["KINDS", "Cancellation", "LockLost"]
+__all__ = ["KINDS", "LARGEST_REASON", "Cancellation", "LockLost", "encoded_reason"]
+
+LARGEST_REASON: typing.Final = 16 * 1024
+"""Bytes of JSON that a reason may have: it may have to be recorded (cancellation.md 5.6)."""
 
 #: Which request decides the outcome when several meet (cancellation.md 2.2).
 KINDS: typing.Final[dict[str, int]] = {
@@ -75,7 +78,7 @@ class Cancellation:
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-        if reason is not None and not (type(reason) is str and _can_be_sent(reason)):
+        if reason is not None and not (type(reason) is str and _is_short_text(reason)):
             reason = _kept(reason)
         # Every cancel makes one: a third of its cost would be the usual way to set frozen fields.
         _set_reason(self, reason)
@@ -167,8 +170,20 @@ def _plain(reason: typing.Any) -> typing.Any:
     return reason.to_json() if isinstance(reason, LockLost) else reason
 
 
-def _can_be_sent(text: str) -> bool:
-    """Most reasons are text, of which nothing need be copied."""
+def encoded_reason(reason: object) -> bytes:
+    """A reason as JSON.  Raises `TypeError` or `ValueError` for what is not JSON, or too long."""
+    text = encode("reason", reason)
+    if len(text) > LARGEST_REASON:
+        raise ValueError(
+            f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {len(text)}"
+        )
+    return text
+
+
+def _is_short_text(text: str) -> bool:
+    """Most reasons are text that can be sent and is not long, of which nothing need be copied."""
+    if len(text) > LARGEST_REASON // 7:  # six bytes a character at most, and the quotes
+        return False
     if text.isascii():
         return True
     try:
@@ -184,8 +199,10 @@ def _kept(reason: typing.Any) -> typing.Any:
     if isinstance(reason, LockLost):
         return reason
     try:
-        return decode(encode("reason", reason))
+        return decode(encoded_reason(reason))
     except (TypeError, ValueError) as error:
         why = str(error).removeprefix("reason: ")
+        if why.startswith("at most"):
+            raise
         rule = f"reason: None, text or a JSON value is needed, got {show(reason)}: {why}"
         raise type(error)(rule) from None

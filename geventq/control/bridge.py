@@ -15,8 +15,8 @@ import typing
 import gevent
 import gevent.event
 
-from geventq.cancel_request import encoded_reason
 from geventq.cancel_secret import given_secret
+from geventq.cancellation.request import encoded_reason
 from geventq.checks import check_known_id, check_name, check_queue_name
 from geventq.clock import ServerClock
 from geventq.codec import encode

@@ -12,8 +12,8 @@ import typing
 import uuid
 
 from geventq import clock
-from geventq.cancel_request import LARGEST_REASON
 from geventq.cancel_secret import given_secret
+from geventq.cancellation.request import encoded_reason
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -299,9 +299,7 @@ def _takes_nothing() -> list[typing.Any]:
 
 
 def _reason(reason: typing.Any) -> typing.Any:
-    size = len(encode("reason", reason))
-    if size > LARGEST_REASON:
-        raise ValueError(f"reason: at most {LARGEST_REASON} bytes of JSON are possible, got {size}")
+    encoded_reason(reason)
     return reason
 
 

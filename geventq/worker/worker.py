@@ -17,6 +17,7 @@ from gevent import getcurrent
 
 from geventq import clock
 from geventq.cancellation import Cancellation
+from geventq.cancellation.request import encoded_reason
 from geventq.checks import (
     Seconds,
     check_flag,
@@ -286,7 +287,7 @@ class Worker:
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        reason = check_text("reason", reason)
+        encoded_reason(check_text("reason", reason))
         self._closes += 1
         by_hand, self._by_hand = self._by_hand, None
         if by_hand is not None:

@@ -66,6 +66,13 @@ def test_those_that_are_not_meant_stay_in_their_order(queue: Queue, count: int) 
         ({"job_ids": "12"}, TypeError, "job_ids"),
         ({"job_ids": [1]}, TypeError, "job_ids"),
         ({"state": "running"}, ValueError, "state: one of"),
+        ({"state": ["waiting"]}, TypeError, "state: text"),
+        ({"state": 5}, TypeError, "state: text"),
+        ({"job_ids": [b"1"]}, TypeError, "job_ids: text"),
+        ({"job_ids": b"12"}, TypeError, "job_ids: text"),
+        ({"job_ids": 5}, TypeError, "job_ids: a list"),
+        ({"job_ids": [], "name": "n"}, ValueError, "together with name"),
+        ({"name": b"n"}, TypeError, "name: text"),
         ({"name": ""}, ValueError, "name"),
         ({"where": 3}, TypeError, "where: a callable"),
         ({"name": "n", "dry_run": 1}, TypeError, "dry_run"),
@@ -90,6 +97,27 @@ def test_bad_arguments_are_named_and_nothing_is_cancelled(
     with pytest.raises(error, match=says):
         queue.cancel_jobs(**arguments)
     assert job.get_state() == "waiting"
+
+
+def test_any_number_of_ids_in_any_form(queue: Queue) -> None:
+    """None at all, many, the same one again and again, from a generator; wait= looks at all."""
+    job = queue.add("n")
+    assert queue.cancel_jobs([]) == queue.cancel_jobs([], wait=1) == []
+    ids = [str(n) for n in range(1000, 21_000)]
+    assert {one.status for one in queue.cancel_jobs(iter(ids), wait=1)} == {"not_found"}
+    assert len(queue.cancel_jobs(one for one in [job.id] * 20_000)) == 20_000
+    assert job.get_state() == "failed"
+
+
+def test_what_a_filter_raises_and_what_it_answers(queue: Queue) -> None:
+    """Whatever is true chooses; what is raised comes out, and nothing is cancelled."""
+    jobs = queue.add_bulk([JobSpec("n", n) for n in range(3)])
+    with pytest.raises(ZeroDivisionError):
+        queue.cancel_jobs(where=lambda job: 1 / job.data)
+    assert queue.get_job_count("waiting") == 3
+    assert queue.cancel_jobs(where=lambda job: None) == []
+    chosen = queue.cancel_jobs(where=lambda job: "yes" if job.data == 1 else "")
+    assert [one.job_id for one in chosen] == [jobs[1].id]
 
 
 def test_times_may_be_timedeltas_and_a_reason_changed_later_is_not_sent(queue: Queue) -> None:

@@ -270,7 +270,8 @@ def test_an_id_without_a_hash_is_skipped_and_told(
 def test_a_recorded_request_ends_the_run_it_was_meant_for(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str, retry: bool
 ) -> None:
-    """4.4: the taker ends the job by the request's `retry`, without running it."""
+    """4.4: the taker ends the job by the request's `retry`, without running it.  What ended the
+    job for good is shown."""
     ran: list[int] = []
     job = queue.add("n", attempts=2)
     record = {"reason": "stuck", "kind": "user", "hard": True, "retry": retry, "at": 1, "atm": 0}
@@ -279,7 +280,7 @@ def test_a_recorded_request_ends_the_run_it_was_meant_for(
     read = ended(queue, job, "completed" if retry else "failed")
     assert ran == ([1] if retry else [])  # retried by its own rules, or final
     assert read.failed_reason == "Job cancelled: stuck"
-    assert read.cancellation is None
+    assert (read.cancellation is None) is retry
 
 
 @pytest.mark.parametrize(

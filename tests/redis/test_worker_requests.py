@@ -257,9 +257,14 @@ def test_what_makes_no_sense_is_refused_before_anything_happens(queue: Queue, ma
         (TypeError, "retry", "x", {"retry": "no"}),
         (TypeError, "reason", object(), {}),
         (ValueError, "reason", float("nan"), {}),
+        (ValueError, "reason: at most 16384 bytes", "x" * 16_383, {}),
     ]:
         with pytest.raises(error, match=named):
             worker.cancel_job(job.id, reason, **options)  # type: ignore[arg-type]
+        with pytest.raises(error, match=named):
+            worker.cancel_all_jobs(reason, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reason: at most"):
+        worker.close(0, "x" * 16_383)
     go.set()
     assert told.wait("completed")[1] is False
 

@@ -95,10 +95,10 @@ local function read_job(at)
     return job
   end
   local fields = redis.call('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
-    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb')
+    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
   job.timestamp, job.made = fields[1] or '', fields[3] or fields[2] or '0'
   job.parent, job.scheduler = fields[4], fields[5]
-  job.asked, job.ended = fields[6], fields[7]
+  job.asked, job.ended, job.answered = fields[6], fields[7], fields[12]
   job.opts, job.priority, job.dedup, job.worker = fields[8], fields[9], fields[10], fields[11]
   if ARGV[at + 1] ~= '' and (job.timestamp ~= ARGV[at + 1] or job.made ~= ARGV[at + 2]) then
     job.status = 'changed'
@@ -139,9 +139,12 @@ local function first_answer(job)
     answer = read_json(answer)
     return answer.status, answer.state
   end
-  local ended = job.ended and read_json(job.ended)
-  if ended and has(ended, request.nonce) then
-    return 'cancelled', ended.state
+  for _, record in ipairs({ job.ended or '', job.answered or '' }) do
+    local before = record ~= '' and read_json(record) or {}
+    if has(before, request.nonce) then
+      local state = before.state or 'active' -- a worker's own record has none
+      return state == 'active' and 'requested' or 'cancelled', state
+    end
   end
 end
 

@@ -21,12 +21,12 @@
 --          value     c: result JSON; f, r, d: failedReason ('' = leave the field)
 --          atm       attempts made, after this end
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), move (the
---                    attempt does not count), lifo, clear (the recorded request), exhausted,
---                    event (fields of an extra event), heard (nonces of the requests that it has
---                    been decided with; '*' = whatever is recorded); of b: turn (text, which sorts
---                    as their takes), and of the first one mates (turns by id of what its worker
---                    has given back before); of an outcome that is sent again: atm0 and stc0 (as at
---                    the take), lapsed (its lock can have expired since)
+--                    attempt does not count), lifo, clear (the recorded request), shown (it has
+--                    ended the job), exhausted, event (fields of an extra event), heard (nonces of
+--                    the requests that it has been decided with; '*' = whatever is recorded); of b:
+--                    turn (text, which sorts as their takes), and of the first one mates (turns by
+--                    id of what its worker has given back before); of an outcome that is sent
+--                    again: atm0 and stc0 (as at the take), lapsed (its lock can have expired since)
 -- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
 --         ms of the next delayed job or 0; -1: there is more to take now,
 --         id of the last event that tells of jobs taken, or '', the count of requests to cancel}
@@ -276,6 +276,17 @@ local function tell_end(state, job_id, value, made, more)
   end
 end
 
+-- The recorded request was answered (cancellation.md 4.4).  What it was stays: of one that ended the
+-- job for good it is shown, and a call that comes again is known by it, whatever the job does by then
+-- (3.6).
+local function clear_request(job_key, more)
+  local record = redis.call('HGET', job_key, 'gqc')
+  redis.call('HDEL', job_key, 'gqc', 'defa')
+  if record then
+    redis.call('HSET', job_key, more.shown and 'gqe' or 'gqa', record)
+  end
+end
+
 -- Complete (9.5) or finally fail (9.6) a job.
 local function finish(state, job_id, ended_ms, value, made, more)
   local job_key = keys.base .. job_id
@@ -295,7 +306,7 @@ local function finish(state, job_id, ended_ms, value, made, more)
       return -20
     end
     if more.clear then
-      redis.call('HDEL', job_key, 'gqc', 'defa')
+      clear_request(job_key, more)
     elseif state == 'failed' then
       redis.call('HDEL', job_key, 'defa')
     end
@@ -314,7 +325,7 @@ local function write_attempt(job_key, value, made, more)
     redis.call('HSET', job_key, 'atm', made)
   end
   if more.clear then
-    redis.call('HDEL', job_key, 'gqc', 'defa')
+    clear_request(job_key, more)
   end
 end
 

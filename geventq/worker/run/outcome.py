@@ -147,6 +147,8 @@ class Outcome:
         self.more = {**(self.more or {}), "heard": sorted(execution.heard.nonces)}
         if self.kind != GIVE_BACK:
             self.more["clear"] = True
+        if self.kind == FAIL and self.cancellation is not None and not self.cancellation.retry:
+            self.more["shown"] = True
 
     @property
     def is_sent_again(self) -> bool:

@@ -40,6 +40,15 @@ def test_the_failed_reason(said: Cancellation, text: str) -> None:
     assert said.failed_reason() == text
 
 
+@pytest.mark.parametrize("reason", ["x" * 16_382, ["\u00e9" * 8_000], "\x01" * 2_730])
+def test_a_reason_has_16_kib_of_json_at_most(reason: typing.Any) -> None:
+    """5.6: wherever it is given, for it may have to be recorded."""
+    assert Cancellation(reason).reason == reason
+    longer = reason + "xxxxx" if isinstance(reason, str) else [*reason, "x" * 400]
+    with pytest.raises(ValueError, match="reason: at most 16384 bytes of JSON"):
+        Cancellation(longer)
+
+
 def test_a_sentence_names_the_reason() -> None:
     assert "too dear" in str(Cancellation("too dear"))
     assert "17" in str(Cancellation(LockLost("17"), "lock_lost"))

@@ -4,7 +4,11 @@
 local function clear_end(job_key, state)
   redis.pcall('HDEL', job_key, 'finishedOn', 'processedOn', 'stc',
     state == 'failed' and 'failedReason' or 'returnvalue')
-  redis.pcall('HDEL', job_key, 'gqe')
+  local ended = redis.pcall('HGET', job_key, 'gqe')
+  if type(ended) == 'string' then -- a call that comes again is known by it (3.6)
+    redis.call('HDEL', job_key, 'gqe')
+    redis.call('HSET', job_key, 'gqa', ended)
+  end
   if redis.pcall('HDEL', job_key, 'gqc') == 1 then
     redis.call('HDEL', job_key, 'defa')
   end

@@ -1,0 +1,525 @@
+"""4.1-4.5: the script that cancels, before, between and after whatever else changes the job; and
+its answer that was lost, so that it is sent again, whatever the job did meanwhile (3.6).
+
+Between means: the other's request, or the answer to it, is on its way while the job is cancelled.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import gevent
+import gevent.event
+import pytest
+import redis
+
+from geventq import CancellationToken, CancelResult, DelayedError, Job, JobCancelled, Queue, Worker
+from geventq.store.scripts import load
+from tests.conftest import Make
+from tests.support.calls import takes
+from tests.support.locks import Locks
+from tests.support.proxy import Proxy
+from tests.support.told import Told, stream_of
+from tests.support.waiting import eventually
+
+TERMINAL: typing.Final = {"completed", "failed"}
+
+
+class Process:
+    """A processor that ends as the test says; soft requests stop it."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.heard: list[str] = []
+        self.go = gevent.event.Event()
+
+    def __call__(self, job: Job, token: CancellationToken) -> str:
+        self.begun.append(job.id)
+        gevent.wait([token, self.go], count=1)
+        if token.cancelled:
+            self.heard.append(job.id)
+            token.raise_if_cancelled()
+        if job.name == "fails":
+            raise RuntimeError("by itself")
+        if job.name == "moves":
+            raise DelayedError(600)
+        return "done"
+
+
+class Deaf(Process):
+    """One that hears of nothing."""
+
+    def __call__(self, job: Job, token: CancellationToken) -> str:
+        self.begun.append(job.id)
+        self.go.wait()
+        return "done"
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process()
+
+
+def sha(name: str) -> bytes:
+    return load(name).sha.encode()
+
+
+def listens(worker: Worker) -> None:
+    engine = worker._engine
+    assert engine is not None
+    eventually(lambda: engine.subscription.is_up)
+
+
+def is_outcome(request: bytes) -> bool:
+    """Whether a worker's call brings a result or a failure."""
+    return sha("settle") in request and (b'"stack"' in request or b"\r\nc\r\n" in request)
+
+
+def fields(raw: redis.Redis, prefix: str, job: Job) -> dict[str, str]:
+    return raw.hgetall(f"{prefix}:q:{job.id}")
+
+
+def in_one_place(raw: redis.Redis, prefix: str, job: Job) -> str:
+    """The one list or set that holds the job."""
+    lists, sets = ("wait", "active", "paused"), ("prioritized", "delayed", "completed", "failed")
+    found = [name for name in lists if job.id in raw.lrange(f"{prefix}:q:{name}", 0, -1)]
+    found += [name for name in sets if raw.zscore(f"{prefix}:q:{name}", job.id) is not None]
+    assert len(found) == 1, found
+    return found[0]
+
+
+# -- a take --------------------------------------------------------------------------------------
+
+
+def test_before_a_take_that_is_on_its_way(
+    queue: Queue, proxy: Proxy, prefix: str, process: Process, redis_client: redis.Redis
+) -> None:
+    """4.1: the job is gone from wait when the take arrives, and never runs."""
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        held = proxy.hold_request(takes)
+        job = queue.add("n")
+        held.wait()
+        assert queue.cancel_job(job.id, "first").status == "cancelled"
+        held.release()
+        later = queue.add("n")
+        eventually(lambda: process.begun == [later.id])
+        assert in_one_place(redis_client, prefix, job) == "failed"
+        process.go.set()
+        later.wait_until_finished(30)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_between_a_take_and_its_answer(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    process: Process,
+    redis_client: redis.Redis,
+    retry: bool,
+) -> None:
+    """4.4, 5.3: the hint comes before the take's answer; the run ends before its first turn, and
+    with `retry=True` the job's own rules say what follows."""
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        told = Told(worker)
+        held = proxy.hold_answer(takes)
+        job = queue.add("n", attempts=2)
+        held.wait()
+        eventually(lambda: job.get_state() == "active")
+        assert queue.cancel_job(job.id, "between", retry=retry).status == "requested"
+        engine = worker._engine
+        assert engine is not None
+        eventually(lambda: engine.hearing._kept)
+        held.release()
+        if retry:
+            eventually(lambda: process.begun == [job.id])
+            process.go.set()
+            assert job.wait_until_finished(30) == "done"
+            eventually(lambda: told.of(job) == ["cancelled", "retrying", "completed"])
+        else:
+            eventually(lambda: job.get_state() == "failed")
+            assert process.begun == []
+        assert not {"gqc", "defa"} & fields(redis_client, prefix, job).keys()
+
+
+def test_a_take_whose_answer_was_lost_is_cancelled_all_the_same(
+    queue: Queue, proxy: Proxy, prefix: str, process: Process
+) -> None:
+    """3.6, 4.3: the worker finds the job, and the request with it."""
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        lost = proxy.swallow_next(takes)
+        job = queue.add("n", attempts=3)
+        lost.wait()
+        eventually(lambda: job.get_state() in ("active", "failed"))
+        assert queue.cancel_job(job.id, "lost and found", wait=30).status == "stopped"
+        assert process.begun in ([], [job.id])
+        assert job.get_state() == "failed"
+
+
+# -- a finish ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["n", "fails"])
+def test_between_a_finish_and_its_answer(
+    queue: Queue, proxy: Proxy, prefix: str, process: Process, name: str
+) -> None:
+    """4.1: it was over before, whatever its worker knows."""
+    state = "failed" if name == "fails" else "completed"
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        told = Told(worker)
+        job = queue.add(name)
+        eventually(lambda: process.begun)
+        held = proxy.hold_answer(is_outcome)
+        process.go.set()
+        held.wait()
+        eventually(lambda: job.get_state() == state)
+        result = queue.cancel_job(job.id, "late", wait=5)
+        assert (result.status, result.state) == ("finished", state)
+        held.release()
+        told.wait(state)
+        assert job.get_state() == state
+        assert "cancelled" not in told.of(job)
+
+
+@pytest.mark.parametrize("options", [{"attempts": 2}, {"attempts": 2, "backoff": 600.0}])
+def test_a_retry_whose_answer_was_lost_brings_back_no_cancelled_job(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    process: Process,
+    redis_client: redis.Redis,
+    options: dict[str, typing.Any],
+) -> None:
+    """3.6, 4.2: the failure was settled, so the job waits, and is cancelled there; the outcome,
+    sent again, is known as settled, and moves nothing."""
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        told = Told(worker)
+        job = queue.add("fails", **options)
+        eventually(lambda: process.begun)
+        worker.pause()
+        held = proxy.hold_answer(is_outcome)
+        process.go.set()
+        held.wait()
+        state = "delayed" if "backoff" in options else "waiting"
+        eventually(lambda: job.get_state() == state)
+        assert queue.cancel_job(job.id, "between").state == state
+        proxy.cut()
+        told.wait("retrying")
+        assert in_one_place(redis_client, prefix, job) == "failed"
+        assert fields(redis_client, prefix, job)["failedReason"] == "Job cancelled: between"
+        assert told.of(job) == ["retrying"]
+
+
+def test_a_finish_that_was_lost_on_its_way_is_decided_anew(
+    queue: Queue, proxy: Proxy, prefix: str, process: Process, redis_client: redis.Redis
+) -> None:
+    """3.6, 4.6: nothing was settled; sent again it meets the record, and the error is final."""
+    with Worker("q", process, proxy.url, prefix) as worker:
+        listens(worker)
+        job = queue.add("fails", attempts=5)
+        eventually(lambda: process.begun)
+        held = proxy.hold_request(is_outcome)
+        process.go.set()
+        held.wait()
+        assert queue.cancel_job(job.id, "in between").status == "requested"
+        proxy.cut()
+        eventually(lambda: job.get_state() == "failed")
+        stored = fields(redis_client, prefix, job)
+        assert (stored["failedReason"], stored["atm"]) == ("by itself", "1")
+        assert not {"gqc", "defa"} & stored.keys()
+
+
+# -- a renewal -----------------------------------------------------------------------------------
+
+
+def test_between_a_renewal_and_its_answer(
+    queue: Queue, proxy: Proxy, prefix: str, process: Process
+) -> None:
+    """5.2: that answer cannot tell of it; the next one does, where no message comes through."""
+    renews = sha("renew")
+    with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
+        listens(worker)
+        engine = worker._engine
+        assert engine is not None
+        job = queue.add("n")
+        eventually(lambda: process.begun)
+        engine.subscription.heard = lambda data: None
+        held = proxy.hold_answer(lambda request: renews in request)
+        held.wait()
+        assert queue.cancel_job(job.id, "between").status == "requested"
+        held.release()
+        eventually(lambda: process.heard == [job.id])
+
+
+def test_a_renewal_that_is_on_its_way_brings_no_lock_back(
+    queue: Queue, proxy: Proxy, prefix: str, redis_client: redis.Redis
+) -> None:
+    """4.5, 3.1: taken away by force before the renewal arrives."""
+    renews, process = sha("renew"), Deaf()
+    with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
+        listens(worker)
+        told = Told(worker)
+        engine = worker._engine
+        assert engine is not None
+        job = queue.add("n")
+        eventually(lambda: process.begun)
+        engine.subscription.heard = lambda data: None
+        held = proxy.hold_request(lambda request: renews in request)
+        held.wait()
+        assert queue.cancel_job(job.id, "taken", force=True).status == "stopped"
+        held.release()
+        told.wait("lock_lost")
+        assert not redis_client.exists(f"{prefix}:q:{job.id}:lock")
+        process.go.set()
+        assert in_one_place(redis_client, prefix, job) == "failed"
+
+
+# -- a stalled check -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_around_a_stalled_check(
+    queue: Queue,
+    make: Make,
+    process: Process,
+    locks: Locks,
+    redis_client: redis.Redis,
+    prefix: str,
+    when: str,
+    retry: bool,
+) -> None:
+    """3.5, 4.4: a dead worker's job, asked before it is suspected, between that and its recovery,
+    or when it waits again.  It runs again only if the request was for the dead run alone."""
+    job = queue.add("n", attempts=2)
+    locks.leave_as_a_dead_worker_does(job.id)
+    client, keys = queue._store._client, queue._store.keys
+
+    def check() -> None:
+        redis_client.delete(keys.stalled_check)
+        client.script(load("stalled"), keys, [keys.base, 1, 1, 5, "begin", 0])
+
+    def ask() -> CancelResult:
+        return queue.cancel_job(job.id, "dead", retry=retry)
+
+    results = [ask()] if when == "before" else []
+    check()
+    results += [ask()] if when == "between" else []
+    check()
+    assert job.get_state() == "waiting"
+    results += [ask()] if when == "after" else []
+    (result,) = results
+    assert result.status == ("cancelled" if when == "after" else "requested")
+    make(process)
+    if when != "after" and retry:
+        eventually(lambda: process.begun == [job.id])
+        process.go.set()
+        assert job.wait_until_finished(30) == "done"
+        assert fields(redis_client, prefix, job)["atm"] == "2"
+    else:
+        eventually(lambda: job.get_state() == "failed")
+        assert process.begun == []
+        assert in_one_place(redis_client, prefix, job) == "failed"
+
+
+# -- a retry by hand, a removal ------------------------------------------------------------------
+
+
+def test_a_retry_by_hand_after_a_run_was_cancelled(
+    queue: Queue, make: Make, process: Process, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.4: what ended the job is shown until then, and forbids nothing afterwards."""
+    make(process)
+    job = queue.add("n")
+    eventually(lambda: process.begun)
+    assert queue.cancel_job(job.id, {"why": [1]}, wait=30).status == "stopped"
+    shown = queue.get_job(job.id)
+    assert shown is not None
+    assert shown.cancellation is not None
+    assert (shown.cancellation.reason, shown.cancellation.retry) == ({"why": [1]}, False)
+    process.go.set()
+    shown.retry()
+    assert job.wait_until_finished(30) == "done"
+    again = queue.get_job(job.id)
+    assert again is not None
+    assert again.cancellation is None
+    assert queue.cancel_job(job.id).status == "finished"
+
+
+@pytest.mark.parametrize("end", ["completes", "fails", "is retried"])
+def test_what_did_not_end_the_job_is_not_shown_after_the_run(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, end: str
+) -> None:
+    """4.4: after completion, and after the run's end when its `retry` was true."""
+    inside, go = gevent.event.Event(), gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> str:
+        if inside.is_set():
+            return "again"
+        inside.set()
+        go.wait()
+        if end == "completes":
+            return "all the same"
+        raise JobCancelled(token.get())
+
+    make(process)
+    job = queue.add("n", attempts=2 if end == "is retried" else 1)
+    inside.wait()
+    assert queue.cancel_job(job.id, "this run", retry=end != "completes")
+    go.set()
+    eventually(lambda: job.get_state() in TERMINAL)
+    after = queue.get_job(job.id)
+    assert after is not None
+    assert after.cancellation is None
+    assert after.get_state() == ("failed" if end == "fails" else "completed")
+
+
+def test_around_a_removal(
+    queue: Queue, proxy: Proxy, prefix: str, redis_client: redis.Redis
+) -> None:
+    """4.1: removed while the request is on its way: not found, and nothing is left behind; a job
+    that comes later with that id runs."""
+    job = queue.add("n", job_id="same")
+    with Queue("q", proxy.url, prefix) as through:
+        through.get_job_counts()
+        held = proxy.hold_request(lambda request: sha("cancel") in request)
+        caller = gevent.spawn(through.cancel_job, "same", "too late")
+        held.wait()
+        assert queue.remove(job.id)
+        held.release()
+        assert caller.get().status == "not_found"
+    assert not redis_client.keys(f"{prefix}:q:same*")
+    assert not redis_client.keys(f"{prefix}:q:gq:*")
+    queue.add("n", job_id="same")
+    assert queue.get_job_state("same") == "waiting"
+
+
+def test_a_job_that_is_removed_while_somebody_waits_for_its_cancellation(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.4: with the whole queue, by force; he is told that it has stopped."""
+    process = Deaf()
+    worker = make(process)
+    job = queue.add("n")
+    eventually(lambda: process.begun)
+    caller = gevent.spawn(queue.cancel_job, job.id, "wait", wait=60)
+    eventually(lambda: redis_client.hexists(f"{prefix}:q:{job.id}", "gqc"))
+    queue.obliterate(force=True)
+    assert caller.get().status == "stopped"
+    process.go.set()
+    worker.close(0)
+
+
+# -- the answer to the cancel is lost, and it is sent again ----------------------------------------
+
+
+def lose_answer(proxy: Proxy, prefix: str, job: Job, **options: typing.Any) -> typing.Any:
+    """A caller whose first answer is lost; his second request is held until `release`."""
+    through = Queue("q", proxy.url, prefix)
+    through.get_job_counts()
+    proxy.swallow_next(sha("cancel"))
+    again = proxy.hold_request(sha("cancel"))
+    caller = gevent.spawn(through.cancel_job, job.id, "once", **options)
+    caller.rawlink(lambda _: through.close())
+    again.wait()
+    return caller, again
+
+
+@pytest.mark.parametrize("wait", [None, 30])
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("name", ["n", "fails", "moves"])
+def test_a_running_job_has_ended_by_then(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    make: Make,
+    process: Process,
+    redis_client: redis.Redis,
+    name: str,
+    retry: bool,
+    wait: float | None,
+) -> None:
+    """3.6: it is told what the first call did, and asks nothing twice: a run that follows is not
+    meant, nor the job that waits for it."""
+    worker = make(process)
+    listens(worker)
+    job = queue.add(name, attempts=3, backoff=600.0)
+    eventually(lambda: process.begun)
+    caller, again = lose_answer(proxy, prefix, job, retry=retry, wait=wait)
+    eventually(lambda: job.get_state() == ("delayed" if retry else "failed"))
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("stopped" if wait else "requested", "active")
+    assert job.get_state() == ("delayed" if retry else "failed")
+    events = [one["event"] for one in stream_of(redis_client, prefix, job)]
+    assert events.count("cancel-requested") == 1
+
+
+def test_a_running_job_is_still_running(
+    queue: Queue, proxy: Proxy, prefix: str, make: Make, redis_client: redis.Redis
+) -> None:
+    process = Deaf()
+    make(process)
+    job = queue.add("n")
+    eventually(lambda: process.begun)
+    caller, again = lose_answer(proxy, prefix, job)
+    again.release()
+    assert caller.get().status == "requested"
+    events = [one["event"] for one in stream_of(redis_client, prefix, job)]
+    assert events.count("cancel-requested") == 1
+    process.go.set()
+    job.wait_until_finished(30)
+
+
+@pytest.mark.parametrize("state", ["waiting", "delayed"])
+def test_a_job_that_did_not_run_was_retried_by_hand_meanwhile(
+    queue: Queue, proxy: Proxy, prefix: str, state: str
+) -> None:
+    """3.6, 4.4: who retries it is not undone by a request of before."""
+    job = queue.add("n", delay=600 if state == "delayed" else 0)
+    caller, again = lose_answer(proxy, prefix, job)
+    assert job.get_state() == "failed"
+    job.retry()
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("cancelled", state)
+    assert job.get_state() == "waiting"
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_on_fail": True}])
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_job_that_was_taken_away(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    locks: Locks,
+    redis_client: redis.Redis,
+    options: dict[str, typing.Any],
+    retry: bool,
+) -> None:
+    """4.5: once, also where it runs again by now."""
+    job = queue.add("n", attempts=2, **options)
+    locks.leave_as_a_dead_worker_does(job.id)
+    caller, again = lose_answer(proxy, prefix, job, force=True, retry=retry)
+    if retry:
+        redis_client.lmove(f"{prefix}:q:wait", f"{prefix}:q:active", "RIGHT", "LEFT")
+        redis_client.set(f"{prefix}:q:{job.id}:lock", "another's", px=60_000)
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("stopped", "active")
+    if retry:
+        assert job.get_state() == "active"
+        assert redis_client.exists(f"{prefix}:q:{job.id}:lock")
+
+
+def test_an_unknown_job_leaves_no_tombstone(queue: Queue, proxy: Proxy, prefix: str) -> None:
+    """4.1."""
+    caller, again = lose_answer(proxy, prefix, Job(queue._store, "nope", {}))
+    again.release()
+    assert caller.get().status == "not_found"
+    later = queue.add("n", job_id="nope")
+    assert later.get_state() == "waiting"
