@@ -55,7 +55,10 @@ class Channels:
             answer = connection.receive(deadline - clock.monotonic())
             if answer is None:
                 raise unavailable("SUBSCRIBE was not answered", False)
-            if not self._keep(answer) and not _is_of_question(answer):
+            push = _push_in(answer)
+            if push is not None:
+                self._heard.append(push)
+            elif not _is_of_question(answer):
                 answers.append(answer)
         self._heard_at, self._asked_at = clock.monotonic(), 0.0
         checked(answers)
@@ -72,18 +75,13 @@ class Channels:
             self._asked_at = now
             connection.send(self._question, _ANSWER)
         answer = connection.receive(wait)
-        if answer is not None:
-            self._heard_at, self._asked_at = clock.monotonic(), 0.0
-            if not self._keep(answer):
-                _refuse_replica(answer)
-        return self._heard.pop(0) if self._heard else None
-
-    def _keep(self, answer: typing.Any) -> bool:
-        """Keep it if it is a message; whether it is."""
-        is_message = isinstance(answer, list) and len(answer) == 3 and answer[0] == b"message"
-        if is_message:
-            self._heard.append((answer[1].decode("utf-8", "replace"), answer[2]))
-        return is_message
+        if answer is None:
+            return None
+        self._heard_at, self._asked_at = clock.monotonic(), 0.0
+        push = _push_in(answer)
+        if push is None:
+            _refuse_replica(answer)
+        return push
 
     def renew(self) -> None:
         """Connect anew at the next `subscribe`."""
@@ -93,6 +91,13 @@ class Channels:
     def close(self) -> None:
         """End, whatever is waited for.  Idempotent.  Does not yield."""
         self._connection.close()
+
+
+def _push_in(answer: typing.Any) -> Push | None:
+    """The message that an answer is, if it is one."""
+    if isinstance(answer, list) and len(answer) == 3 and answer[0] == b"message":
+        return answer[1].decode("utf-8", "replace"), answer[2]
+    return None
 
 
 def _is_of_question(answer: typing.Any) -> bool:

