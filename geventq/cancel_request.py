@@ -11,7 +11,6 @@ import dataclasses
 import os
 import platform
 import typing
-import uuid
 
 from geventq.cancellation import Cancellation
 from geventq.cancellation.request import encoded_reason
@@ -22,6 +21,7 @@ __all__ = [
     "CancelOptions",
     "CancelResult",
     "Request",
+    "new_nonce",
 ]
 
 
@@ -91,6 +91,11 @@ class CancelResult:
         return self.status in ("cancelled", "requested", "stopped")
 
 
+def new_nonce() -> str:
+    """What tells one request from every other."""
+    return os.urandom(16).hex()
+
+
 class Request:
     """What a caller asks, checked: the same for each of the jobs he asks it of.
 
@@ -120,7 +125,7 @@ class Request:
         self.kill_after = kill_after
         self.retry = retry
         self.by = f"{platform.node()}:{os.getpid()}"
-        self.nonce = uuid.uuid4().hex
+        self.nonce = new_nonce()
         self.cancellation = Cancellation(
             reason, "remote", hard=hard is True, retry=retry, requested_by=self.by
         )

@@ -215,6 +215,20 @@ def test_what_a_user_is_not_for_is_refused_and_changes_nothing(
     assert {key: empty.dump(key) for key in empty.scan_iter()} == before
 
 
+@pytest.mark.parametrize("user", ["producer", "worker", "dashboard"])
+def test_who_may_not_cancel_leaves_a_running_job_alone(
+    empty: redis.Redis, by: As, user: str
+) -> None:
+    """8: a request to it needs fewer commands, and one of them is the canceller's all the same."""
+    job = by("producer").add("n")
+    assert empty.rename("bull:q:wait", "bull:q:active")
+    empty.set(f"bull:q:{job.id}:lock", "another's")
+    before = {key: empty.dump(key) for key in empty.scan_iter()}
+    with pytest.raises(GeventqError, match=r"NOPERM|permission|can't run"):
+        by(user).cancel_job(job.id)
+    assert {key: empty.dump(key) for key in empty.scan_iter()} == before
+
+
 @pytest.mark.parametrize("user", ["producer", "worker", "canceller", "dashboard"])
 def test_no_user_sees_other_keys(server: Server, user: str) -> None:
     """8: only the prefix; nor does it rule the server."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 
 import pytest
 import redis
 
 from geventq import CancelResult, GeventqError, Job, JobSpec, Queue
+from geventq.store.keys import RequestKeys
+from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.locks import Locks
+from tests.support.vectors import dump
 from tests.support.waiting import eventually
 
 STATES = ["waiting", "prioritized", "delayed", "backing off", "lifo", "left by version 5"]
@@ -243,16 +247,60 @@ def test_what_needs_flows_is_left_alone_and_the_rest_is_carried_out(
     assert queue.get_job_state(job.id) == "waiting"
 
 
+# What a request to a running job needs: the rest may be of any type.
+OF_RUNNING: typing.Final = ("active", "meta", "events", "answers", "pc")
+NONCE: typing.Final = "17"
+
+
+def make_foreign(raw: redis.Redis, queue: Queue, key: str) -> str:
+    """Put what is none of BullMQ's under one of the script's keys; its name."""
+    name: str = getattr(RequestKeys(queue._store.keys, NONCE), key)
+    raw.delete(name)
+    if key == "events":
+        raw.set(name, "foreign")
+    else:
+        raw.xadd(name, {"foreign": "1"})
+    return name
+
+
+@pytest.mark.parametrize("key", load("cancel").key_names)
 def test_a_key_of_a_foreign_type_stops_it_before_the_first_write(
-    queue: Queue, redis_client: redis.Redis, prefix: str
+    queue: Queue,
+    redis_client: redis.Redis,
+    prefix: str,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """3.7."""
+    monkeypatch.setattr("geventq.cancel_request.new_nonce", lambda: NONCE)
     job = queue.add("n")
-    redis_client.set(f"{prefix}:q:failed", "x")
-    with pytest.raises(GeventqError, match="failed"):
+    name = make_foreign(redis_client, queue, key)
+    before = dump(redis_client, f"{prefix}:*")
+    with pytest.raises(GeventqError, match=f"WRONGTYPE.*{re.escape(name)}"):
         queue.cancel_job(job.id)
-    redis_client.delete(f"{prefix}:q:failed")
-    assert queue.get_job_state(job.id) == "waiting"
+    assert dump(redis_client, f"{prefix}:*") == before
+
+
+@pytest.mark.parametrize("key", load("cancel").key_names)
+def test_a_key_of_a_foreign_type_stops_a_request_to_a_running_job_that_needs_it(
+    queue: Queue,
+    running: Job,
+    redis_client: redis.Redis,
+    prefix: str,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """3.7: before the first write; and no other key keeps a job from being stopped."""
+    monkeypatch.setattr("geventq.cancel_request.new_nonce", lambda: NONCE)
+    name = make_foreign(redis_client, queue, key)
+    redis_client.persist(f"{prefix}:q:{running.id}:lock")  # its life would differ in the dumps
+    before = dump(redis_client, f"{prefix}:*")
+    if key in OF_RUNNING:
+        with pytest.raises(GeventqError, match=f"WRONGTYPE.*{re.escape(name)}"):
+            queue.cancel_job(running.id)
+        assert dump(redis_client, f"{prefix}:*") == before
+    else:
+        assert queue.cancel_job(running.id).status == "requested"
 
 
 # -- running -------------------------------------------------------------------------------------

@@ -40,24 +40,30 @@ local BUDGET = 2000000
 -- A list that is not longer is filtered as a whole where many go.
 local FILTERED = 30000
 
-local lengths
--- Every key is of its type, at few commands; where one is not, each is asked, so that it is named.
-local function look_at_types()
-  lengths = {
-    wait = redis.call('LLEN', keys.wait), paused = redis.call('LLEN', keys.paused),
-    active = redis.call('LLEN', keys.active),
-  }
+local lengths = { active = 0, wait = 0, paused = 0 } -- of lists, from the look at them on
+local requests, max_events -- as the queue's meta has them
+
+-- The keys that a request to a running job needs are of their types.
+local function look()
+  redis.call('STRLEN', keys.pc) -- none may call this but who may cancel (access.md)
+  lengths.active = redis.call('LLEN', keys.active)
+  local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents')
+  requests, max_events = tonumber(meta[1] or 0) or 0, meta[2]
+  redis.call('XLEN', keys.events)
+end
+
+local has_looked = false
+-- And so are all others, at few commands, before a job is looked for in them.
+local function look_at_all()
+  if has_looked then
+    return
+  end
+  has_looked = true
+  lengths.wait, lengths.paused = redis.call('LLEN', keys.wait), redis.call('LLEN', keys.paused)
   redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.waiting_children, keys.completed,
     keys.failed, keys.schedulers, keys.base) -- the last never exists, so that nothing is compared
-  redis.call('HLEN', keys.meta)
   redis.call('ZCARD', keys.marker)
   redis.call('SCARD', keys.stalled)
-  redis.call('XLEN', keys.events)
-  redis.call('STRLEN', keys.pc)
-end
-local looked, why = pcall(look_at_types)
-if not looked then -- of another type, or this user may not look (cancellation.md 8)
-  return wrong_type(keys) or type(why) == 'table' and why or redis.error_reply(why)
 end
 
 local function read_json(json)
@@ -90,12 +96,14 @@ end
 local function read_job(at)
   local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
-  if not is_job(job.key) then
+  local fields = redis.pcall('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
+    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
+  if not fields[1] and not is_job(job.key) then
     job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
     return job
+  elseif fields.err then
+    error(fields.err)
   end
-  local fields = redis.call('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
-    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
   job.timestamp, job.made = fields[1] or '', fields[3] or fields[2] or '0'
   job.parent, job.scheduler = fields[4], fields[5]
   job.asked, job.ended, job.answered = fields[6], fields[7], fields[12]
@@ -124,6 +132,7 @@ local function place_of(job)
   if job.lock and is_active(job) then
     return 'active'
   end
+  look_at_all()
   for _, set in ipairs(SETS) do
     if redis.call('ZSCORE', set[2], job.id) then
       return set[1]
@@ -182,25 +191,35 @@ local function judge(job)
 end
 
 local jobs, in_wait = {}, {}
-local seen = {}
-for n = 1, count do
-  local job = read_job(FIRST + (n - 1) * STRIDE)
-  if seen[job.id] then -- named twice: the same answer
-    jobs[n] = seen[job.id]
-  else
-    judge(job)
-    jobs[n], seen[job.id] = job, job
-    if job.status == 'cancelled' and job.place == 'wait' then
-      in_wait[#in_wait + 1] = job
-      if lengths.wait > FILTERED and mode ~= 'd' then
-        visited = visited + lengths.wait
+local function judge_all()
+  look()
+  if mode == 'f' then
+    look_at_all()
+  end
+  local seen = {}
+  for n = 1, count do
+    local job = read_job(FIRST + (n - 1) * STRIDE)
+    if seen[job.id] then -- named twice: the same answer
+      jobs[n] = seen[job.id]
+    else
+      judge(job)
+      jobs[n], seen[job.id] = job, job
+      if job.status == 'cancelled' and job.place == 'wait' then
+        in_wait[#in_wait + 1] = job
+        if lengths.wait > FILTERED and mode ~= 'd' then
+          visited = visited + lengths.wait
+        end
       end
     end
+    if visited > BUDGET then
+      count = n
+      break
+    end
   end
-  if visited > BUDGET then
-    count = n
-    break
-  end
+end
+local judged, why = pcall(judge_all)
+if not judged then -- a key of another type, or this user may not look (cancellation.md 8)
+  return wrong_type(keys) or type(why) == 'table' and why or redis.error_reply(why)
 end
 
 -- -- remove -----------------------------------------------------------------------------------
@@ -250,7 +269,9 @@ local function take_out(list_key, wanted, length)
   end
 end
 
-take_out(keys.wait, in_wait, lengths.wait)
+if #in_wait > 0 then
+  take_out(keys.wait, in_wait, lengths.wait)
+end
 if lengths.paused > 0 then -- left there by a version 5 (wire-format 16)
   local rest = {}
   for _, job in ipairs(in_wait) do
@@ -268,16 +289,17 @@ end
 
 -- -- carry out --------------------------------------------------------------------------------
 
-local max_events
 local filed = {} -- by removal policy
 local messages = {}
 
+local has_trimmed = false
 local function tell(...)
-  if not max_events then
-    max_events = max_len(keys)
-    redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
+  if has_trimmed then
+    redis.call('XADD', keys.events, '*', ...)
+  else
+    has_trimmed = true
+    redis.call('XADD', keys.events, 'MAXLEN', '~', max_len(keys, max_events), '*', ...)
   end
-  redis.call('XADD', keys.events, '*', ...)
 end
 
 -- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
@@ -472,8 +494,7 @@ local counted = false
 local function count_request()
   if not counted then
     counted = true
-    local before = tonumber(redis.call('HGET', keys.meta, 'gqn') or 0) or 0
-    local raised = math.max(before + 1, tonumber(now_us))
+    local raised = math.max(requests + 1, tonumber(now_us))
     redis.call('HSET', keys.meta, 'gqn', string.format('%.0f', raised))
   end
 end
@@ -483,9 +504,10 @@ local function ask(job)
   if not record then
     return
   end
-  redis.call('HSET', job.key, 'gqc', record)
   if decides and not request.retry then
-    redis.call('HSET', job.key, 'defa', text)
+    redis.call('HSET', job.key, 'gqc', record, 'defa', text)
+  else
+    redis.call('HSET', job.key, 'gqc', record)
   end
   count_request()
   tell('event', 'cancel-requested', 'jobId', job.id, 'reason', told_reason, 'kind', request.kind,

@@ -1,8 +1,11 @@
 -- Reading the queue's meta hash (wire-format 5, 8.1, 8).  Foreign text is as good as none.
 
--- The approximate length of the event stream; written where nobody has said it yet.
-local function max_len(keys)
-  local length = redis.call('HGET', keys.meta, 'opts.maxLenEvents')
+-- The approximate length of the event stream; written where nobody has said it yet.  `length` is
+-- the option, if it was read already.
+local function max_len(keys, length)
+  if length == nil then
+    length = redis.call('HGET', keys.meta, 'opts.maxLenEvents')
+  end
   if not length then
     length = '10000'
     redis.call('HSET', keys.meta, 'opts.maxLenEvents', length)
