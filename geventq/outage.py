@@ -34,6 +34,11 @@ class Outage:
         self._pause = _FIRST
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether the last that is known is a failure."""
+        return self._since is not None
+
+    @property
     def is_expected(self) -> bool:
         """Whether its owner stops: what fails now fails because of that."""
         return self._stop.is_set()

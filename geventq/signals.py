@@ -25,7 +25,7 @@ import gevent
 
 from geventq import clock
 
-__all__ = ["heeded"]
+__all__ = ["heeded", "in_main_thread"]
 
 _NUMBERS: typing.Final = (signal.SIGTERM, signal.SIGINT)
 _MOMENT: typing.Final = 2.0  # seconds after a close by a signal in which another one is the same
@@ -68,7 +68,7 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
     Outside the main thread, where the system lets nobody install handlers, it does nothing.
     """
     signals = Came()
-    if not _in_main_thread():
+    if not in_main_thread():
         yield signals
         return
     loop: typing.Any = gevent.get_hub().loop
@@ -91,7 +91,7 @@ def heeded(call: typing.Callable[[int], object]) -> typing.Iterator[Came]:
                 _restore(for_a_moment=_came)
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
     """Whether this is the main thread, for the system and for the user: in a monkey-patched
     process his threads are greenlets of it, and his greenlets are dummies of threads."""
     thread = threading.current_thread()

@@ -26,6 +26,9 @@ from geventq.guarded import Guarded, kill_all
 from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.outage import Outage
 from geventq.signals import heeded
+from geventq.stacks import JobStacks, printed_on_signal
+from geventq.systemd import telling
+from geventq.vigil import Condition
 from geventq.worker import Worker
 
 __all__ = ["Supervisor"]
@@ -66,6 +69,7 @@ class Supervisor:
         self._within = check_seconds("within", within, above_zero=True)
         self._term: _Term | None = None  # from start() to the end of close()
         self._given_up: GeventqError | None = None  # why the last one ended
+        self._herald: typing.Callable[[], object] | None = None  # told of each close beforehand
 
     @property
     def is_running(self) -> bool:
@@ -79,11 +83,51 @@ class Supervisor:
             self._wait_closed(self._term)
         if self._term is None:
             self._given_up = None
-            self._term = _Term(self._children, self._max_restarts, self._within, self._ended)
+            self._term = _Term(
+                self._children, self._max_restarts, self._within, self._closes_now, self._ended
+            )
             self._term.start()
         term = self._term
         for tried in term.first_tries():
             wait_for(term.hub, tried)
+
+    def before_closing(self, call: typing.Callable[[], object] | None) -> None:
+        """`call` whenever it begins to close, in the hub's thread and before anything else
+        happens; it must not yield.  One at a time; `None`: nobody.  For hosts of workers."""
+        self._herald = call
+
+    def _closes_now(self) -> None:
+        if self._herald is not None:
+            self._herald()
+
+    def conditions(self) -> list[Condition]:
+        """How its workers are, those of supervisors among the children too.  Does not yield."""
+        closes = self._term is not None and self._term.closes
+        return [
+            one._replace(status="closing") if closes and one.status != "closed" else one
+            for child in self._children
+            if isinstance(child, Worker | Supervisor)
+            for one in child.conditions()
+        ]
+
+    def running_jobs(self, current: typing.Any = None) -> list[JobStacks]:
+        """The jobs of its workers with their stacks.  Does not yield."""
+        return [
+            one
+            for child in self._children
+            if isinstance(child, Worker | Supervisor)
+            for one in child.running_jobs(current)
+        ]
+
+    def ping(self, server: str, timeout: float = 2.0) -> None:
+        """Ask `server`, that of a worker's condition: raise `RedisUnavailableError` unless it
+        answers within `timeout` seconds.  Yields."""
+        for child in self._children:
+            if isinstance(child, Worker | Supervisor) and any(
+                one.server == server for one in child.conditions()
+            ):
+                child.ping(server, timeout)
+                return
 
     def _ended(self, term: _Term) -> None:
         if self._term is term:
@@ -91,11 +135,12 @@ class Supervisor:
 
     def run(self) -> None:
         """Start, and block until closed.  In the main thread the first SIGTERM or SIGINT closes
-        each worker with its `close_timeout`, a second one with 0 (cancellation.md 7.2).  Yields.
+        each worker with its `close_timeout`, a second one with 0 (cancellation.md 7.2).  Under
+        systemd (``Type=notify``) it is told there of the start, the end and each second.  Yields.
 
         Raises `GeventqError` if a child was given up, when all have closed.
         """
-        with heeded(self._signalled) as signals:
+        with telling(self), printed_on_signal(self), heeded(self._signalled) as signals:
             self.start()
             if signals.came:
                 self._signalled(signals.came)
@@ -152,19 +197,22 @@ class Supervisor:
 
 
 class _Term:
-    """From one start of a supervisor to the end of its close; `ended` is told of that."""
+    """From one start of a supervisor to the end of its close; `closes` is told that this begins,
+    `ended` that it is over."""
 
     def __init__(
         self,
         children: list[typing.Any],
         max_restarts: int,
         within: float,
+        closes: typing.Callable[[], None],
         ended: typing.Callable[[_Term], None],
     ) -> None:
         self.hub: typing.Any = gevent.get_hub()
         self.done = gevent.event.Event()  # all is closed
         self.given_up: GeventqError | None = None
         self._within = within
+        self._closes_now = closes
         self._ended = ended
         self._stop = gevent.event.Event()  # no child lives again
         self._lives = [
@@ -228,6 +276,7 @@ class _Term:
         """Begin to close, or bring the end nearer.  In the hub's thread; does not yield."""
         self._patience = patience
         if not self.closes:
+            self._closes_now()
             self._stop.set()
             self._closing.start()
             return

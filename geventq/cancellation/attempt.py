@@ -332,6 +332,22 @@ class Attempt:
         """Where the job's greenlet sits, as `traceback` prints it."""
         return _stack_of(self.greenlet)
 
+    def stacks(self, current: typing.Any = None) -> dict[str, str]:
+        """Where the job's greenlet and those it started sit, by their names.  `current` is the
+        frame of the greenlet that runs now, for a caller in another thread.  Does not yield."""
+        greenlets = [] if self.greenlet is None else [self.greenlet]
+        if self._belongings is not None:
+            greenlets += (one for one in self._belongings.greenlets() if one is not self.greenlet)
+        found: dict[str, str] = {}
+        for greenlet in greenlets:
+            if greenlet.dead or not greenlet.started:
+                continue
+            frame = greenlet.gr_frame or current  # the running one has none of its own
+            if frame is not None:
+                name = f"{greenlet.name}" if not found else f"{greenlet.name} ({len(found)})"
+                found[name] = "".join(traceback.format_stack(frame))
+        return found
+
     # -- for the ladder, the shields, the callbacks and the tree ------------------------------
 
     def request_in_force(self) -> Cancellation:

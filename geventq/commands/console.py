@@ -13,7 +13,20 @@ import re
 import sys
 import typing
 
-__all__ = ["Console", "Rows", "UsageError", "safe", "say_error", "without_passwords"]
+__all__ = [
+    "STDERR",
+    "Console",
+    "Rows",
+    "UsageError",
+    "blotted",
+    "locked",
+    "safe",
+    "say_error",
+    "shape_errors",
+    "without_passwords",
+]
+
+STDERR: typing.Final = 1  # the byte of the file of turns that stands for standard error
 
 # With a scheme, or with none: then a colon and an at sign are what an address has.
 _CREDENTIALS: typing.Final = re.compile(
@@ -30,8 +43,11 @@ class UsageError(Exception):
 
 def without_passwords(text: str) -> str:
     """`text` with the credentials of every URL in it blotted out, and cut to a page."""
-    if len(text) > _PAGE:
-        text = text[:_PAGE] + "..."
+    return blotted(text if len(text) <= _PAGE else text[:_PAGE] + "...")
+
+
+def blotted(text: str) -> str:
+    """`text` with the credentials of every URL in it blotted out, whole."""
     return _IN_QUERY.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
@@ -42,21 +58,36 @@ def safe(text: str) -> str:
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + "..."
 
 
-def say_error(text: str) -> None:
-    """One error on standard error."""
-    print(f"geventq: {without_passwords(text)}", file=sys.stderr, flush=True)
+def _plainly(text: str, level: str) -> str:
+    return f"geventq: {text}"
+
+
+_shape: typing.Callable[[str, str], str] = _plainly
+
+
+def shape_errors(shape: typing.Callable[[str, str], str]) -> None:
+    """From now on ``shape(text, level)`` makes the lines that the command tells of itself."""
+    global _shape
+    _shape = shape
+
+
+def say_error(text: str, level: str = "error") -> None:
+    """One error on standard error; or a note, where `level` is ``info`` or ``warning``."""
+    print(_shape(without_passwords(text), level), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int | None) -> typing.Iterator[None]:
+def locked(descriptor: int | None, stream: int = 0) -> typing.Iterator[None]:
+    """In this block no other process that shares the file writes to the same `stream`."""
     if descriptor is None:
         yield
         return
-    fcntl.lockf(descriptor, fcntl.LOCK_EX)  # a lock of this process; not inherited by a fork
+    # A lock of this process, on one byte; not inherited by a fork.
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, stream)
     try:
         yield
     finally:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, stream)
 
 
 class Console:
@@ -104,7 +135,7 @@ class Console:
         if self._stream is None:
             return
         try:
-            with _locked(self._turn):
+            with locked(self._turn):
                 print(text, file=self._stream, end=end, flush=True)
         except BrokenPipeError:  # as with `geventq jobs q | head`: nobody reads any more
             self._stream = None

@@ -22,6 +22,7 @@ import threading
 import time
 import typing
 
+from geventq.commands import terminal
 from geventq.commands.console import say_error
 
 __all__ = ["Ending", "ending"]
@@ -53,9 +54,16 @@ class Ending:
     # -- signals ---------------------------------------------------------------------------
 
     def leave_on_signals(self) -> None:
-        """From now on SIGTERM and SIGINT end the process with status 0."""
+        """From now on SIGTERM and SIGINT end the process with status 0, and so does SIGHUP where
+        the terminal has gone; SIGUSR1 has nothing to print yet."""
         for number in _NUMBERS:
             signal.signal(number, self._leave)
+        signal.signal(signal.SIGHUP, self._hung_up)
+        signal.signal(signal.SIGUSR1, _unheard)
+
+    def _hung_up(self, number: int, frame: object) -> None:
+        if terminal.is_gone():
+            self._leave(number, frame)
 
     def _leave(self, number: int, frame: object) -> None:
         if not self._has_worker:
@@ -132,6 +140,13 @@ class Ending:
         atexit._run_exitfuncs()
         _flush()
         os._exit(self._status)
+
+
+def _unheard(number: int, frame: object) -> None:
+    """Not the system's own ignoring, which the programs that a job starts would inherit."""
+
+
+_unheard.may_be_replaced = True  # type: ignore[attr-defined]  # by who has something to print
 
 
 def _forget_processes() -> None:

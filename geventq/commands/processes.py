@@ -2,18 +2,13 @@
 
 The parent starts no gevent, no Redis and no code of the user: it has nothing that a fork could
 break, and it can hardly die.  It replaces a child that died, waits longer before each
-replacement of a slot that keeps dying, and passes the wish to close on.
-
-That wish travels by a pipe to each child, not by a signal: a terminal's Ctrl-C and systemd's
-``KillMode=control-group`` signal the children too, and twice would mean "at once".  The pipe's
-end of file tells a child that its parent is gone, however it died.  A second pipe tells the
-parent that the child's worker has started.
+replacement of a slot that keeps dying, passes on what signals ask for, and answers for all of
+them: at the health port, and to systemd.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import select
 import signal
@@ -22,122 +17,48 @@ import tempfile
 import time
 import typing
 
+from geventq.commands import terminal
+from geventq.commands.children import Child, joined
 from geventq.commands.console import say_error
 from geventq.commands.ending import ending
+from geventq.commands.lifeline import AT_ONCE, CLOSE, RELOAD, STACKS, Lifeline
+from geventq.commands.parent_port import ParentPort
 from geventq.deaths import Deaths
+from geventq.systemd import Systemd
+from geventq.vigil import INTERVAL
 
 if typing.TYPE_CHECKING:
-    from geventq.supervisor import Supervisor
-    from geventq.worker import Worker
+    from geventq.health import Place
+    from geventq.vigil import Report
 
-__all__ = ["Lifeline", "ParentProcess"]
+__all__ = ["ParentProcess"]
 
-_CLOSE: typing.Final = b"c"  # with close_timeout
-_AT_ONCE: typing.Final = b"0"
 _NO_FORK: typing.Final = 30.0  # seconds before the next try, where the system starts no process
 
 _USAGE: typing.Final = 2
 _UNREACHABLE: typing.Final = 3
 _ENDING: typing.Final = (signal.SIGTERM, signal.SIGINT)
-
-
-class _Child:
-    """A worker process as its parent sees it."""
-
-    def __init__(self, pid: int, orders: int, readiness: int) -> None:
-        self.pid = pid
-        self._orders = orders
-        self._readiness = readiness
-        self._is_ready = False
-        self.born = time.monotonic()
-
-    @property
-    def was_ready(self) -> bool:
-        """Whether its worker has started, ever."""
-        if not self._is_ready:
-            with contextlib.suppress(BlockingIOError):
-                self._is_ready = bool(os.read(self._readiness, 1))
-        return self._is_ready
-
-    def close(self, order: bytes) -> None:
-        """Tell it to close.  One that has no worker yet is ended by a signal."""
-        with contextlib.suppress(BrokenPipeError):  # it died just now: `_reap` will see it
-            os.write(self._orders, order)
-        if not self.was_ready:
-            os.kill(self.pid, signal.SIGTERM)
-
-    def forget(self) -> None:
-        """Close our ends of its pipes."""
-        os.close(self._orders)
-        os.close(self._readiness)
-
-
-class Lifeline:
-    """A child's ends of its two pipes, and the file that it locks while it writes."""
-
-    def __init__(self, orders: int, readiness: int, turns: typing.IO[bytes]) -> None:
-        self._orders = orders
-        self._readiness = readiness
-        self.turns = turns
-        self._greenlets: list[typing.Any] = []
-
-    def hold(self, workers: list[Worker], supervisor: Supervisor | None) -> None:
-        """Close the one worker, or the supervisor of several, when the parent says so or is gone;
-        call before they start."""
-        unready = set(workers)
-        for worker in workers:
-            worker.on("ready", functools.partial(self._ready, worker, unready, supervisor))
-
-    def _ready(self, worker: Worker, unready: set[Worker], supervisor: Supervisor | None) -> None:
-        if worker not in unready:
-            return  # it was started again
-        unready.remove(worker)
-        if unready:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._readiness, b"r")
-        self._spawn("orders", self._heed, worker, supervisor)
-
-    def _spawn(self, name: str, call: typing.Callable[..., object], *args: object) -> None:
-        import gevent
-
-        greenlet = gevent.Greenlet(call, *args)
-        greenlet.name = f"geventq-parent-{name}"
-        self._greenlets.append(greenlet)
-        greenlet.start()
-
-    def _heed(self, worker: Worker, supervisor: Supervisor | None) -> None:
-        from gevent.socket import wait_read
-
-        order = _CLOSE
-        while order == _CLOSE:
-            wait_read(self._orders)
-            order = os.read(self._orders, 1)
-            if supervisor is not None:
-                supervisor.begin_to_close(at_once=order == _AT_ONCE)
-                continue
-            timeout = 0.0 if order == _AT_ONCE else worker.options.close_timeout
-            reason = "worker is closing" if order else "the parent process is gone"
-            self._spawn("close", worker.close, timeout, reason)
-
-    def release(self) -> None:
-        """After the worker closed.  Yields."""
-        import gevent
-
-        gevent.killall(self._greenlets)
+_HEARD: typing.Final = (*_ENDING, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
 
 class ParentProcess:
-    """Keeps `count` worker processes alive."""
+    """Keeps `count` worker processes alive, and answers for them at `health`.
 
-    def __init__(self, count: int) -> None:
+    `reload` reads the settings anew and says whether that went well: then the children do.
+    Raises `GeventqError` if the place is taken.
+    """
+
+    def __init__(self, count: int, health: Place | None, reload: typing.Callable[[], bool]) -> None:
         self._empty_slots: dict[int, float] = dict.fromkeys(range(count), 0.0)  # -> filled when
-        self._children: dict[int, _Child] = {}  # by slot
+        self._children: dict[int, Child] = {}  # by slot
         self._deaths = [Deaths() for _ in range(count)]
-        self._turns = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
+        self._reload = reload
         self._asked = 0  # how often to close
         self._status = 0
         self._someone_worked = False
+        self._systemd = Systemd.from_environment()
+        self._port = None if health is None else ParentPort(health, self._report)
+        self._turns = tempfile.TemporaryFile()  # noqa: SIM115 (for the life of the process)
 
     def run(self) -> int | Lifeline:
         """In the parent: the exit status, when all have ended.  In each child: its lifeline.
@@ -149,17 +70,68 @@ class ParentProcess:
                 lifeline = self._fill(signals)
                 if lifeline is not None:
                     return lifeline
-                for number in signals.wait(self._until_next()):
-                    if number in _ENDING:
-                        self._close()
-                self._reap()
+                self._tell()
+                self._turn(signals)
         ending.ignore_signals()
+        if self._port is not None:
+            self._port.close()
         return self._status
 
+    def _turn(self, signals: _Signals) -> None:
+        """Wait until something happens, and do what it needs."""
+        reports = [child.reports for child in self._children.values()]
+        port = self._port
+        reads = [signals.fileno(), *reports, *(port.waits_to_read() if port else ())]
+        writes = port.waits_to_write() if port else []
+        readable, writable, _ = select.select(reads, writes, [], self._until_next())
+        for child in self._children.values():
+            if child.reports in readable:
+                child.listen()
+        for number in signals.came():
+            self._heed(number)
+        self._reap()
+        if port is not None:
+            port.turn({*readable, *writable})
+
     def _until_next(self) -> float | None:
-        if self._asked or not self._empty_slots:
-            return None
-        return max(0.0, min(self._empty_slots.values()) - time.monotonic())
+        """Seconds until there is something to do, whatever happens."""
+        waits = []
+        if self._empty_slots and not self._asked:
+            waits.append(max(0.0, min(self._empty_slots.values()) - time.monotonic()))
+        if self._systemd is not None:
+            waits.append(self._systemd.interval)
+        elif self._port is not None:
+            waits.append(INTERVAL)
+        return min(waits, default=None)
+
+    def _heed(self, number: int) -> None:
+        """A signal has come."""
+        if number in _ENDING or (number == signal.SIGHUP and terminal.is_gone()):
+            self._close()
+        elif number == signal.SIGHUP:
+            self._read_anew()
+        elif number == signal.SIGUSR1:
+            self._order_all(STACKS)
+
+    def _read_anew(self) -> None:
+        with contextlib.nullcontext() if self._systemd is None else self._systemd.reloading():
+            if self._reload():
+                self._order_all(RELOAD)
+
+    def _order_all(self, order: bytes) -> None:
+        for child in self._children.values():
+            child.order(order)
+
+    # -- how they are ----------------------------------------------------------------------
+
+    def _report(self) -> Report:
+        lacking = len(self._empty_slots)
+        return joined(self._children.values(), lacking=lacking, closes=self._asked > 0)
+
+    def _tell(self) -> None:
+        if self._systemd is not None:
+            report = self._report()
+            self._systemd.told(report, is_alive=report["live"])
 
     # -- starting --------------------------------------------------------------------------
 
@@ -175,8 +147,8 @@ class ParentProcess:
 
     def _start(self, slot: int, signals: _Signals) -> Lifeline | None:
         orders_out, orders_in = os.pipe()
-        readiness_out, readiness_in = os.pipe()
-        os.set_blocking(readiness_out, False)
+        reports_out, reports_in = os.pipe()
+        os.set_blocking(reports_out, False)
         sys.stdout.flush()
         sys.stderr.flush()
         pid = -1
@@ -190,27 +162,32 @@ class ParentProcess:
                 signals.end()
                 ending.leave_on_signals()
         if pid < 0:
-            for descriptor in (orders_out, orders_in, readiness_out, readiness_in):
+            for descriptor in (orders_out, orders_in, reports_out, reports_in):
                 os.close(descriptor)
             return None
         if pid:
             os.close(orders_out)
-            os.close(readiness_in)
-            self._children[slot] = _Child(pid, orders_in, readiness_out)
+            os.close(reports_in)
+            self._children[slot] = Child(pid, orders_in, reports_out)
             del self._empty_slots[slot]
             return None
         os.close(orders_in)
-        os.close(readiness_out)
+        os.close(reports_out)
         for sibling in self._children.values():
             sibling.forget()  # else it would not see the parent's end while we live
-        return Lifeline(orders_out, readiness_in, self._turns)
+        if self._port is not None:
+            self._port.close()
+        os.environ.pop("NOTIFY_SOCKET", None)  # the parent speaks for all
+        return Lifeline(orders_out, reports_in, self._turns)
 
     # -- ending ----------------------------------------------------------------------------
 
     def _close(self) -> None:
         self._asked += 1
+        if self._systemd is not None:
+            self._systemd.closes()
         for child in self._children.values():
-            child.close(_CLOSE if self._asked == 1 else _AT_ONCE)
+            child.close(CLOSE if self._asked == 1 else AT_ONCE)
 
     def _reap(self) -> None:
         for slot, child in list(self._children.items()):
@@ -225,7 +202,7 @@ class ParentProcess:
         """Whether any worker has started, ever."""
         return self._someone_worked or any(child.was_ready for child in self._children.values())
 
-    def _ended(self, slot: int, child: _Child, code: int) -> None:
+    def _ended(self, slot: int, child: Child, code: int) -> None:
         if self._asked:
             if code and code != self._status:  # else it fails like the one that was told of
                 say_error(f"worker process {child.pid} {_how(code)} while closing")
@@ -255,7 +232,7 @@ def _how(code: int) -> str:
 @contextlib.contextmanager
 def _held_back() -> typing.Iterator[None]:
     """Signals that arrive in this block are delivered at its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGHUP, signal.SIGUSR1))
     try:
         yield
     finally:
@@ -271,14 +248,15 @@ class _Signals:
         os.set_blocking(self._in, False)
         # The pipe first: a signal between the two must not be lost.
         self._wakeup = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, lambda *_: None) for number in (*_ENDING, signal.SIGCHLD)
-        }
+        self._before = {number: signal.signal(number, lambda *_: None) for number in _HEARD}
         return self
 
-    def wait(self, seconds: float | None) -> bytes:
-        """The numbers of the signals that came; empty when the time is over."""
-        select.select([self._out], [], [], seconds)
+    def fileno(self) -> int:
+        """What can be read when signals have come."""
+        return self._out
+
+    def came(self) -> bytes:
+        """The numbers of the signals that came.  Does not block."""
         try:
             return os.read(self._out, 4096)
         except BlockingIOError:

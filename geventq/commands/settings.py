@@ -25,6 +25,7 @@ from geventq.worker import settings as worker_options
 
 __all__ = [
     "ADD",
+    "OF_THE_PROCESS",
     "WORKER",
     "Setting",
     "add_arguments",
@@ -171,6 +172,25 @@ _SECRETS: typing.Final = frozenset(("cancel_secret",))
 WORKER: typing.Final = (
     Setting("queue", _text, "The queue.", short="-q"),
     Setting("processes", _whole, "Worker processes; dead ones are replaced.  Default: 1.", "N"),
+    Setting(
+        "health_port",
+        _text,
+        "Answer GET /live and GET /ready there; 127.0.0.1 if no host is given.",
+        "[HOST:]PORT",
+    ),
+    Setting(
+        "log_format",
+        _text,
+        "How log lines on standard error look, whatever the user's module configures.  Default: "
+        "text, where the user's module configures nothing.",
+        choices=("text", "json"),
+    ),
+    Setting(
+        "log_level",
+        _text,
+        "What is logged at least.  Default: info.",
+        choices=("debug", "info", "warning", "error"),
+    ),
     Setting("name", _text, "A name for this worker."),
     *_settings(
         worker_options.WorkerArguments,
@@ -179,6 +199,9 @@ WORKER: typing.Final = (
     ),
 )
 """Of the worker command.  It starts its worker itself: there is no ``autorun``."""
+
+OF_THE_PROCESS: typing.Final = ("processes", "health_port", "log_format", "log_level")
+"""Those that are not a single worker's."""
 
 ADD: typing.Final = tuple(
     _settings(
@@ -299,13 +322,14 @@ def _workers_in(path: str, tables: dict[str, typing.Any]) -> list[dict[str, typi
     workers = tables.get("workers", [])
     if not isinstance(workers, list) or not all(isinstance(one, dict) for one in workers):
         raise UsageError(f"--config: {path}: workers: [[workers]] tables are needed")
-    names = ["processor", *(one.name for one in WORKER if one.name != "processes")]
+    names = ["processor", *(one.name for one in WORKER if one.name not in OF_THE_PROCESS)]
     for number, table in enumerate(workers):
-        if "processes" in table:
-            raise UsageError(
-                f"--config: {path}: workers[{number}].processes: all workers live in each "
-                "process, so it belongs into [worker]"
-            )
+        for name in OF_THE_PROCESS:
+            if name in table:
+                raise UsageError(
+                    f"--config: {path}: workers[{number}].{name}: all workers live in each "
+                    "process, so it belongs into [worker]"
+                )
         _refuse_unknown(path, f"workers[{number}].", table, names)
     return workers
 

@@ -43,6 +43,11 @@ class Background(abc.ABC):
         """The one that runs now."""
         return self._task.greenlet
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the last that it did has failed."""
+        return self._outage.is_under_way
+
     def start(self) -> None:
         """Start the greenlet.  Does not yield."""
         self._task.start()

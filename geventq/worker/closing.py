@@ -35,15 +35,20 @@ log = logging.getLogger("geventq")
 class Closing:
     """The end of one engine.  Made with it; nothing happens before `begin`.
 
-    `ended` is called when nothing of the engine is left but what its listeners have still to
-    hear; it must not yield.
+    `begins` is called before anything else; `ended` when nothing of the engine is left but what
+    its listeners have still to hear.  Neither may yield.
     """
 
     def __init__(
-        self, engine: Engine, queue_name: str, ended: typing.Callable[[Closing], None]
+        self,
+        engine: Engine,
+        queue_name: str,
+        begins: typing.Callable[[], None],
+        ended: typing.Callable[[Closing], None],
     ) -> None:
         self.engine = engine
         self._queue = queue_name
+        self._begins = begins
         self._ended = ended
         self._deadline: float | None = None  # on the monotonic clock; only ever comes nearer
         self._news = gevent.event.Event()  # a job has left, or the deadline has come nearer
@@ -79,6 +84,7 @@ class Closing:
             if self._deadline is None or deadline < self._deadline:
                 self._deadline = deadline
         if not self.begun:
+            self._begins()
             self._reason = reason
             self.engine.slots.is_open = False
             self.engine.slots.running.notice = self._news.set

@@ -12,13 +12,16 @@ import typing
 
 from gevent import get_hub
 
+from geventq import clock
 from geventq.cancellation import Attempt
 from geventq.clock import ServerClock
 from geventq.control.proofs import Proofs
 from geventq.fork import workers as fork
+from geventq.stacks import JobStacks
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
 from geventq.store.queue_store import QueueStore
+from geventq.vigil import Condition
 from geventq.worker.eviction import EvictionCheck
 from geventq.worker.idle import IdleWait
 from geventq.worker.lanes import Lanes
@@ -86,6 +89,7 @@ class Engine:
         self._keys = keys = QueueKeys(setup.prefix, setup.queue_name)
         self._client = client = Client(setup.endpoint)  # never waits for callers
         self._calls_of_jobs = Client(setup.endpoint, max_connections=options.max_connections)
+        self._server = setup.endpoint.describe()
         self._worker_name = setup.worker_name
         self._server_clock = ServerClock()
         secret = options.cancel_secret
@@ -230,6 +234,55 @@ class Engine:
         """What was lost is looked for as often as locks are renewed."""
         self.lanes.recover_late()
         self.life.find_lost()
+
+    # -- how it is ---------------------------------------------------------------------------
+
+    def condition(self) -> Condition:
+        """How the worker is.  Does not yield."""
+        return Condition(
+            queue=self._keys.name,
+            worker=self.worker_id,
+            server=self._server,
+            status=self._status(),
+            concurrency=self.slots.concurrency,
+            active_jobs=len(self.slots.running),
+            stuck_jobs=self.slots.running.stuck,
+            ended_jobs=self.slots.running.ended,
+        )
+
+    def _status(self) -> str:
+        slots = self.slots
+        if not slots.is_open:
+            return "closing"
+        if self.lanes.is_cut_off or self.idle_wait.is_cut_off:
+            return "outage" if self.lanes.has_answer else "starting"
+        if slots.are_all_stuck:
+            return "stuck"
+        if slots.is_paused:
+            return "paused"
+        return "ready" if self.lanes.has_answer else "starting"
+
+    def running_jobs(self, current: typing.Any) -> list[JobStacks]:
+        """The jobs that run; see `Attempt.stacks`.  From any native thread; does not yield."""
+        now = clock.wall()
+        found = []
+        for run in self.slots.running:
+            job = getattr(run, "job", None)
+            if job is not None:  # asked by another native thread, it may be over by now
+                began = job.processed_on or now
+                found.append(
+                    JobStacks(
+                        *(self._keys.name, job.id, job.name, run.attempts_made + 1),
+                        seconds=max(0.0, now - began),
+                        stage=run.attempt.stage,
+                        stacks=run.attempt.stacks(current),
+                    )
+                )
+        return found
+
+    def ping(self, timeout: float) -> None:
+        """Raise `GeventqError` unless the server answers within `timeout` seconds.  Yields."""
+        self._client.execute("PING", timeout=timeout)
 
     # -- begin and end -----------------------------------------------------------------------
 

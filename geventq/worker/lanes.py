@@ -106,6 +106,7 @@ class Lanes:
         self._stop = gevent.event.Event()
         self._life = calls.lock_life
         self._outage = Outage("taking and settling jobs", queue_name, self._stop)
+        self.has_answer = False  # the server has answered, ever
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take
         self._owes_a_look = False  # no other worker knows that there may be
@@ -127,6 +128,11 @@ class Lanes:
     def greenlets(self) -> list[gevent.Greenlet[..., None]]:
         """Those that the lanes run in now."""
         return [lane.greenlet for lane in self._lanes if lane.greenlet is not None]
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the last call has failed."""
+        return self._outage.is_under_way
 
     def stop(self) -> None:
         """Send what has ended, then end the lanes and join them.  Yields."""
@@ -258,6 +264,7 @@ class Lanes:
         finally:
             self.asked -= max(0, room)
         self._most = min(2 * self._most, _BATCH)
+        self.has_answer = True
         if reply.jobs and clock.monotonic() > sent_at + self._life:
             # Others may run them by now (3.3): whoever looks again sees what is still ours.
             self._lost_takes.append((sent_at, (first, room)))

@@ -33,7 +33,10 @@ from geventq.hubs import get_ident, in_thread_of, wait_for
 from geventq.postgresql import warn_if_queries_block
 from geventq.signals import heeded
 from geventq.signatures import takes
+from geventq.stacks import JobStacks, printed_on_signal
 from geventq.store.endpoint import Endpoint
+from geventq.systemd import telling
+from geventq.vigil import Condition
 from geventq.worker.listeners import Listeners
 from geventq.worker.processor import GivenProcessors, Routes
 from geventq.worker.settings import DEFAULTS, WorkerArguments, WorkerOptions
@@ -88,6 +91,7 @@ class Worker:
         # Both from start() to the end of close(), and never one without the other.
         self._engine: Engine | None = None
         self._closing: Closing | None = None
+        self._herald: typing.Callable[[], object] | None = None  # told of each close beforehand
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
@@ -220,7 +224,7 @@ class Worker:
             no_slot=self._out_of_slots,
         )
         engine = Engine(setup, Slots(self._concurrency, is_paused=self._paused))
-        self._closing = Closing(engine, self.queue_name, self._ended)
+        self._closing = Closing(engine, self.queue_name, self._closes_now, self._ended)
         self._engine, self._started = engine, True
         engine.start(mortal=self)
 
@@ -228,6 +232,32 @@ class Worker:
         """Stuck jobs hold every slot (cancellation.md 2.10)."""
         if self.options.exit_when_stuck and self._closing is not None:
             self._closing.begin(self.options.close_timeout, "stuck jobs hold every slot")
+
+    def _closes_now(self) -> None:
+        if self._herald is not None:
+            self._herald()
+
+    def before_closing(self, call: typing.Callable[[], object] | None) -> None:
+        """`call` whenever it begins to close, in the hub's thread and before anything else
+        happens; it must not yield.  One at a time; `None`: nobody.  For hosts of workers."""
+        self._herald = call
+
+    def conditions(self) -> list[Condition]:
+        """How it is, for hosts of workers: a list of one.  Does not yield."""
+        if self._engine is not None:
+            return [self._engine.condition()]
+        status = "closed" if self._started else "starting"
+        return [Condition(self.queue_name, self.id, "", status, self._concurrency, 0, 0, 0)]
+
+    def running_jobs(self, current: typing.Any = None) -> list[JobStacks]:
+        """Its jobs with their stacks, for hosts of workers.  Does not yield."""
+        return [] if self._engine is None else self._engine.running_jobs(current)
+
+    def ping(self, server: str, timeout: float = 2.0) -> None:
+        """Ask `server`, that of its condition: raise `RedisUnavailableError` unless it answers
+        within `timeout` seconds.  Yields."""
+        if self._engine is not None and self._engine.condition().server == server:
+            self._engine.ping(timeout)
 
     def _ended(self, closing: Closing) -> None:
         """Nothing of the engine is left."""
@@ -254,8 +284,11 @@ class Worker:
 
     def run(self) -> None:
         """Start, and block until closed.  In the main thread the first SIGTERM or SIGINT closes
-        with `close_timeout`, a second one with 0 (cancellation.md 7.2).  Yields."""
-        with heeded(self._signalled) as signals:
+        with `close_timeout`, a second one with 0 (cancellation.md 7.2).  Under systemd
+        (``Type=notify``) it is told there of the start, the end and each second.  SIGUSR1 prints
+        the stacks of the running jobs to stderr, unless the program has a handler for it.  Yields.
+        """
+        with telling(self), printed_on_signal(self), heeded(self._signalled) as signals:
             self.start()
             if signals.came:  # while there was nothing to close yet
                 self._signalled(signals.came)

@@ -101,9 +101,9 @@ def test_the_parent_is_a_process_that_can_be_forked() -> None:
     program = """
 import sys, threading
 from geventq import cli
-from geventq.commands import worker
+from geventq.commands import plan
 given = cli._parser().parse_args(["worker", "m:f", "-q", "q", "--processes", "2"])
-worker._plan(given)
+plan.made(given)
 from gevent._hub_local import get_hub_if_exists
 print(get_hub_if_exists(), threading.active_count(), "redis" in sys.modules)
 """

@@ -11,8 +11,7 @@ import typing
 import pytest
 
 from geventq import JobSpec, Queue, cli
-from geventq.commands import settings
-from geventq.commands import worker as worker_command
+from geventq.commands import plan, settings
 from geventq.commands.console import UsageError
 from tests.support.programs import Program, Programs
 from tests.support.waiting import eventually
@@ -212,7 +211,7 @@ def test_a_wrong_table_is_refused_with_its_place(
     path.write_text(text)
     given = cli._parser().parse_args(["worker", "--config", str(path)])
     with pytest.raises(UsageError) as raised:
-        worker_command._plan(given)
+        plan.made(given)
     assert str(raised.value).startswith(f"--config: {path}: ")
     assert said in str(raised.value)
 

@@ -11,8 +11,7 @@ import typing
 import pytest
 
 from geventq import Queue, cli
-from geventq.commands import settings
-from geventq.commands import worker as worker_command
+from geventq.commands import plan, settings
 from geventq.commands.console import UsageError
 from geventq.commands.settings import WORKER, Setting
 from tests.support.programs import Programs
@@ -30,6 +29,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     "skip_lock_renewal": ("false", "true", "false"),
     "skip_stalled_check": ("true", "no", "true"),
     "exit_when_stuck": ("false", "true", "false"),
+    "log_format": ("text", "json", "text"),
+    "log_level": ("debug", "warning", "error"),
 }
 
 
@@ -115,7 +116,7 @@ def test_a_wrong_file_is_refused_with_field_and_value(
     path.write_text(text)
     given = cli._parser().parse_args(["worker", "m:f", "-q", "q", "--config", str(path)])
     with pytest.raises((UsageError, ValueError, TypeError)) as raised:
-        worker_command._plan(given)
+        plan.made(given)
     assert said in str(raised.value)
     assert "'secret'" not in str(raised.value)
 
@@ -137,7 +138,7 @@ def test_a_wrong_command_line_is_refused_before_anything_is_imported(
 ) -> None:
     given = cli._parser().parse_args(["worker", *arguments])
     with pytest.raises((UsageError, ValueError, TypeError)) as raised:
-        worker_command._plan(given)
+        plan.made(given)
     assert said in str(raised.value)
 
 

@@ -69,6 +69,26 @@ NOT_OF_THE_WORKER: typing.Final = {
         ),
         1,
     ),
+    "health_port": (
+        (
+            "Answer GET /live (the hub turns) and GET /ready (Redis answers, jobs are taken) "
+            "there, with 200 or 503: PORT, on 127.0.0.1, or HOST:PORT. With several processes the "
+            "parent answers for all. Default: none."
+        ),
+        "127.0.0.1:8080",
+    ),
+    "log_format": (
+        (
+            'How log lines on standard error look, with job, queue and attempt in each: "text" or '
+            '"json", one object a line, whatever the user\'s module configures. Default: none, '
+            "text where the user's module configures nothing."
+        ),
+        "json",
+    ),
+    "log_level": (
+        'What is logged at least: "debug", "info", "warning" or "error". Default: none, info.',
+        "info",
+    ),
 }
 
 _TAIL: typing.Final = """
@@ -92,6 +112,7 @@ _TAIL: typing.Final = """
 
 _GROUPS: typing.Final = {
     "what runs": "processor queue name node concurrency processes around",
+    "health and logs": "health_port log_format log_level",
     "closing": "close_timeout exit_when_stuck",
     "cancellation": "cancel_mode kill_after job_timeout hints cancel_secret",
     "locks and stalled jobs": "lock_duration lock_renew_time skip_lock_renewal stalled_interval "

@@ -20,9 +20,11 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 LAYERS: typing.Final = [
     {"cancel_secret", "clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
+    {"vigil"},
+    {"systemd", "health"},
     {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
     | {"cancel_request", "job", "job_hash", "large"},
-    {"embedded"},
+    {"embedded", "stacks"},
     {"store"},
     {"control"},
     {"worker", "queue", "events"},
@@ -78,9 +80,11 @@ ROOMS: typing.Final = {
         {"worker"},
     ],
     "commands": [
-        {"console"},
-        {"ending", "logs", "board", "settings", "watching"},
-        {"processes"},
+        {"console", "terminal"},
+        {"ending", "logs", "board", "settings", "watching", "lifeline"},
+        {"plan", "report", "children", "parent_port"},
+        {"reload", "processes"},
+        {"hangups"},
         {"jobs", "worker", "second"},
         {"asking", "queues", "top"},
     ],

@@ -83,6 +83,7 @@ class Running:
 
     def __init__(self) -> None:
         self.stuck = 0
+        self.ended = 0  # how many have left
         #: Called by `changed`.  Must not yield.
         self.notice: typing.Callable[[], object] | None = None
         self._by_lock: dict[str, Execution] = {}
@@ -116,6 +117,7 @@ class Running:
             del self._by_id[execution.job_id]
         if self._by_lock.pop(execution.lock_token, None) is None:
             return
+        self.ended += 1
         if execution.attempt.is_stuck:
             self.stuck -= 1
         if not self._by_lock:

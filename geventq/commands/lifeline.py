@@ -1,0 +1,110 @@
+"""What ties a worker process of ``--processes`` to its parent: orders come by one pipe, reports go
+by another.
+
+The orders travel by a pipe, not by signals: a terminal's Ctrl-C and systemd's
+``KillMode=control-group`` signal the children too, and twice would mean "at once".  The pipe's
+end of file tells a child that its parent is gone, however it died.  The reports, lines of JSON,
+tell the parent that the workers have started, how they are, and that the hub turns: it holds a
+child that is silent for too long for one whose hub stands still.
+
+Greenlets: ``geventq-parent-orders``, ``geventq-parent-close``, and those of the `Vigil`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import typing
+
+if typing.TYPE_CHECKING:
+    from geventq.supervisor import Supervisor
+    from geventq.vigil import Report, Vigil
+    from geventq.worker import Worker
+
+__all__ = ["AT_ONCE", "CLOSE", "RELOAD", "STACKS", "Lifeline"]
+
+CLOSE: typing.Final = b"c"  # with close_timeout
+AT_ONCE: typing.Final = b"0"
+RELOAD: typing.Final = b"r"  # read the settings anew
+STACKS: typing.Final = b"s"  # print the stacks of the jobs
+
+
+class Lifeline:
+    """A child's ends of its two pipes, and the file that it locks while it writes.
+
+    `on_order` is what `RELOAD` and `STACKS` call.
+    """
+
+    def __init__(self, orders: int, reports: int, turns: typing.IO[bytes]) -> None:
+        self._orders = orders
+        self._reports = reports
+        self.turns = turns
+        self.on_order: dict[bytes, typing.Callable[[], object]] = {}
+        self._greenlets: list[typing.Any] = []
+        self._vigil: Vigil | None = None
+
+    def hold(self, workers: list[Worker], supervisor: Supervisor | None) -> None:
+        """Close the one worker, or the supervisor of several, when the parent says so or is gone;
+        call before they start."""
+        unready = set(workers)
+        for worker in workers:
+            worker.on("ready", functools.partial(self._ready, worker, unready, supervisor))
+
+    def _ready(self, worker: Worker, unready: set[Worker], supervisor: Supervisor | None) -> None:
+        if worker not in unready:
+            return  # it was started again
+        unready.remove(worker)
+        if unready:
+            return
+        from gevent.os import make_nonblocking
+
+        from geventq.vigil import Vigil
+
+        make_nonblocking(self._reports)
+        self._vigil = Vigil([supervisor or worker], self._report)
+        self._vigil.start()
+        (supervisor or worker).before_closing(self._vigil.look)
+        self._spawn("orders", self._heed, worker, supervisor)
+
+    def _report(self, report: Report) -> None:
+        from gevent.os import nb_write
+
+        line = json.dumps(report).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):
+            while line:
+                line = line[nb_write(self._reports, line) :]
+
+    def _spawn(self, name: str, call: typing.Callable[..., object], *args: object) -> None:
+        import gevent
+
+        greenlet = gevent.Greenlet(call, *args)
+        greenlet.name = f"geventq-parent-{name}"
+        self._greenlets.append(greenlet)
+        greenlet.start()
+
+    def _heed(self, worker: Worker, supervisor: Supervisor | None) -> None:
+        from gevent.socket import wait_read
+
+        while True:
+            wait_read(self._orders)
+            order = os.read(self._orders, 1)
+            if order in self.on_order:
+                self._spawn("order", self.on_order[order])
+            elif supervisor is not None:
+                supervisor.begin_to_close(at_once=order == AT_ONCE)
+            else:
+                timeout = 0.0 if order == AT_ONCE else worker.options.close_timeout
+                reason = "worker is closing" if order else "the parent process is gone"
+                self._spawn("close", worker.close, timeout, reason)
+            if order in (AT_ONCE, b""):
+                return
+
+    def release(self) -> None:
+        """After the worker closed.  Yields."""
+        import gevent
+
+        if self._vigil is not None:
+            self._vigil.stop()
+        gevent.killall(self._greenlets)

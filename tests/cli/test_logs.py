@@ -1,0 +1,165 @@
+"""What ``geventq worker`` logs: text or lines of JSON, with job, queue and attempt in each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import typing
+
+import pytest
+
+from geventq import Queue
+from geventq.commands.logs import _Json
+from tests.support.programs import Program, Programs
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.slow  # all together
+
+CHATTY = """
+import logging, threading, warnings
+import gevent
+log = logging.getLogger("shop")
+log.info("imported")
+
+
+def process(job):
+    log.info("begins with %s\\nand a second line", "redis://:secret@example.org/0")
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("went wrong", extra={"rows": 3, "odd": object(), "nan": float("nan")})
+    log.warning("%d rows", "many")
+    thread = threading.Thread(target=log.warning, args=("in a thread",))
+    thread.start()
+    thread.join()
+    gevent.spawn(bad).join()
+    bad_thread = threading.Thread(target=bad)
+    bad_thread.start()
+    bad_thread.join()
+    warnings.warn("old")
+    log.error("ends")
+
+
+def bad():
+    raise LookupError("nobody catches this")
+"""
+
+
+def start(programs: Programs, *options: str, text: str = CHATTY) -> Program:
+    programs.write("chatty.py", text)
+    return programs.geventq("worker", "chatty:process", "-q", "q", "--json", *options)
+
+
+def lines(program: Program) -> list[dict[str, typing.Any]]:
+    """What is on standard error: each line a JSON object."""
+    return [json.loads(line) for line in program.err.splitlines()]
+
+
+@pytest.mark.parametrize("more", [[], ["--processes", "2"]], ids=["one", "processes"])
+def test_lines_of_json_are_whole_and_name_the_job(
+    programs: Programs, queue: Queue, more: list[str]
+) -> None:
+    """Whatever is logged, printed by nobody, or hangs on a record."""
+    program = start(programs, "--log-format", "json", *more)
+    job = queue.add("n")
+    program.until_event("completed")
+    eventually(lambda: any(one["message"] == "ends" for one in lines(program)))
+    said = {one["message"]: one for one in lines(program)}
+    inside = [one for one in lines(program) if one["job"] == job.id]
+    assert all((one["queue"], one["attempt"]) == ("q", 1) for one in inside)
+    assert said["imported"]["job"] is None
+    assert "begins with redis://***@example.org/0\nand a second line" in said
+    assert "secret" not in program.err
+    wrong = said["went wrong"]
+    assert wrong["error"] == "ZeroDivisionError: division by zero"
+    assert wrong["traceback"].startswith("Traceback (most recent call last):\n")
+    assert (wrong["rows"], wrong["nan"]) == (3, "nan")
+    assert wrong["odd"].startswith("<object object at")
+    assert (wrong["level"], wrong["logger"]) == ("error", "shop")
+    assert any(one.startswith("%d rows ('many',) (TypeError") for one in said)
+    assert said["in a thread"]["job"] == job.id
+    assert said["ends"]["job"] == job.id
+    assert sum("nobody catches this" in one.get("error", "") for one in lines(program)) == 2
+    assert any("UserWarning: old" in one for one in said)
+
+
+def test_text_is_the_default_and_names_the_job_too(programs: Programs, queue: Queue) -> None:
+    program = start(programs)
+    job = queue.add("n", attempts=2)
+    program.until_event("completed")
+    eventually(lambda: "ends" in program.err)
+    found = program.err.splitlines()
+    assert any(line.endswith(" INFO shop imported") for line in found)
+    assert any(
+        line.endswith(f" ERROR shop [queue=q job={job.id} attempt=1] ends") for line in found
+    )
+    assert "secret" not in program.err
+
+
+def test_the_users_own_configuration_has_its_way(programs: Programs, queue: Queue) -> None:
+    """Unless a format was asked for."""
+    own = "import logging\nlogging.basicConfig(format='MINE %(message)s')\n" + CHATTY
+    for more, mine in (([], True), (["--log-format", "text"], False)):
+        program = start(programs, *more, text=own)
+        queue.add("n")
+        program.until_event("completed")
+        eventually(lambda program=program: "ends" in program.err)  # type: ignore[misc]
+        assert ("MINE ends" in program.err) == mine
+        program.kill()
+
+
+def test_what_is_below_the_level_is_not_logged(programs: Programs, queue: Queue) -> None:
+    program = start(programs, "--log-level", "error")
+    queue.add("n")
+    program.until_event("completed")
+    eventually(lambda: "ends" in program.err)
+    assert "imported" not in program.err
+    assert "in a thread" not in program.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--log-format", "xml"], "invalid choice: 'xml'"),
+        (["--log-level", "loud"], "invalid choice: 'loud'"),
+        (["--config", "wrong.toml"], "log_format: 'text' or 'json' is needed, got 5"),
+    ],
+)
+def test_an_unknown_format_is_usage(programs: Programs, arguments: list[str], said: str) -> None:
+    programs.write("wrong.toml", "[worker]\nlog_format = 5\n")
+    status, out, err = programs.run("worker", "tasks:process", "-q", "q", *arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def test_what_the_command_tells_is_a_line_of_json_too(programs: Programs) -> None:
+    program = start(programs, "--log-format", "json", "--redis", "redis://:secret@127.0.0.1:1")
+    assert program.ends() == 3
+    line = lines(program)[-1]
+    assert "127.0.0.1:1" in line["message"]
+    assert line["level"] == "error"
+    assert "secret" not in program.err
+
+
+class _Hostile:
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [_Hostile(), CIRCLE, {1: {(2, 3): 4}}, float("inf"), "\ud800", b"\xff", "x" * 100_000],
+    ids=["hostile", "circle", "keys", "infinite", "surrogate", "bytes", "long"],
+)
+def test_no_extra_breaks_a_line(value: object) -> None:
+    fields = {"msg": "m", "queue": None, "job": None, "attempt": None, "one": value, "time": value}
+    line = _Json().format(logging.makeLogRecord(fields))
+    assert "\n" not in line
+    said = json.loads(line)
+    assert said["message"] == "m"
+    assert "one" in said
+    assert "extra_time" in said
