@@ -14,6 +14,8 @@ import typing
 from tests.bench.cancelling import CANCELLING
 from tests.bench.figures import Figure, Metrics, Scenario, latency
 from tests.bench.lab import Lab, Side
+from tests.bench.startup import STARTUP
+from tests.bench.web import WEB
 
 __all__ = ["SCENARIOS"]
 
@@ -191,4 +193,6 @@ SCENARIOS: typing.Final = (
         (Figure("ns", "ns", 150.0, 100.0, of="value", at_least=False),),
         sides=("geventq",),
     ),
+    STARTUP,
+    WEB,
 )
