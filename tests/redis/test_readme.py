@@ -17,7 +17,7 @@ import pytest
 
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
-from tests.support.guides import GUIDES, pages, snippets
+from tests.support.guides import GUIDES, file_of, pages, snippets
 from tests.support.told import ended
 from tests.support.waiting import eventually
 
@@ -165,7 +165,7 @@ def _others() -> list[typing.Any]:
         pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
         for page in pages()
         for number, text in enumerate(snippets(page.read_text(), "python"), 1)
-        if text not in above
+        if text not in above and not file_of(text)  # those are run in tests/cli/test_guides.py
     ]
 
 

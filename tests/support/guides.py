@@ -15,7 +15,18 @@ import re
 import tokenize
 import typing
 
-__all__ = ["CITED", "GUIDES", "ROOT", "Citation", "citations", "pages", "sections", "snippets"]
+__all__ = [
+    "CITED",
+    "GUIDES",
+    "ROOT",
+    "Citation",
+    "blocks",
+    "citations",
+    "file_of",
+    "pages",
+    "sections",
+    "snippets",
+]
 
 ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
 GUIDES: typing.Final = ROOT / "geventq" / "guides"
@@ -33,6 +44,7 @@ _NAMED: typing.Final = re.compile(
 )
 #: A number alone, in brackets; a script may add the step of that operation.
 _BARE: typing.Final = re.compile(r"\(([2-9]\.\d+(?:, [2-9]\.\d+)*)(?: step \d+)?\)")
+_FILE: typing.Final = re.compile(r"# (\S+\.py)$", re.MULTILINE)
 _SNIPPET: typing.Final = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -54,9 +66,21 @@ def pages() -> list[pathlib.Path]:
     return [ROOT / "README.md", *sorted(GUIDES.rglob("*.md"))]
 
 
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks as they come, each with its language."""
+    return [(kind, block) for kind, block in _SNIPPET.findall(text)]
+
+
 def snippets(text: str, language: str) -> list[str]:
     """The fenced blocks of one language."""
-    return [block for kind, block in _SNIPPET.findall(text) if kind == language]
+    return [block for kind, block in blocks(text) if kind == language]
+
+
+def file_of(snippet: str) -> str | None:
+    """The name of the file that a snippet is, from its first line (``# shop/jobs.py``), if it is
+    no program by itself."""
+    found = _FILE.match(snippet)
+    return found and found[1]
 
 
 def sections(guide: pathlib.Path) -> list[str]:
