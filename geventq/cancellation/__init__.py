@@ -5,7 +5,8 @@ In reading order:
 - request: what is asked; how two requests merge
 - attempt: one run of one job, what was asked of it, how it begins and ends
 - token: what users see of it; scope: what is inside a token, and belongs to its run
-- shield, pacer, callbacks, calls, connections, databases: what a token's methods do
+- shield, pacer, callbacks, calls, coroutines, connections, databases: what a token's
+  methods do
 - ladder: how an attempt is killed, step by step
 - tree: which greenlets are the attempt's; throws: how one of them is ended; held: what holds a
   throw back

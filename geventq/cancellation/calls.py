@@ -77,6 +77,11 @@ class _Call:
             self.error = error
         self.done = True
 
+    @property
+    def came_first(self) -> bool:
+        """Whether it knows that it ended by itself before the throw that ended its greenlet."""
+        return getattr(self._call, "came_first", False)
+
     def outcome(self) -> typing.Any:
         error = self.error
         if error is not None:
@@ -111,13 +116,15 @@ def run(
         if error is limit and child.ready():
             return kept.outcome()  # both in one turn: the result wins
         _end(child, owner)
+        if error is limit and kept.came_first:
+            return kept.outcome()
         raise
     finally:
         if limit is not None:
             limit.close()
     if signal is not None and not child.ready():
         _end(child, owner)
-        if throws.was_thrown(child):
+        if throws.was_thrown(child) and not kept.came_first:
             raise JobCancelled(signal.get(timeout=0)) from kept.error
     return kept.outcome()
 

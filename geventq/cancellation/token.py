@@ -3,15 +3,17 @@
 A `gevent.event.AsyncResult` whose value is the `Cancellation`.  Here is what users see of it,
 and nothing else: what it is made of, and what belongs to its run, is in scope.py.
 
-Greenlets: `on_cancel` callbacks (callbacks.py), `run` (calls.py), and the helpers of `spawn`,
-named ``geventq-helper``, which the attempt joins.
+Greenlets: `on_cancel` callbacks (callbacks.py), `run` and `run_coroutine` (calls.py), and the
+helpers of `spawn`, named ``geventq-helper``, which the attempt joins.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import contextvars
 import datetime
 import functools
+import inspect
 import time
 import typing
 
@@ -23,7 +25,7 @@ from geventq.cancellation import calls, scope, tree
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.request import Cancellation
 from geventq.cancellation.shield import Shield
-from geventq.checks import Seconds, check_seconds
+from geventq.checks import Seconds, check_seconds, show
 from geventq.errors import GeventqError, JobCancelled
 from geventq.hubs import in_thread_of
 
@@ -195,6 +197,45 @@ class CancellationToken(scope.TokenState):
         signal = None if shielded else self
         owner = scope.scope_of(scope.root_of(self))
         return typing.cast(T, calls.run(call, timeout, signal, owner))
+
+    def run_coroutine(
+        self,
+        coroutine: typing.Coroutine[typing.Any, typing.Any, T],
+        timeout: Seconds | None = None,
+    ) -> T:
+        """What `coroutine` returns or raises, run by asyncio in a native thread with a loop of
+        its own.
+
+        Cancellation cancels the task there, and `JobCancelled` is raised; `gevent.Timeout` after
+        `timeout` seconds; in both cases the coroutine has ended, whatever it made of its
+        `CancelledError`.  A result that arrives in the same turn wins.  Inside a shield it goes
+        to its end.  Yields.
+
+        It sees a copy of the caller's `contextvars`, but not its thread-locals.  In a
+        monkey-patched process it may do all that asyncio can but start child processes.  Raises
+        `TypeError` for anything but a coroutine; one that is not begun is closed.
+        """
+        if not isinstance(coroutine, collections.abc.Coroutine):
+            raise TypeError(
+                "run_coroutine needs a coroutine, which calling an `async def` function makes, "
+                f"not {show(coroutine)} ({type(coroutine).__name__})"
+            )
+        try:
+            if timeout is not None:
+                timeout = check_seconds("timeout", timeout)
+            scope.need_own_thread(self, "run_coroutine")
+            shielded = scope.shielded_here(self)
+            if self._request is not None and not shielded:
+                raise JobCancelled(self._request)
+            from geventq.cancellation import coroutines  # not before a program is monkey-patched
+
+            signal, owner = None if shielded else self, scope.scope_of(scope.root_of(self))
+            return coroutines.run(coroutine, timeout, signal, owner)
+        finally:
+            if inspect.iscoroutine(coroutine) and (
+                inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+            ):
+                coroutine.close()  # it was not begun: else Python warns
 
     def sleep(self, seconds: Seconds) -> None:
         """Sleep; raises `JobCancelled` as soon as the job is cancelled.

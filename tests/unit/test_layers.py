@@ -39,7 +39,7 @@ ROOMS: typing.Final = {
         {"throws", "shield"},
         {"callbacks", "pools"},
         {"calls", "belongings"},
-        {"scope", "ladder"},
+        {"scope", "ladder", "coroutines"},
         {"token"},
         {"attempt"},
     ],
