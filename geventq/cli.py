@@ -19,7 +19,7 @@ from geventq import __version__
 from geventq.commands.console import UsageError, say_error, without_passwords
 from geventq.commands.ending import ending
 
-__all__ = ["main"]
+__all__ = ["add_worker_arguments", "carry_out", "main"]
 
 REFUSED: typing.Final = 1
 USAGE: typing.Final = 2
@@ -45,6 +45,12 @@ def main(arguments: typing.Sequence[str] | None = None) -> int:
     if given.run is None:
         parser.print_usage(sys.stderr)
         return USAGE
+    return carry_out(given)
+
+
+def carry_out(given: argparse.Namespace) -> int:
+    """Call ``given.run(given)``; the exit status.  What goes wrong is told on stderr.  A worker,
+    which runs users' code, ends the process here."""
     status = _status(given)
     if ending.is_ours:
         ending.end(status)
@@ -112,22 +118,15 @@ _NEGATIVE: typing.Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 def _parser() -> argparse.ArgumentParser:
     from geventq.commands import asking, jobs, queues, settings, top, worker
 
-    common = _FreeOrder(add_help=False)
-    common.add_argument(
-        "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
-    )
-    common.add_argument("--prefix", help="the first part of every key (bull)")
-    common.add_argument("--json", action="store_true", help="print JSON only")
     parser = _Parser(prog="geventq", description="Run background jobs, and stop them.")
     parser.add_argument("--version", action="version", version=f"geventq {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_FreeOrder)
 
     def command(name: str, what: str, run: typing.Callable[..., int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name, help=what, description=what, parents=[common], allow_abbrev=False
-        )
+        made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
         made.set_defaults(run=run)
+        _add_common_arguments(made)
         return made
 
     command("demo", "watch jobs run and be cancelled", _demo)
@@ -137,10 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency), else from the file. SIGTERM or Ctrl-C lets running jobs end; a second one "
         "puts them back into the queue at once."
     )
-    runs.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION", help="what runs a job")
-    runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
-    runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
-    settings.add_arguments(runs, settings.WORKER)
+    _add_own_arguments(runs)
 
     adds = command("add", "add a job", jobs.add)
     adds.add_argument("queue", metavar="QUEUE")
@@ -166,6 +162,32 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command(name, what, run).add_argument("queue", metavar="QUEUE")
     return parser
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of all commands."""
+    parser.add_argument(
+        "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
+    )
+    parser.add_argument("--prefix", help="the first part of every key (bull)")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+
+
+def _add_own_arguments(runs: argparse.ArgumentParser) -> None:
+    """Of ``worker``."""
+    from geventq.commands import settings
+
+    runs.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION", help="what runs a job")
+    runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
+    runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
+    settings.add_arguments(runs, settings.WORKER)
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``worker``, for who starts one from a program of his own; what they give
+    is for `carry_out`."""
+    _add_common_arguments(parser)
+    _add_own_arguments(parser)
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -141,6 +141,19 @@ class Queue:
         """
         return self._sent(self._gathering().add, self._checked(name, data, options))
 
+    @takes(JobOptions, DEFAULTS)
+    def prepared(
+        self, name: str, data: typing.Any = LEFT_OUT, **options: typing.Unpack[JobOptions]
+    ) -> typing.Callable[[], Job]:
+        """A function that adds the job, which is checked and encoded now: whatever becomes of
+        `data` meanwhile, and nothing can be wrong with it later.
+
+        Raises `ValueError`/`TypeError` as `add` does; what is returned raises
+        `RedisUnavailableError`, and yields to the hub.
+        """
+        checked = self._checked(name, data, options)
+        return lambda: self._sent(self._gathering().add, checked)
+
     def add_bulk(self, specs: typing.Iterable[JobSpec]) -> list[Job]:
         """Add up to 50,000 jobs, of 64 MB, in one call, all or none, in their order.  As `add`.
 

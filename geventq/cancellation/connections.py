@@ -21,7 +21,7 @@ import typing
 
 from geventq.cancellation import databases
 
-__all__ = ["cancels"]
+__all__ = ["cancels", "stop"]
 
 _KNOWN: typing.Final = (
     "token.cancels() takes a connection of psycopg2, psycopg 3, PyMySQL or sqlite3; what wraps "
@@ -56,6 +56,11 @@ def cancels(register: Register, connection: typing.Any) -> typing.ContextManager
     stops = _stops_of(connection)
     stops()  # what it has now is known, or refused here
     return _while_registered(register, functools.partial(_stop_all, stops))
+
+
+def stop(connection: typing.Any) -> None:
+    """Stop what `connection` runs now, as a cancellation does inside `cancels`.  Yields."""
+    _stop_all(_stops_of(connection))
 
 
 @contextlib.contextmanager

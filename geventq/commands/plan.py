@@ -48,17 +48,21 @@ class Plan(typing.NamedTuple):
 
 def made(given: argparse.Namespace) -> Plan:
     """The plan that the settings make now.  Raises `UsageError`, `ValueError` or `TypeError` with
-    the place of what is wrong."""
+    the place of what is wrong.
+
+    ``given.outermost``, where a program has set it, stands before each worker's own ``around``.
+    """
     from geventq.checks import check_integer, check_prefix
     from geventq.health import Place  # imports gevent, but starts no hub
 
     connection, shared, tables = settings.worker_settings(given)
     of_process = _taken_out(shared)
+    outermost = getattr(given, "outermost", [])
     workers = []
     for number, table in enumerate(tables):
         _taken_out(table)
         with told_where(f"--config: {given.config}: workers[{number}]: ") as place:
-            workers.append(_worker_plan(place, table))
+            workers.append(_worker_plan(place, table, outermost))
     health = of_process["health_port"]
     return Plan(
         url=settings.url(given, connection.get("url")),
@@ -67,7 +71,7 @@ def made(given: argparse.Namespace) -> Plan:
         health=None if health is None else Place.of(health),
         log_format=_chosen("log_format", of_process["log_format"]),
         log_level=_chosen("log_level", of_process["log_level"]),
-        workers=workers or [_worker_plan("", shared)],
+        workers=workers or [_worker_plan("", shared, outermost)],
         is_supervised=bool(workers),
     )
 
@@ -98,7 +102,7 @@ def told_where(place: str) -> typing.Iterator[str]:
         raise UsageError(f"{place}{error}") from error
 
 
-def _worker_plan(place: str, options: dict[str, typing.Any]) -> WorkerPlan:
+def _worker_plan(place: str, options: dict[str, typing.Any], outermost: list[str]) -> WorkerPlan:
     from geventq.checks import check_name, check_queue_name, check_worker_name
     from geventq.worker.settings import WorkerOptions  # imports gevent, but starts no hub
 
@@ -114,6 +118,7 @@ def _worker_plan(place: str, options: dict[str, typing.Any]) -> WorkerPlan:
     around = options.pop("around", [])
     if not isinstance(around, list):
         raise UsageError(f"around: a list of MODULE:NAME is needed, got {around!r}")
+    around = [*(one for one in outermost if one not in around), *around]
     plan = WorkerPlan(
         place,
         check_name("processor", processor),

@@ -79,6 +79,11 @@ ROOMS: typing.Final = {
         {"closing"},
         {"worker"},
     ],
+    "integrations": [
+        {"extras", "gunicorn"},
+        {"flask", "sqlalchemy", "sentry", "django.database"},
+        {"django.apps", "django.management.commands.geventq_worker"},
+    ],
     "commands": [
         {"console", "terminal"},
         {"ending", "logs", "board", "settings", "watching", "lifeline"},

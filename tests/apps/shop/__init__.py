@@ -1,0 +1,1 @@
+"""A Django application whose jobs run in ``manage.py geventq_worker``."""
