@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -591,7 +592,7 @@ def test_before_the_worker_runs_they_end_nothing(
     assert own_queue.add("n").wait_until_finished(20) == "done"
 
 
-# -- PID 1 -------------------------------------------------------------------------------------
+# -- containers -------------------------------------------------------------------------------
 
 
 def _can_unshare() -> bool:
@@ -599,34 +600,76 @@ def _can_unshare() -> bool:
     return tried.returncode == 0
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or not _can_unshare(), reason="needs unshare(1)")
+class Container:
+    """A program as process 1 of a name space of its own."""
+
+    def __init__(self, production: Production, *command: str, **environment: str) -> None:
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 (closed with it)
+        self._outer = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--kill-child", *command],
+            cwd=production.programs.directory,
+            env=production.programs.environment | environment,
+            stdout=self._out,
+            stderr=self._out,
+        )
+
+    def stop(self) -> int:
+        """As ``docker stop``: the exit status."""
+        pid = self._outer.pid
+        inner = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+        os.kill(int(inner), signal.SIGTERM)
+        return self._outer.wait(30)
+
+    def __enter__(self) -> typing.Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outer.kill()
+        self._outer.wait()
+        self._out.close()
+
+
+needs_unshare = pytest.mark.skipif(
+    not shutil.which("unshare") or not _can_unshare(), reason="needs unshare(1) and its rights"
+)
+
+
+@needs_unshare
 @pytest.mark.parametrize("more", [[], ["--processes", "2"]], ids=["one", "processes"])
 def test_as_the_first_process_of_a_container_it_heeds_sigterm(
     production: Production, own_queue: Queue, more: list[str]
 ) -> None:
     """The kernel drops signals for process 1 that have no handler: ``docker stop`` would wait
     for its whole grace, and kill."""
-    with tempfile.TemporaryFile() as out:
-        outer = subprocess.Popen(
-            [
-                *("unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "geventq"),
-                *("worker", "worker:process", "-q", "q", "--health-port", str(production.port)),
-                *more,
-            ],
-            cwd=production.programs.directory,
-            env=production.programs.environment | {"PYTHONPATH": str(ROOT)},
-            stdout=out,
-            stderr=out,
-        )
-        try:
-            said = production.until("/ready", 200)
-            assert said["pid"] == 1
-            children = pathlib.Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text()
-            job = own_queue.add("n", {"sleep": 1})
-            production.running(1)
-            os.kill(int(children.split()[0]), signal.SIGTERM)
-            assert outer.wait(30) == 0
-            assert job.is_completed()
-        finally:
-            outer.kill()
-            outer.wait()
+    command = [sys.executable, "-m", "geventq", "worker", "worker:process", "-q", "q", *more]
+    with Container(production, *command, GEVENTQ_HEALTH_PORT=str(production.port)) as container:
+        assert production.until("/ready", 200)["pid"] == 1
+        job = own_queue.add("n", {"sleep": 1})
+        production.running(1)
+        assert container.stop() == 0
+        assert job.is_completed()
+
+
+@needs_unshare
+def test_the_image_of_conf_runs_is_healthy_and_stops(
+    production: Production, own_queue: Queue
+) -> None:
+    """What `conf/Dockerfile` starts, with what it sets, and its own check of health."""
+    text = (ROOT / "conf" / "Dockerfile").read_text().replace("\\\n", "")
+    text = text.replace("8080", str(production.port)).replace("myapp.tasks:", "worker:")
+    entry, command, check = (
+        json.loads(re.search(rf"^{name} .*?(\[.*\])$", text, re.M)[1])  # type: ignore[index]
+        for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK")
+    )
+    variables = re.search(r"^ENV (.*)$", text, re.M)[1].split()  # type: ignore[index]
+    environment = dict(one.split("=", 1) for one in variables)
+    assert (entry[0], check[0], command[1:]) == ("geventq", "python", ["-q", "exports"])
+    started = [sys.executable, "-m", *entry, command[0], "-q", "q"]
+    with Container(production, *started, **environment) as container:
+        production.until("/ready", 200)
+        checked = subprocess.run([sys.executable, *check[1:]], timeout=60, capture_output=True)
+        assert checked.returncode == 0
+        assert own_queue.add("n").wait_until_finished(20) == "done"
+        assert container.stop() == 0
+    gone = subprocess.run([sys.executable, *check[1:]], timeout=60, capture_output=True)
+    assert gone.returncode == 1

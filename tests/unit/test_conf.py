@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import shutil
+import subprocess
 import tomllib
 import typing
 
@@ -109,8 +111,45 @@ def test_systemd_waits_longer_than_the_worker_needs_to_close() -> None:
     assert "KillMode=mixed" in unit
 
 
+def test_systemd_takes_the_unit(tmp_path: pathlib.Path) -> None:
+    """By its own check, with a program that is there in the place of the user's."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze(1)")
+    unit = (CONF / "geventq.service").read_text().replace("/srv/myapp/.venv/bin/geventq", "/bin/sh")
+    (tmp_path / "geventq.service").write_text(unit)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "geventq.service")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "\nType=notify\n" in unit
+    assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in unit
+
+
+def test_a_container_waits_longer_than_the_worker_needs_to_close() -> None:
+    """7.1; and its Redis keeps what it is given."""
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load((CONF / "compose.yaml").read_text())["services"]
+    worker, server = services["worker"], services["redis"]
+    close_timeout = float(worker["environment"]["GEVENTQ_CLOSE_TIMEOUT"])
+    assert float(worker["stop_grace_period"].removesuffix("s")) > close_timeout + 1 + 4
+    assert worker["init"] is True
+    assert (CONF / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
+    options = server["command"]
+    for name, value in (("--maxmemory-policy", "noeviction"), ("--appendonly", "yes")):
+        assert options[options.index(name) + 1] == value
+    for name in worker["environment"]:
+        assert name == "GEVENTQ_REDIS_URL" or name in {one.variable for one in WORKER}
+
+
 @pytest.mark.parametrize(
-    "name", ["geventq.toml", "geventq.service", "gunicorn.conf.py", "valkey-dev.conf"]
+    "name",
+    [
+        *("geventq.toml", "geventq.service", "gunicorn.conf.py", "valkey-dev.conf"),
+        *("Dockerfile", "compose.yaml"),
+    ],
 )
 def test_the_files_are_commented(name: str) -> None:
     first = (CONF / name).read_text().splitlines()[0]
