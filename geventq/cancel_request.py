@@ -140,7 +140,8 @@ class Request:
             "kind": "remote",
             "hard": self.hard,
             "kill_after": self.kill_after,
-            "default_grace": self.kill_after is None,
+            "default_grace": self.kill_after is None
+            and ("mode" if self.hard is None else self.hard),
             "retry": self.retry,
             "by": self.by,
             "nonce": self.nonce,

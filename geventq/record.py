@@ -27,8 +27,9 @@ class Record(typing.NamedTuple):
     """`None`: the worker's own mode decides."""
     kill_after: float | None
     """Seconds between the request's arrival at the worker and the kill; `None`: the worker's."""
-    is_default_grace: bool
-    """Of several requests one left the grace to the worker: the shorter of the two counts."""
+    leaves_grace: bool | None
+    """One of the requests that ask for a kill leaves the grace to the worker; `None`: one does that
+    leaves the kill itself to the worker's mode."""
     attempts_made: int | None
     """As the request has found them: they tell a job's runs apart."""
     timestamp: int | None
@@ -84,6 +85,7 @@ def read_record(text: bytes) -> Record | None:
         if "v" in told:  # else it is of geventq 0.1, which kept the reason as it is
             reason = decode(reason.encode())
         hard, kill_after, nonces = told["hard"], told.get("kill_after"), told.get("nonces") or []
+        grace = told.get("default_grace", kill_after is None)
         request = Cancellation(
             reason,
             told["kind"],
@@ -96,7 +98,7 @@ def read_record(text: bytes) -> Record | None:
             request,
             hard if isinstance(hard, bool) else None,
             float(kill_after) if isinstance(kill_after, int | float) else None,
-            bool(told.get("default_grace", kill_after is None)),
+            None if grace == "mode" else bool(grace),
             _whole(told.get("atm")),
             _whole(told.get("ts")),
             tuple(map(str, nonces)),

@@ -17,8 +17,9 @@ from geventq.codec import decode
 from geventq.errors import GeventqError
 from geventq.foreign import times_in
 from geventq.job import Job
+from geventq.store.client import checked
 from geventq.store.keys import RequestKeys
-from geventq.store.scripts import load
+from geventq.store.scripts import load, pack
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_secret import CancelSecret
@@ -116,17 +117,19 @@ class CancelCalls:
         """The arguments for jobs as they are now: what comes after a job that is taken away is by
         its own rules, and a signature is for one run alone."""
         fields = ("timestamp", "attemptsMade", "atm", "opts")
-        commands = [("HMGET", self._keys.base + job_id, *fields) for job_id in job_ids]
-        payload: list[tuple[Argument, ...]] = [*commands, *([("TIME",)] if self._secret else [])]
-        replies = self._client.pipeline(payload, again=True)
-        at = None
+        payload = [pack(("HMGET", self._keys.base + job_id, *fields)) for job_id in job_ids]
+        replies = self._client.call(
+            b"".join([*payload, pack(("TIME",))]), len(payload) + 1, again=True
+        )
+        at, time = None, replies.pop()
         if self._secret:
-            seconds, microseconds = replies.pop()
+            seconds, microseconds = checked([time])[0]
             at = int(seconds) * 1000 + int(microseconds) // 1000
         args = self._head(request, flag, at)
         for job_id, found in zip(job_ids, replies, strict=True):
-            timestamp, old_made, made, opts = found
-            made = old_made or made or b"0"
+            # A key that holds no hash is the script's to tell of.
+            timestamp, old_made, made, opts = found if isinstance(found, list) else [None] * 4
+            made = next(one for one in (old_made, made, b"0") if one is not None)
             then = _then(request, made, opts or b"{}") if flag == "f" else "f"
             signed = b"" if at is None else self._signed(request, job_id, timestamp, made, at)
             args += (job_id, timestamp or b"", made, signed, then)
@@ -139,8 +142,8 @@ class CancelCalls:
         told = {
             "queue": self._keys.name,
             "jobId": job_id,
-            "atm": _number(made),
-            "ts": _number(timestamp or b"0"),
+            "atm": _whole(made),
+            "ts": _whole(timestamp or b"0"),
             "at": at,
             **self._message(request),
         }
@@ -168,12 +171,13 @@ def _then(request: Asked, made: bytes, opts: bytes) -> str | int | float:
     return "x" if attempts_made >= attempts else "f"
 
 
-def _number(text: bytes) -> int:
+def _whole(text: bytes) -> int:
     """As the script reads it, where another program has stored what is none."""
     try:
-        return max(0, int(float(text)))
-    except (ValueError, OverflowError):
+        number = float(text)
+    except ValueError:
         return 0
+    return int(number) if 0 < number < 2**53 else 0
 
 
 def _json(value: object) -> str:

@@ -27,6 +27,7 @@ from geventq.worker.idle import IdleWait
 from geventq.worker.lanes import Lanes
 from geventq.worker.member import GroupMember
 from geventq.worker.renewer import Renewer
+from geventq.worker.run.demand import OwnMode
 from geventq.worker.run.giving_up import GivingUp
 from geventq.worker.run.hearing import Hearing
 from geventq.worker.run.life import JobLife
@@ -150,8 +151,7 @@ class Engine:
             prefix=self._keys.prefix,
             database=self._client.database,
             trusts=self.options.hints == "trusted",
-            is_hard=self.options.cancel_mode == "hard",
-            grace=self.options.kill_after,
+            own_mode=OwnMode(self.options.cancel_mode == "hard", self.options.kill_after),
         )
 
     def _make_life(self, setup: Setup) -> JobLife:

@@ -11,12 +11,12 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, DelayedError, Job, Queue, Worker
+from geventq import CancellationToken, DelayedError, GeventqError, Job, Queue, Worker
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
-from tests.support.told import Told, stream_of
-from tests.support.waiting import eventually
+from tests.support.told import Told, engine_of, stream_of
+from tests.support.waiting import eventually, never
 
 
 class Obedient:
@@ -267,6 +267,111 @@ def test_recorded_only_reads_the_record_first(
     assert engine.subscription.ignored.counts["no record"] == 1
     obedient.go.set()
     assert jobs[0].wait_until_finished(30) == "done"
+
+
+@pytest.mark.parametrize("secret", [None, "seven horses in a row"])
+@pytest.mark.parametrize(
+    ("mode", "first", "is_killed"),
+    [
+        ("soft", {"hard": False}, False),
+        ("soft", {}, False),
+        ("soft", {"hard": True}, True),
+        ("hard", {"hard": False}, False),
+    ],
+)
+def test_a_soft_request_takes_nothing_from_the_grace_of_a_hard_one(
+    make: Make,
+    obedient: Obedient,
+    redis_url: str,
+    prefix: str,
+    mode: typing.Any,
+    first: dict[str, typing.Any],
+    is_killed: bool,
+    secret: str | None,
+) -> None:
+    """4.6, 2.2: of two the shorter grace counts, and who asks for no kill has none; by their
+    record, which is read when both are there."""
+
+    def deaf(job: Job, token: CancellationToken) -> None:
+        obedient.tokens.append(token)
+        obedient.go.wait()
+
+    worker = make(deaf, cancel_secret=secret, cancel_mode=mode)
+    with Queue("q", redis_url, prefix, cancel_secret=secret) as queue:
+        job = queue.add("n")
+        eventually(lambda: obedient.tokens)
+        subscribed(worker)
+        engine = engine_of(worker)
+        engine.subscription.stop()
+        queue.cancel_job(job.id, "first", **first)
+        queue.cancel_job(job.id, "second", kill_after=60)
+        (run,) = engine.slots.running.find(job.id)
+        text = queue._store._client.execute("HGET", f"{prefix}:q:{job.id}", "gqc", again=True)
+        engine.hearing.record(run, text)
+        assert obedient.tokens[0].get().hard
+        if is_killed:
+            eventually(lambda: run.attempt.was_thrown)
+        else:
+            never(lambda: run.attempt.was_thrown, 0.1)
+        obedient.go.set()
+
+
+@pytest.mark.parametrize("secret", [None, "seven horses in a row"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"atm": ""},
+        {"attemptsMade": ""},
+        {"atm": "x"},
+        {"atm": "-3"},
+        {"atm": "1.5"},
+        {"timestamp": ""},
+        {"timestamp": "x"},
+        {"timestamp": "1e400"},
+        {"timestamp": "12.5"},
+        {"timestamp": "nan"},
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"hard": True}, {"force": True}])
+def test_counters_of_another_program_hold_no_request_up(
+    make: Make,
+    obedient: Obedient,
+    redis_client: redis.Redis,
+    redis_url: str,
+    prefix: str,
+    fields: dict[str, str],
+    how: dict[str, typing.Any],
+    secret: str | None,
+) -> None:
+    """3.7, 5.6: what is no number counts as none."""
+    worker = make(obedient.process, cancel_secret=secret)
+    key = f"{prefix}:q:f"
+    redis_client.hset(key, mapping={"name": "n", "data": "{}", "timestamp": "5", **fields})
+    redis_client.rpush(f"{prefix}:q:wait", "f")
+    with Queue("q", redis_url, prefix, cancel_secret=secret) as queue:
+        queue.add("n")
+        eventually(lambda: "f" in obedient.begun)
+        subscribed(worker)
+        assert queue.cancel_job("f", "x", **how)
+        # The message may mean another run: what is recorded counts.
+        engine_of(worker).subscription.look_at_all()
+        eventually(lambda: obedient.tokens[obedient.begun.index("f")].cancelled)
+
+
+def test_a_key_that_holds_no_hash_holds_up_no_signed_request(
+    make: Make, obedient: Obedient, redis_client: redis.Redis, redis_url: str, prefix: str
+) -> None:
+    """3.7, 8: the others are asked, and the error says which was not."""
+    make(obedient.process, cancel_secret="seven horses in a row")
+    redis_client.set(f"{prefix}:q:broken", "text")
+    with Queue("q", redis_url, prefix, cancel_secret="seven horses in a row") as queue:
+        job = queue.add("n")
+        eventually(lambda: obedient.begun)
+        with pytest.raises(GeventqError, match=r"job broken .* holds no hash") as raised:
+            queue.cancel_jobs(["broken", job.id, "none"], hard=True)
+        results = raised.value.results or []
+        assert results[0] is None
+        assert [one.status for one in results[1:]] == ["requested", "not_found"]
 
 
 @pytest.mark.parametrize(("end", "state"), [("completed", "completed"), ("failed", "failed")])

@@ -66,7 +66,7 @@ ROOMS: typing.Final = {
     "control": [{"messages"}, {"proofs"}, {"bridge", "group"}],
     "worker": [
         {"callables"},
-        {"settings", "processor", "told", "run.policy", "run.execution"},
+        {"settings", "processor", "told", "run.policy", "run.execution", "run.demand"},
         {"listeners"},
         {"background", "marker", "run.slots", "run.runners", "run.outcome", "run.around"},
         {"run.admission", "run.decide", "run.giving_up"},

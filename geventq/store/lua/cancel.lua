@@ -41,14 +41,14 @@ local BUDGET = 2000000
 local FILTERED = 30000
 
 local lengths = { active = 0, wait = 0, paused = 0 } -- of lists, from the look at them on
-local requests, max_events -- as the queue's meta has them
+local requests, max_events, secrets -- as the queue's meta has them
 
 -- The keys that a request to a running job needs are of their types.
 local function look()
   redis.call('STRLEN', keys.pc) -- none may call this but who may cancel (access.md)
   lengths.active = redis.call('LLEN', keys.active)
-  local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents')
-  requests, max_events = tonumber(meta[1] or 0) or 0, meta[2]
+  local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents', 'gqs')
+  requests, max_events, secrets = tonumber(meta[1] or 0) or 0, meta[2], meta[3]
   redis.call('XLEN', keys.events)
 end
 
@@ -93,6 +93,12 @@ local function needs_flows(job)
       job.key .. ':failed', job.key .. ':unsuccessful') > 0
 end
 
+-- A number that any program may have stored: 0 where it is none.
+local function whole(text)
+  local number = tonumber(text)
+  return number and number > 0 and number < 2 ^ 53 and math.floor(number) or 0
+end
+
 local function read_job(at)
   local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
@@ -111,6 +117,7 @@ local function read_job(at)
   if ARGV[at + 1] ~= '' and (job.timestamp ~= ARGV[at + 1] or job.made ~= ARGV[at + 2]) then
     job.status = 'changed'
   end
+  job.timestamp, job.made = whole(job.timestamp), whole(job.made)
   return job
 end
 
@@ -159,9 +166,8 @@ end
 
 -- Whether a secret is one that the workers believe; they say which they do, if they need any.
 local function is_believed(secret)
-  local believed = redis.call('HGET', keys.meta, 'gqs')
-  return not believed
-    or type(secret) == 'string' and secret ~= '' and string.find(believed, secret, 1, true) ~= nil
+  return not secrets
+    or type(secret) == 'string' and secret ~= '' and string.find(secrets, secret, 1, true) ~= nil
 end
 
 local function judge(job)
@@ -327,7 +333,7 @@ end
 local told_reason = reason_text()
 
 local function record_for(job, nonces)
-  request.atm, request.ts = tonumber(job.made), tonumber(job.timestamp) or 0
+  request.atm, request.ts = job.made, job.timestamp
   request.at = request.at or at_ms
   request.nonces, request.state = nonces, job.state
   return cjson.encode(request)
@@ -395,7 +401,7 @@ local function is_stronger(one, other)
 end
 
 local function same_run(before, job)
-  return before.v == 1 and (before.atm == tonumber(job.made) or not before.retry)
+  return before.v == 1 and (before.atm == job.made or not before.retry)
 end
 
 local function shorter(one, other)
@@ -421,7 +427,7 @@ end
 local function spare(signed)
   local claims = {}
   for n, text in ipairs(signed) do
-    claims[n] = type(text) == 'string' and read_json(text) or {}
+    claims[n] = read_json(text)
     if not is_believed(claims[n].key) then
       return n
     end
@@ -438,7 +444,10 @@ end
 
 -- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
 local function all_signed(before, job)
-  local signed = type(before) == 'table' and before or {}
+  local signed = {}
+  for _, text in ipairs(type(before) == 'table' and before or {}) do
+    signed[#signed + 1] = type(text) == 'string' and text or nil
+  end
   signed[#signed + 1] = job.signed ~= '' and job.signed or nil
   while #signed > MOST_SIGNED do
     table.remove(signed, spare(signed))
@@ -470,7 +479,9 @@ local function merged(job)
   if base.hard ~= true and other.hard ~= false then
     base.hard = other.hard
   end
-  base.default_grace = base.default_grace or other.default_grace
+  if other.default_grace and base.default_grace ~= true then -- true, 'mode' or false
+    base.default_grace = other.default_grace
+  end
   base.kill_after = shorter(base.kill_after, other.kill_after)
   base.retry = base.retry and other.retry
   base.waits = base.waits or other.waits
@@ -484,8 +495,8 @@ local function message_for(job)
     return job.signed
   end
   return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id) .. ',"reason":'
-    .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', tonumber(job.made),
-      tonumber(job.timestamp) or 0, request.at or at_ms)
+    .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', job.made,
+      job.timestamp, request.at or at_ms)
     .. ',' .. ARGV[6] .. '}'
 end
 
@@ -521,7 +532,7 @@ local function take_away(job)
   redis.call('DEL', job.key .. ':lock')
   redis.call('SREM', keys.stalled, job.id)
   redis.call('LREM', keys.active, 1, job.id)
-  local made = tonumber(job.made) + 1
+  local made = job.made + 1
   messages[#messages + 1] = { job.lock or '', message_for(job) }
   count_request()
   if job.then_what == 'f' or job.then_what == 'x' then

@@ -15,20 +15,20 @@ sections of cancellation.md.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import typing
 
 from geventq import clock
 from geventq.record import read_record
+from geventq.worker.run.demand import Demand
 from geventq.worker.run.execution import Heard
 
 if typing.TYPE_CHECKING:
-    from geventq.cancellation import Cancellation
     from geventq.control.messages import Message
     from geventq.control.proofs import Proofs
     from geventq.record import Record
+    from geventq.worker.run.demand import OwnMode
     from geventq.worker.run.execution import Execution
     from geventq.worker.run.giving_up import GivingUp
     from geventq.worker.run.slots import Slots
@@ -51,16 +51,6 @@ class StageTeller(typing.Protocol):
 
     def refused(self, execution: Execution, nonces: list[str]) -> None:
         """These requests, which are not signed, asked for more than is done."""
-
-
-class Demand(typing.NamedTuple):
-    """What a record or a message asks of a run."""
-
-    request: Cancellation
-    hard: bool | None
-    kill_after: float | None
-    nonces: tuple[str, ...]
-    is_waited_for: bool
 
 
 class Delays:
@@ -99,8 +89,7 @@ class Hearing:
         prefix: str,
         database: int,
         trusts: bool,
-        is_hard: bool,
-        grace: float,
+        own_mode: OwnMode,
     ) -> None:
         self._slots = slots
         self._giving_up = giving_up
@@ -110,8 +99,7 @@ class Hearing:
         self._prefix = prefix
         self._database = database
         self._trusts = trusts
-        self._is_hard = is_hard  # the worker's own `cancel_mode`
-        self._grace = grace  # and its `kill_after`
+        self._own_mode = own_mode
         self._has_told_refusal = False
         self._under_way: set[int] = set()  # takes, by their first lock's number
         self._kept: list[tuple[set[int], Message]] = []  # and the takes under way as they came
@@ -134,7 +122,7 @@ class Hearing:
                 execution.heard = heard or Heard()
                 execution.heard.nonces.update(record.nonces)
                 return
-            asked = _asked_by(record, self._grace)
+            asked = self._own_mode.asked_by(record)
             if self._proofs is None:
                 self._heed(execution, asked)
             else:
@@ -153,11 +141,11 @@ class Hearing:
     ) -> None:
         """Heed a record of which only what is `signed` may be hard (8)."""
         signed = [one for one in signed if self._is_of(one, execution)]
-        believed = _softly(asked, signed, self._grace)
+        believed = self._own_mode.believed(asked, signed)
         heard = execution.heard = execution.heard or Heard()
         heard.proven.update(one.nonce for one in signed if one.nonce is not None)
         refused: list[str] = []
-        if self._strength(believed) < self._strength(asked):
+        if self._own_mode.strength(believed) < self._own_mode.strength(asked):
             known = heard.proven | heard.nonces
             refused = [nonce for nonce in asked.nonces if nonce not in known]
         heard.nonces.update(refused)  # who is refused is told of no other stage
@@ -172,14 +160,6 @@ class Hearing:
         where = (message.queue, message.prefix, message.database, message.job_id)
         here = (self._queue, self._prefix, self._database, execution.job_id)
         return where == here and _is_for(message, execution)
-
-    def _strength(self, asked: Demand) -> tuple[bool, float]:
-        """Sorts by how soon the job is killed, if at all."""
-        hard, kill_after = asked.hard, asked.kill_after
-        if hard is None:
-            hard = self._is_hard or kill_after is not None
-        grace = self._grace if kill_after is None else kill_after
-        return hard, -round(grace, 6) if hard else 0.0  # a record that was merged has 14 digits
 
     def _tell_refusal(self, execution: Execution, record: Record) -> None:
         if not self._has_told_refusal:
@@ -332,30 +312,6 @@ def _is_void(record: Record, execution: Execution) -> bool:
     """Whether it is for an earlier run, and nobody has cleared it since (4.4)."""
     is_for_another = record.attempts_made not in (None, execution.attempts_made)
     return is_for_another and record.request.retry
-
-
-def _asked_by(record: Record, grace: float) -> Demand:
-    kill_after = record.kill_after
-    if kill_after is not None and record.is_default_grace:
-        kill_after = min(kill_after, grace)  # of several requests one left it to the worker
-    return Demand(record.request, record.hard, kill_after, record.nonces, record.is_waited_for)
-
-
-def _softly(asked: Demand, signed: list[Message], grace: float) -> Demand:
-    """What is asked, with a kill only where one of the `signed` requests has asked for it."""
-    kinds = {one.hard for one in signed}
-    hard = True if True in kinds else None if None in kinds else False
-    graces = [
-        grace if one.kill_after is None else one.kill_after
-        for one in signed
-        if one.hard is not False
-    ]
-    given = any(one.kill_after is not None for one in signed)
-    return asked._replace(
-        request=dataclasses.replace(asked.request, hard=hard is True),
-        hard=hard,
-        kill_after=min(graces) if given and graces else None,
-    )
 
 
 def _is_for(message: Message, execution: Execution) -> bool:
