@@ -5,7 +5,7 @@ local function clear_end(job_key, state)
   redis.pcall('HDEL', job_key, 'finishedOn', 'processedOn', 'stc',
     state == 'failed' and 'failedReason' or 'returnvalue')
   local ended = redis.pcall('HGET', job_key, 'gqe')
-  if type(ended) == 'string' then -- a call that comes again is known by it (3.6)
+  if type(ended) == 'string' then -- a call that comes again is known by it (cancellation.md 3.6)
     redis.call('HDEL', job_key, 'gqe')
     redis.call('HSET', job_key, 'gqa', ended)
   end
