@@ -50,6 +50,11 @@ class Reader:
             status, out, err = self._programs.run(*words[1:])
             assert status == 0, err
             self.told.append(out)
+        elif words[0] == "python" and "geventq_worker" in words:
+            self._programs.start(*words[1:]).until_out("ready")
+        elif words[0] == "python":
+            program = self._programs.start(*words[1:])
+            assert program.ends() == 0, program.told()
         elif words[0] == "curl":
             self.told.append(self._curl(words[1:]))
         else:
@@ -77,9 +82,9 @@ class Reader:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return str(answer.read().decode())
 
-    def jobs(self) -> dict[str, typing.Any]:
+    def jobs(self, queue: str = "exports") -> dict[str, typing.Any]:
         """The jobs of the page's queue, by id."""
-        _, out, _ = self._programs.run("jobs", "exports", "--json")
+        _, out, _ = self._programs.run("jobs", queue, "--json")
         return {job["id"]: job for job in json.loads(out)}
 
 
@@ -108,6 +113,15 @@ def test_gunicorn(reader: Reader) -> None:
     assert cancelled["status"] in ("stopped", "cancelled")
     eventually(lambda: json.loads(reader.ask("/exports/1"))["result"] == {"rows": 3}, every=0.05)
     assert json.loads(reader.ask("/exports/2"))["state"] == "failed"
+
+
+def test_django(reader: Reader) -> None:
+    pytest.importorskip("django")
+    reader.follow("frameworks.md")
+    eventually(
+        lambda: [job["state"] for job in reader.jobs("orders").values()] == ["completed"] * 2
+    )
+    assert sorted(reader.jobs("orders")) == ["1", "outbox-1"]
 
 
 def test_an_asgi_application(reader: Reader) -> None:
