@@ -333,14 +333,15 @@ def test_a_retry_by_hand_after_a_run_was_cancelled(
     queue: Queue, make: Make, process: Process, redis_client: redis.Redis, prefix: str
 ) -> None:
     """4.4: what ended the job is shown until then, and forbids nothing afterwards."""
-    make(process)
+    told = Told(make(process))
     job = queue.add("n")
     eventually(lambda: process.begun)
     assert queue.cancel_job(job.id, {"why": [1]}, wait=30).status == "stopped"
     shown = queue.get_job(job.id)
     assert shown is not None
-    assert shown.cancellation is not None
-    assert (shown.cancellation.reason, shown.cancellation.retry) == ({"why": [1]}, False)
+    for one in (shown, told.wait("failed")[0]):
+        assert one.cancellation is not None
+        assert (one.cancellation.reason, one.cancellation.retry) == ({"why": [1]}, False)
     process.go.set()
     shown.retry()
     assert job.wait_until_finished(30) == "done"

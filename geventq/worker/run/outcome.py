@@ -18,6 +18,7 @@ from geventq.cancellation.throws import Limit
 from geventq.checks import Seconds
 from geventq.errors import UnrecoverableError
 from geventq.large import encode_in_turns
+from geventq.record import record_of
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -137,6 +138,9 @@ class Outcome:
             fields[b"defa"] = None
         if more.get("clear"):
             fields[b"gqc"] = None
+        if more.get("shown") and self.cancellation is not None:
+            # As far as it is shown: which run of which job it was for, nobody asks any more.
+            fields[b"gqe"] = record_of(self.cancellation, 0, 0, more["heard"])
         return fields
 
     def note_heard(self, execution: Execution) -> None:
