@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import typing
 
+import gevent
+import gevent.event
 import pytest
 import redis
 
-from geventq import Queue, UnrecoverableError, WorkerInfo
+from geventq import JobSpec, Queue, UnrecoverableError, WorkerInfo
+from geventq.store.scripts import load
 from tests.cli.conftest import Here
 from tests.conftest import Make
 from tests.support.programs import Programs
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 
@@ -120,8 +125,6 @@ def test_what_still_runs_when_the_wait_is_over_is_1(
     programs: Programs, queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
 ) -> None:
     def deaf(job: typing.Any, token: typing.Any) -> str:
-        import gevent
-
         while not queue.is_paused():
             gevent.sleep(0.01)
         return "done"
@@ -141,8 +144,6 @@ def test_what_still_runs_when_the_wait_is_over_is_1(
 
 def test_a_job_is_killed_or_taken_away(programs: Programs, queue: Queue, make: Make) -> None:
     """2.5, 4.5: --hard and --kill-after reach what looks at nothing; --force waits for nobody."""
-    import gevent
-
     make(lambda job, token: gevent.sleep(60), concurrency=3)
     jobs = [queue.add("n") for _ in range(3)]
     eventually(lambda: queue.get_job_count("active") == 3)
@@ -169,6 +170,129 @@ def test_with_retry_the_jobs_own_rules_say_what_follows(
     eventually(lambda: runs)
     assert programs.run("cancel", "q", job.id, "--retry")[0] == 0
     assert job.wait_until_finished(30) == 2
+
+
+@pytest.mark.parametrize("words", [("--all",), ("--state", "waiting"), ("--name", "n"), ()])
+@pytest.mark.parametrize("form", ["json", "lines"])
+def test_an_outage_in_its_midst_tells_what_was_done(
+    here: Here,
+    queue: Queue,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    form: str,
+) -> None:
+    """It is 3, and standard output is whole."""
+    jobs = queue.add_bulk([JobSpec("n")] * 700)
+    monkeypatch.setenv("GEVENTQ_REDIS_URL", proxy.url)
+    sha, calls = load("cancel").sha.encode(), itertools.count()
+    second = proxy.hold_request(lambda sent: sha in sent and next(calls) == 1)
+    ids = [job.id for job in jobs] if not words else []
+    command = gevent.spawn(here, "cancel", "q", *words, *ids, *["--json"][form != "json" :])
+    second.wait()
+    with proxy.refusing():
+        proxy.cut()
+        status, out, err = command.get()
+    assert status == 3
+    assert proxy.url.split("/")[2] in err
+    if form == "json":
+        rows = json.loads(out)
+    else:
+        rows = [{"status": line.split()[1]} for line in out.splitlines()]
+    known = 700 if words != ("--name", "n") else 500
+    assert [row["status"] for row in rows] == ["cancelled"] * 500 + ["unknown"] * (known - 500)
+    assert queue.get_job_count("failed") == 500
+
+
+def test_a_job_that_has_to_be_left_stops_no_other(
+    here: Here, queue: Queue, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.2: it has a parent; also where all are meant."""
+    for job_id in ("a", "b", "c"):
+        queue.add("n", job_id=job_id)
+    redis_client.hset(f"{prefix}:q:b", "parentKey", f"{prefix}:q:none")
+    status, out, err = here("cancel", "q", "a", "b", "--json")
+    assert (status, [row["status"] for row in json.loads(out)]) == (1, ["cancelled", "unknown"])
+    assert "job b of queue q is not running and has children, a parent" in err
+    status, out, err = here("cancel", "q", "--all", "--json")
+    assert status == 1
+    assert {row["job_id"]: row["status"] for row in json.loads(out)} == {
+        "b": "unknown",
+        "c": "cancelled",
+    }
+    assert "job b" in err
+
+
+def test_jobs_that_change_while_it_looks(
+    here: Here,
+    queue: Queue,
+    proxy: Proxy,
+    redis_client: redis.Redis,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """4.5: --force looks at a job first; one that was retried since then is looked at again, one
+    that was removed is not found."""
+    for job_id in ("a", "b"):
+        queue.add("n", job_id=job_id, attempts=3)
+        redis_client.lmove(f"{prefix}:q:wait", f"{prefix}:q:active", "RIGHT", "LEFT")
+    monkeypatch.setenv("GEVENTQ_REDIS_URL", proxy.url)
+    held = proxy.hold_request(load("cancel").sha.encode())
+    command = gevent.spawn(here, "cancel", "q", "a", "b", "--force", "--retry", "--json")
+    held.wait()
+    redis_client.hset(f"{prefix}:q:a", "atm", 1)
+    redis_client.lrem(f"{prefix}:q:active", 1, "b")
+    redis_client.delete(f"{prefix}:q:b")
+    held.release()
+    status, out, _ = command.get()
+    assert (status, [row["status"] for row in json.loads(out)]) == (1, ["stopped", "not_found"])
+    assert redis_client.hget(f"{prefix}:q:a", "atm") == "2"
+    assert queue.get_job_state("a") == "waiting"
+
+
+def test_all_waits_for_what_runs_when_everybody_was_asked(
+    here: Here, queue: Queue, make: Make
+) -> None:
+    """5.4: those that wait are gone at once, and the last lines say how far the others are."""
+    go = gevent.event.Event()
+
+    def process(job: typing.Any, token: typing.Any) -> None:
+        token.wait()
+        if job.name == "deaf":
+            go.wait()
+        token.raise_if_cancelled()
+
+    make(process, concurrency=2)
+    queue.add("deaf", job_id="deaf")
+    queue.add("polite", job_id="polite")
+    eventually(lambda: queue.get_job_count("active") == 2)
+    queue.add("n", job_id="waits")
+    command = gevent.spawn(here, "cancel", "q", "--all", "--wait", "0.5")
+    eventually(lambda: queue.get_job_state("waits") == "failed")
+    status, out, _ = command.get()
+    assert status == 1
+    first, *others = out.splitlines()
+    assert first.split()[:2] == ["waits", "cancelled"]
+    said = {line.split()[0]: line for line in others}
+    assert "stopped" in said["polite"]
+    assert " s" in said["polite"]
+    assert "requested" in said["deaf"]
+    assert said["deaf"].endswith("seen")
+    go.set()
+
+
+def test_of_very_many_jobs_no_hash_is_read(
+    here: Here, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """By their ids alone, page by page, each of them once; and without a filter on the name."""
+    queue.add_bulk([JobSpec("n")] * 10_500)
+    redis_client.config_resetstat()
+    status, out, _ = here("cancel", "q", "--all", "--json")
+    assert (status, len(json.loads(out))) == (0, 10_500)
+    assert len({row["job_id"] for row in json.loads(out)}) == 10_500
+    assert queue.get_job_count("failed") == 10_500
+    stats = typing.cast(dict[str, typing.Any], redis_client.info("commandstats"))
+    assert "cmdstat_hgetall" not in stats
 
 
 @pytest.mark.parametrize(
