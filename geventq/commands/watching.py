@@ -12,6 +12,7 @@ import typing
 from geventq import clock
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
+from geventq.store.keys import literally
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -105,7 +106,7 @@ class Watch:
         """The names of the queues: each has a key ``<prefix>:<name>:meta``, and no name has a
         colon (wire-format 1)."""
         before, after = f"{self._prefix}:", ":meta"
-        words = ("MATCH", f"{_literally(before)}*{after}", "COUNT", _AT_ONCE)
+        words = ("MATCH", f"{literally(before)}*{after}", "COUNT", _AT_ONCE)
         names: set[str] = set()
         cursor = b"0"
         while True:
@@ -116,11 +117,6 @@ class Watch:
                     names.add(name)
             if cursor == b"0":
                 return names
-
-
-def _literally(text: str) -> str:
-    """`text` in a pattern of Redis, standing for itself."""
-    return "".join(f"\\{one}" if one in "*?[]\\^" else one for one in text)
 
 
 def _running(queue: str, job: Job) -> RunningJob:

@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["MultiCallResult", "WorkerGroup", "WorkerInfo"]
 
 _ASK_AGAIN: typing.Final = 0.25  # seconds until those are asked again who did not listen
+_LEAST: typing.Final = 1.0  # seconds that a call to Redis may take, however short the time is
 _PATIENCE: typing.Final = 5.0  # seconds for the replies, unless the caller says otherwise
 _ONE: typing.Final = "store"
 
@@ -181,8 +182,8 @@ class WorkerGroup:
             opened = self._opened.setdefault(_ONE, made)
         return opened
 
-    def _look(self) -> tuple[int, list[WorkerInfo]]:
-        now, found = self._members.fresh()
+    def _look(self, timeout: float | None = None) -> tuple[int, list[WorkerInfo]]:
+        now, found = self._members.fresh(timeout)
         members = [_info(one.id, self.queue_name, one.active_jobs, one.told) for one in found]
         return now, members
 
@@ -190,7 +191,7 @@ class WorkerGroup:
         self, method: str, args: list[typing.Any], node: str | None, timeout: float
     ) -> MultiCallResult:
         deadline = clock.monotonic() + timeout
-        now, members = self._look()
+        now, members = self._look(min(self.timeout, max(timeout, _LEAST)))
         asked = [one.id for one in members if node in (None, one.node)]
         if not asked:
             return MultiCallResult({}, [])
@@ -231,8 +232,10 @@ class WorkerGroup:
         awaited, replies = set(asked), dict[str, dict[str, typing.Any]]()
         with self._members.replies(nonce) as answers:
             while awaited:
-                for channel in self._members.publish(unheard) if unheard else ():
-                    del unheard[channel]
+                if unheard:
+                    left = min(self.timeout, max(_LEAST, deadline - clock.monotonic()))
+                    for channel in self._members.publish(unheard, left):
+                        del unheard[channel]
                 until = min(deadline, clock.monotonic() + _ASK_AGAIN) if unheard else deadline
                 while awaited and (data := answers.next(until)) is not None:
                     worker_id, reply = _read(data)

@@ -7,10 +7,10 @@ long a list is.  Every method yields to the hub and raises `RedisUnavailableErro
 
 from __future__ import annotations
 
-import re
 import typing
 
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.store.keys import literally
 from geventq.store.scripts import load
 
 if typing.TYPE_CHECKING:
@@ -30,7 +30,6 @@ CLEANED: typing.Final[typing.Mapping[str, tuple[str, ...]]] = {
 }
 _NO_LIMIT: typing.Final = 2**53
 _KEYS: typing.Final = 10_000  # keys that one step of a scan looks at: some milliseconds
-_PATTERN: typing.Final = re.compile(r"[\\*?\[\]^]")
 
 
 class Clearing:
@@ -88,7 +87,7 @@ class Clearing:
     def _delete_our_own(self) -> None:
         """What only geventq keeps: answers that wait to be asked for again, and heartbeats."""
         own = f"{self._keys.base}gq:"
-        pattern = _PATTERN.sub(r"\\\g<0>", own) + "*"
+        pattern = literally(own) + "*"
         cursor = b"0"
         while True:
             step = ("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import typing
 
-__all__ = ["JobKeys", "Keys", "MemberKeys", "QueueKeys", "RequestKeys"]
+__all__ = ["JobKeys", "Keys", "MemberKeys", "QueueKeys", "RequestKeys", "literally"]
 
 _SUFFIXES: typing.Final = {
     "active": "active",
@@ -119,3 +119,8 @@ class MemberKeys:
 
 Keys = QueueKeys | JobKeys | RequestKeys | MemberKeys
 """What a script's keys are filled from, by the names in its header."""
+
+
+def literally(text: str) -> str:
+    """`text` in a pattern of Redis, standing for itself."""
+    return "".join(f"\\{one}" if one in "*?[]\\^" else one for one in text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import typing
 
+import gevent
+
 from geventq import clock
 from geventq.store.blocking import BlockingConnection
 from geventq.store.keys import MemberKeys, QueueKeys, RequestKeys
@@ -24,6 +26,7 @@ _STALE: typing.Final = 25_000  # ms: two heartbeats may be lost
 _KEPT: typing.Final = 60_000  # ms that replies are there for
 _COUNTED: typing.Final = 10_000  # active jobs that are counted by their locks
 _SHORTEST: typing.Final = 0.01  # seconds to wait for a reply: 0 would mean for ever
+_LATE: typing.Final = 0.25  # seconds that the server may take to say that none came
 
 
 class Member(typing.NamedTuple):
@@ -65,11 +68,11 @@ class Members:
         commands = [("ZREM", self._keys.workers, worker_id), ("DEL", gone)]
         self._client.pipeline(commands, timeout=timeout)
 
-    def fresh(self) -> tuple[int, list[Member]]:
+    def fresh(self, timeout: float | None = None) -> tuple[int, list[Member]]:
         """The server's time in milliseconds, and who is a member now."""
         base = self._keys.base
         now, found = self._client.script(
-            load("members"), self._keys, (base, _STALE, _COUNTED), again=True
+            load("members"), self._keys, (base, _STALE, _COUNTED), again=True, timeout=timeout
         )
         members = []
         for worker_id, active_jobs, flat in found:
@@ -78,10 +81,10 @@ class Members:
             members.append(Member(worker_id.decode("utf-8", "replace"), active_jobs, told))
         return int(now), members
 
-    def publish(self, messages: typing.Mapping[str, bytes]) -> set[str]:
+    def publish(self, messages: typing.Mapping[str, bytes], timeout: float) -> set[str]:
         """Publish on each of these channels; those that somebody has heard."""
         commands = [("PUBLISH", channel, data) for channel, data in messages.items()]
-        heard = self._client.pipeline(commands, again=True)
+        heard = self._client.pipeline(commands, again=True, timeout=timeout)
         return {channel for channel, count in zip(messages, heard, strict=True) if count}
 
     def reply(self, nonce: str, data: bytes, *, timeout: float) -> None:
@@ -109,7 +112,10 @@ class Replies:
         """The next one, waited for until `deadline` on the monotonic clock; `None` if none came.
         Raises `RedisUnavailableError` or `GeventqError`.  Yields."""
         wait = max(deadline - clock.monotonic(), _SHORTEST)
-        answer = self._connection.call(("BLPOP", self._key, f"{wait:.3f}"), wait)
+        command = ("BLPOP", self._key, f"{wait:.3f}")
+        answer: typing.Any = gevent.with_timeout(  # the server may hang
+            wait + _LATE, self._connection.call, command, wait, timeout_value=None
+        )
         return None if answer is None else typing.cast(bytes, answer[1])
 
     def __enter__(self) -> Replies:

@@ -26,6 +26,7 @@ from geventq import (
     Worker,
     WorkerGroup,
     WorkerInfo,
+    clock,
 )
 from geventq.control.messages import channel_of
 from tests.conftest import Make
@@ -389,6 +390,75 @@ def test_an_outage_is_told(proxy: Proxy, prefix: str, make: Make) -> None:
         assert group.multi_call("ping").ok
 
 
+def test_a_server_that_hangs_holds_no_caller_past_his_time(
+    proxy: Proxy, prefix: str, make: Make
+) -> None:
+    """5.7: while the replies are waited for, who has not answered is missing; before, it is told
+    as an outage that may have been heard of."""
+    worker = make(idle)
+    with WorkerGroup("q", proxy.url, prefix) as group:
+        joined(group, worker)
+        waits = proxy.hold_request(lambda sent: b"BLPOP" in sent)
+        began = clock.monotonic()
+        asking = gevent.spawn(group.multi_call, "ping", timeout=0.5)
+        waits.wait()
+        assert asking.get() == MultiCallResult({}, [worker.id])
+        assert clock.monotonic() - began < 4
+        waits.release()
+        assert group.multi_call("ping").ok
+        held = proxy.hold_request(lambda sent: b"PUBLISH" in sent)
+        began = clock.monotonic()
+        with pytest.raises(RedisUnavailableError) as raised:
+            group.multi_call("ping", timeout=0.5)
+        assert clock.monotonic() - began < 5
+        assert raised.value.may_be_done
+        held.release()
+
+
+def test_one_who_may_not_publish_is_told_so(
+    redis_url: str, redis_client: redis.Redis, prefix: str, make: Make, group: WorkerGroup
+) -> None:
+    """8: at once, not as workers that do not answer; who is there he may see."""
+    worker = make(idle)
+    joined(group, worker)
+    user = f"{prefix}mute"
+    redis_client.acl_setuser(
+        *(user,),
+        enabled=True,
+        passwords=["+secret"],
+        keys=["*"],
+        commands=["+@all"],
+        channels=[],
+        reset=True,
+    )
+    try:
+        url = redis_url.replace("://", f"://{user}:secret@", 1)
+        with WorkerGroup("q", url, prefix) as mute:
+            assert [one.id for one in mute.members()] == [worker.id]
+            began = clock.monotonic()
+            with pytest.raises(GeventqError, match="NOPERM"):
+                mute.multi_call("ping")
+            assert clock.monotonic() - began < 4
+    finally:
+        redis_client.acl_deluser(user)
+
+
+def test_of_very_many_active_jobs_each_worker_has_told_its_own(
+    queue: Queue, make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.7: past 10,000 they are not counted one by one: the number is the last heartbeat's, and
+    `stats` asks."""
+    worker = make(endless, concurrency=3)
+    joined(group, worker)
+    running(queue, worker, 3)
+    for first in range(0, 10_001, 1000):
+        redis_client.lpush(f"{prefix}:q:active", *[f"dead-{first + n}" for n in range(1000)])
+    engine_of(worker).member.changed()
+    eventually(lambda: [one.active_jobs for one in group.members()] == [3])
+    assert group.multi_call("stats").replies[worker.id]["active_jobs"] == 3
+    assert group.cancel_all_jobs("no") == 3
+
+
 def test_who_may_not_write_the_groups_keys_works_all_the_same(
     redis_url: str,
     redis_client: redis.Redis,
@@ -623,9 +693,9 @@ def test_a_signed_call_is_carried_out_once_and_soon_and_where_it_was_meant(
         heard: list[bytes] = []
         publish = group._members.publish
 
-        def listening(messages: typing.Mapping[str, bytes]) -> set[str]:
+        def listening(messages: typing.Mapping[str, bytes], timeout: float) -> set[str]:
             heard.extend(messages.values())
-            return publish(messages)
+            return publish(messages, timeout)
 
         group._members.publish = listening  # type: ignore[method-assign]
         assert group._call("pause", [], "north", 5.0).ok

@@ -23,8 +23,8 @@ _CALLED: typing.Final = re.compile(r"\bp?call\([^'(\n]*'([A-Z]+)'(?: or '([A-Z]+
 #: What every program sends: how it connects, and calls scripts.
 _EVERYBODY: typing.Final = "ping select client|setname evalsha eval script|load"
 _READS: typing.Final = (
-    "exists hget hgetall hmget hexists llen lrange mget "
-    "xread xrevrange zcard zcount zrange zrevrange zscore"
+    "exists hget hgetall hmget hexists llen lpos lrange mget "
+    "xread xrevrange zcard zcount zrange zrevrange zrevrank zscore"
 )
 _READING: typing.Final = "counts get_state get_end read_events"
 
