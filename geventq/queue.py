@@ -312,7 +312,8 @@ class Queue:
 
         Raises `ValueError` or `TypeError` for a bad argument, `RedisUnavailableError`, and
         `GeventqError` for a job that is not running and has children, a parent or a live
-        scheduler; then nothing was done.  Yields to the hub.
+        scheduler, and for `force` without the workers' `cancel_secret`; then nothing was done.
+        Yields to the hub.
         """
         request = Request(reason, **options)
         return self._store.cancel(request, [check_text("job_id", job_id)])[0]

@@ -16,7 +16,9 @@ from geventq import CancellationToken, CancelResult, DelayedError, GeventqError,
 from geventq.cancel_request import Request
 from geventq.cancel_secret import check_cancel_secret
 from geventq.store.cancel_calls import CancelCalls
+from geventq.store.scripts import load
 from tests.conftest import Make
+from tests.support.proxy import Proxy
 from tests.support.told import Told, ended, engine_of, stream_of
 from tests.support.waiting import TurnedClock, eventually, never
 
@@ -757,3 +759,42 @@ def test_many_jobs_are_signed_one_by_one(by: By, make: Make, deaf: Deaf) -> None
     eventually(lambda: len(worker.active_jobs) == 300)
     results = queue.cancel_jobs([job.id for job in jobs], '"/\x7f' * 4000, hard=True, wait=60)
     assert {one.status for one in results} == {"stopped"}
+
+
+# -- on the way ----------------------------------------------------------------------------------
+
+
+def test_a_signed_hint_that_comes_before_the_answer_to_the_take(
+    by: By, proxy: Proxy, prefix: str, deaf: Deaf
+) -> None:
+    """8, 5.3: it is verified when it comes, and stops the job before its first turn."""
+    queue = by()
+    sha = load("settle").sha.encode()
+    with Worker("q", deaf.process, proxy.url, prefix, cancel_secret=SECRET) as worker:
+        engine = engine_of(worker)
+        eventually(lambda: engine.subscription.is_up)
+        held = proxy.hold_answer(lambda sent: sha in sent and b"\r\n-1\r\n" not in sent)
+        job = queue.add("n")
+        held.wait()
+        eventually(lambda: job.get_state() == "active")
+        assert queue.cancel_job(job.id, "early", hard=True).status == "requested"
+        eventually(lambda: engine.hearing._kept)
+        held.release()
+        ended(queue, job, "failed")
+        assert deaf.tokens == []
+
+
+def test_a_signed_request_whose_answer_was_lost_is_made_once(
+    proxy: Proxy, prefix: str, make: Make, redis_client: redis.Redis
+) -> None:
+    """8, 3.6: it is sent again as it was, with its nonce and its signature."""
+    worker = make(obedient, cancel_secret=SECRET)
+    with Queue("q", proxy.url, prefix, cancel_secret=SECRET) as queue:
+        job = running(queue, worker)
+        engine_of(worker).subscription.stop()
+        sha = load("cancel").sha.encode()
+        proxy.lose_next(lambda sent: sha in sent)
+        assert queue.cancel_job(job.id, "once", hard=True).status == "requested"
+        record = json.loads(hash_of(redis_client, prefix, job)["gqc"])
+        assert (len(record["nonces"]), len(record["signed"])) == (1, 1)
+        assert len(of(redis_client, prefix, job, "cancel-requested")) == 1
