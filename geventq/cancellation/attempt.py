@@ -194,11 +194,16 @@ class Attempt:
         token = self.token
         if token is None or not scope.is_grown(token):
             return ()
-        helpers = scope.take_helpers(token)
-        if helpers:
+        self.end_helpers()
+        return scope.callbacks_at_work(token)
+
+    def end_helpers(self) -> None:
+        """Kill and join the helpers of `token.spawn` (2.13).  May yield."""
+        token = self.token
+        helpers = [] if token is None else scope.take_helpers(token)
+        if token is not None and helpers:
             owner = scope.scope_of(token)
             self._insist(lambda: calls.put_down(helpers, owner, self.became_stuck))
-        return scope.callbacks_at_work(token)
 
     @staticmethod
     def _insist(step: typing.Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from greenlet import GreenletExit
 from geventq import CancellationToken, DelayedError, Job, JobKilled, Queue, Worker
 from geventq.cancellation import attempt as attempts
 from tests.conftest import Make
+from tests.support.locks import Locks
 from tests.support.told import Told, ended, engine_of
 from tests.support.waiting import eventually, never
 
@@ -407,6 +408,67 @@ def test_calls_of_the_token_go_to_their_end_in_the_leaving(queue: Queue, make: M
     assert worker.cancel_job(job.id, "enough")
     ended(queue, job, "failed")
     assert seen == ["to its end", "enough"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_helpers_of_the_job_have_ended_when_it_is_left(
+    queue: Queue, make: Make, seen: list[str], fails: bool
+) -> None:
+    """2.17, 2.13: they may use what was entered.  What a leaving spawns ends as well."""
+    spawned: list[gevent.Greenlet[..., object]] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        spawned.append(token.spawn(gevent.sleep, LONG))
+        if fails:
+            raise ValueError("own")
+
+    @contextlib.contextmanager
+    def around(job: Job, token: CancellationToken) -> collections.abc.Iterator[None]:
+        try:
+            yield
+        finally:
+            seen.append("alive" if not spawned[0].ready() else "ended")
+            spawned.append(token.spawn(gevent.sleep, LONG))
+
+    make(process, around=[around])
+    ended(queue, queue.add("n"), "failed" if fails else "completed")
+    assert seen == ["ended"]
+    assert all(helper.ready() for helper in spawned)
+
+
+def test_the_lock_is_renewed_while_it_is_left(
+    queue: Queue, make: Make, seen: list[str], process: typing.Any, locks: Locks
+) -> None:
+    """2.17, 3.1"""
+    gate = Gate()
+    make(process, around=[Around(seen, "a", on_exit=gate)], lock_duration=0.4)
+    job = queue.add("n")
+    gate.wait()
+    gevent.sleep(0.6)
+    assert locks.left(job.id) > 0
+    gate.opened.set()
+    ended(queue, job, "completed")
+
+
+def test_a_lock_that_is_lost_meanwhile_is_told_and_nothing_is_written(
+    queue: Queue, make: Make, seen: list[str], process: typing.Any, locks: Locks
+) -> None:
+    """2.17, 3.4: and nothing is thrown into the leaving."""
+    gate = Gate()
+    worker = make(
+        process, around=[Around(seen, "a", on_exit=gate)], lock_duration=0.4, cancel_mode="hard"
+    )
+    told = Told(worker)
+    job = queue.add("n")
+    gate.wait()
+    locks.give_away(job.id)
+    told.wait("lock_lost")
+    never(lambda: "a ends" in seen, 0.1)
+    gate.opened.set()
+    eventually(lambda: "a ends" in seen)
+    worker.close()
+    assert told.of(job) == ["lock_lost"]
+    assert queue.get_job_state(job.id) == "active"
 
 
 @pytest.fixture

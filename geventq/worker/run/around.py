@@ -61,9 +61,11 @@ class Arounds:
             result = process(job, attempt.token) if route.takes_token else process(job)
         except BaseException as error:
             with attempt.leaving():
+                attempt.end_helpers()  # they may use what is left now
                 self._leave_after(error, entered, execution)
             raise
         with attempt.leaving():
+            attempt.end_helpers()
             self._leave(entered, execution)
         return result
 
