@@ -7,6 +7,7 @@ accepts, ``geventq-health-answer`` for each request, and those of the vigil.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import functools
 import json
@@ -57,16 +58,15 @@ class Place(typing.NamedTuple):
 def opened(place: Place, make: typing.Callable[..., typing.Any]) -> typing.Any:
     """A socket, made by `make`, that listens at `place` and never blocks.  Raises `GeventqError`
     with the place if it cannot be had."""
-    import socket
-
     try:
-        found = socket.getaddrinfo(
-            place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        # The system's own look-up: gevent's would begin a thread for it.
+        found = _socket.getaddrinfo(
+            place.host, place.port, type=_socket.SOCK_STREAM, flags=_socket.AI_PASSIVE
         )
         family, kind, protocol, _, address = found[0]
         sock = make(family, kind, protocol)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
             sock.bind(address)
             sock.listen(_BACKLOG)
             sock.setblocking(False)
@@ -148,7 +148,7 @@ class HealthPort:
 
     def start(self) -> None:
         """Listen, and return.  Idempotent.  Raises `GeventqError` with the place if another
-        program has it.  Does not yield but to look the host up."""
+        program has it.  Does not yield."""
         if self._socket is not None:
             return
         import gevent.socket

@@ -41,7 +41,8 @@ class Systemd:
         self._is_ready = False  # it knows
         self._closes = False
         self._last = ""
-        self._has_failed = False
+        self._failure: OSError | None = None  # of the last send
+        self._is_told = False  # that sends fail
 
     @classmethod
     def from_environment(cls) -> Systemd | None:
@@ -72,6 +73,9 @@ class Systemd:
         if said and self._send(*said):
             self._is_ready |= said[0] == "READY=1"
             self._last = status
+        if self._failure is not None and not self._is_told:
+            self._is_told = True
+            log.info("systemd cannot be told at %s: %s", self._address, self._failure)
 
     def closes(self) -> None:
         """The process begins to close.  Does not yield."""
@@ -103,11 +107,9 @@ class Systemd:
             finally:
                 sock.close()
         except OSError as error:
-            if not self._has_failed:
-                log.info("systemd cannot be told at %s: %s", name, error)
-            self._has_failed = True
+            self._failure = error
             return False
-        self._has_failed = False
+        self._failure = None
         return True
 
 

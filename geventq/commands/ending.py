@@ -77,7 +77,7 @@ class Ending:
     def ignore_signals(self) -> None:
         """Nothing can be closed any more."""
         self._has_worker = True
-        for number in _NUMBERS:
+        for number in (*_NUMBERS, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
     # -- the end ---------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from geventq.commands.ending import ending
 from geventq.commands.hangups import Hangups
 from geventq.commands.logs import errors_as_json, log_lines
 from geventq.commands.plan import Plan, WorkerPlan, told_where
-from geventq.commands.processes import ParentProcess
 from geventq.commands.reload import Settings
 from geventq.commands.report import Report
 
@@ -42,6 +41,8 @@ def run(given: argparse.Namespace) -> int:
         errors_as_json()
     lifeline = turns = None
     if plan.processes > 1:
+        from geventq.commands.processes import ParentProcess
+
         came_back = ParentProcess(
             plan.processes, plan.health, lambda: settings.read_anew() is not None
         ).run()
@@ -99,7 +100,12 @@ def _work_on(
     address = check_reachable(plan.url)
     workers = [make() for make in makers]
     for one, worker in zip(plan.workers, workers, strict=True):
-        report = Report(console, worker, with_pid=lifeline is not None)
+        report = Report(
+            console,
+            worker,
+            with_pid=lifeline is not None,
+            logs=plan.log_format == "json" and not console.only_json,
+        )
         report.listen(quiet)
         report.starting(one.processor, address)
     supervisor = Supervisor(workers) if plan.is_supervised else None

@@ -359,6 +359,31 @@ worker.run()
     assert program.ends() == 0
 
 
+def test_a_program_that_is_not_patched_tells_the_same(
+    production: Production, own_queue: Queue, manager: Manager
+) -> None:
+    """And prints the stacks of its jobs."""
+    production.programs.write(
+        "unpatched.py",
+        """
+import os, gevent
+from geventq import Supervisor, Worker
+def process(job): gevent.sleep(30)
+Supervisor([Worker("q", process, prefix=os.environ["GEVENTQ_PREFIX"], close_timeout=0)]).run()
+""",
+    )
+    program = production.programs.start("unpatched.py", NOTIFY_SOCKET=manager.address)
+    eventually(lambda: manager.has("READY=1"), timeout=40)
+    job = own_queue.add("n")
+    eventually(lambda: manager.has("STATUS=ready: 1 worker, 1 of 1 jobs run, 0 have ended"))
+    program.signal(signal.SIGUSR1)
+    eventually(lambda: "def process(job): gevent.sleep(30)" in program.err, what=program.told)
+    assert f"queue q, job {job.id} (n), attempt 1" in program.err
+    program.signal(signal.SIGTERM)
+    assert program.ends() == 0
+    assert manager.lines().count("STOPPING=1") == 1
+
+
 @pytest.mark.parametrize("address", ["gone", "full", "/nowhere/at/all", "relative", "@"])
 def test_a_socket_that_nobody_reads_harms_nobody(
     production: Production, own_queue: Queue, tmp_path: pathlib.Path, address: str

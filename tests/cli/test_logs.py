@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import typing
 
 import pytest
@@ -81,6 +82,26 @@ def test_lines_of_json_are_whole_and_name_the_job(
     assert said["ends"]["job"] == job.id
     assert sum("nobody catches this" in one.get("error", "") for one in lines(program)) == 2
     assert any("UserWarning: old" in one for one in said)
+
+
+def test_what_the_workers_do_is_in_the_same_lines(programs: Programs, queue: Queue) -> None:
+    """Unless it goes to standard output as JSON: whoever collects lines of JSON gets no others."""
+    programs.write(
+        "fails.py", "def process(job):\n    raise ValueError(f'no {job.attempts_made}')\n"
+    )
+    program = programs.geventq("worker", "fails:process", "-q", "q", "--log-format", "json")
+    job = queue.add("n", attempts=2)
+    eventually(lambda: '"failed"' in program.err)
+    program.signal(signal.SIGTERM)
+    assert program.ends() == 0
+    assert program.out == ""
+    of_job = [one for one in lines(program) if one["job"] == job.id]
+    assert sorted((one["attempt"], one["event"], one["queue"]) for one in of_job) == [
+        *((1, "active", "q"), (1, "retrying", "q"), (2, "active", "q"), (2, "failed", "q"))
+    ]
+    assert of_job[-1]["error"] == "no 1"
+    others = [one["event"] for one in lines(program) if one["job"] is None and "event" in one]
+    assert others == ["starting", "ready", "closing", "closed"]
 
 
 def test_text_is_the_default_and_names_the_job_too(programs: Programs, queue: Queue) -> None:
