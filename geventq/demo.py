@@ -324,8 +324,8 @@ def _clear(queues: dict[str, Queue], client: Client, ids: dict[str, str]) -> Non
             queue.remove(ids[job])
     for queue in set(queues.values()):
         keys = QueueKeys(queue.prefix, queue.name)
-        own = (slot for slot in QueueKeys.__slots__ if slot not in ("base", "name", "prefix"))
-        client.execute("UNLINK", *(getattr(keys, slot) for slot in own))
+        own = vars(keys).keys() - {"base", "name", "prefix"}
+        client.execute("UNLINK", *(getattr(keys, one) for one in own))
         _clear_answers(client, keys)
 
 

@@ -9,11 +9,10 @@ here.
 
 from __future__ import annotations
 
-import json
 import typing
 
 from geventq import backoff, clock
-from geventq.codec import decode
+from geventq.codec import decode, encode
 from geventq.errors import GeventqError
 from geventq.foreign import times_in
 from geventq.job import Job
@@ -97,7 +96,7 @@ class CancelCalls:
         more = _json(self._message(request))[1:-1]
         return [
             self._keys.base,
-            clock.wall_ms(),
+            str(clock.wall_ms()),
             _json(record),
             request.text,
             _json(self._keys.name),
@@ -181,7 +180,7 @@ def _whole(text: bytes) -> int:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return encode("request", value).decode()
 
 
 def _text(value: bytes) -> str:

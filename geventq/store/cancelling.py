@@ -57,11 +57,11 @@ class Cancelling:
         self._queue_name = keys.name
         self._request = request
         self._job_ids = job_ids
-        self._possible = [one for one in dict.fromkeys(job_ids) if one and not is_queue_key(one)]
-        self._results: dict[str, CancelResult | None] = {
-            job_id: CancelResult(status="not_found", job_id=job_id, state="unknown")
-            for job_id in job_ids
-        }
+        self._results: dict[str, CancelResult | None] = dict.fromkeys(job_ids)
+        self._possible = [one for one in self._results if one and not is_queue_key(one)]
+        if len(self._possible) < len(self._results):
+            for one in self._results.keys() - self._possible:
+                self._results[one] = CancelResult(status="not_found", job_id=one, state="unknown")
         self._left: list[str] = []  # why jobs were left as they are
         self._failure: GeventqError | None = None
 
@@ -86,7 +86,6 @@ class Cancelling:
         return self._all()
 
     def _send(self, *, dry_run: bool = False) -> None:
-        self._results |= dict.fromkeys(self._possible)
         try:
             answers = self._calls.send(self._request, self._possible, dry_run=dry_run)
             for job_id, answer in zip(self._possible, answers, strict=True):

@@ -32,8 +32,6 @@ _SUFFIXES: typing.Final = {
 class QueueKeys:
     """Every key of one queue, made once.  ``keys.base`` is ``prefix:name:``."""
 
-    __slots__ = ("base", "name", "prefix", *_SUFFIXES)
-
     active: str
     completed: str
     delayed: str
@@ -71,50 +69,43 @@ class QueueKeys:
         return f"{self.prefix}:{encoded}{suffix}"
 
 
-class JobKeys:
+class _AndMore:
+    """All keys of a queue, copied, and some more: a call reads a dozen of them."""
+
+    def __init__(self, queue: QueueKeys) -> None:
+        vars(self).update(vars(queue))
+
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> str: ...
+
+
+class JobKeys(_AndMore):
     """The keys of one job, and all of its queue's."""
 
-    __slots__ = ("_queue", "job", "lock", "logs")
-
     def __init__(self, queue: QueueKeys, job_id: str) -> None:
-        self._queue = queue
+        super().__init__(queue)
         self.job = queue.base + job_id
         self.lock = self.job + ":lock"
         self.logs = self.job + ":logs"
 
-    def __getattr__(self, name: str) -> str:
-        key: str = getattr(self._queue, name)
-        return key
 
-
-class RequestKeys:
+class RequestKeys(_AndMore):
     """All keys of a queue, and those that keep the answers to one request for a while: the
     script's own, and the replies of workers."""
 
-    __slots__ = ("_queue", "answers", "replies")
-
     def __init__(self, queue: QueueKeys, nonce: str) -> None:
-        self._queue = queue
+        super().__init__(queue)
         self.answers = f"{queue.base}gq:answer:{nonce}"
         self.replies = f"{queue.base}gq:reply:{nonce}"
 
-    def __getattr__(self, name: str) -> str:
-        key: str = getattr(self._queue, name)
-        return key
 
-
-class MemberKeys:
+class MemberKeys(_AndMore):
     """All keys of a queue, and the one where a worker tells about itself."""
 
-    __slots__ = ("_queue", "member")
-
     def __init__(self, queue: QueueKeys, worker_id: str) -> None:
-        self._queue = queue
+        super().__init__(queue)
         self.member = f"{queue.base}gq:worker:{worker_id}"
-
-    def __getattr__(self, name: str) -> str:
-        key: str = getattr(self._queue, name)
-        return key
 
 
 Keys = QueueKeys | JobKeys | RequestKeys | MemberKeys
