@@ -1,5 +1,5 @@
-"""Asks for jobs to be cancelled, one at a time: tells when it asked, and when `cancel_job` was
-answered, on the clock of all processes."""
+"""Asks for jobs to be cancelled, one at a time; tells in the end when it asked for each, and when
+`cancel_job` was answered, on the clock of all processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ def main() -> None:
     with Queue(given["queue"], given["url"], given["prefix"]) as queue:
         queue.cancel_job("none")  # connected, and loaded what a first call loads
         say({"ready": True})
-        while True:
-            job_id = hear()["job"]
-            asked = time.perf_counter_ns()
+        asked = {}
+        while job_id := hear().get("job"):
+            before = time.perf_counter_ns()
             queue.cancel_job(job_id, "user")
-            say({"asked": asked, "answered": time.perf_counter_ns()})
+            asked[job_id] = before, time.perf_counter_ns()
+        say(asked)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 // Asks for jobs to be cancelled, one at a time, on a connection that stays open: publishes the seed
 // guide's message, or, with `how: 'recorded'`, first looks where the job is and stores the request
-// in its hash, so that it is neither lost nor sent to nobody.
+// in its hash, so that it is neither lost nor sent to nobody.  Tells in the end when it asked for
+// each, and when that was answered, on the clock of all processes.
 import { Job, Queue, Redis, hear, options, say, settings } from '../../interop/node/session.mjs';
 
 const client = new Redis(settings.connection);
@@ -19,9 +20,11 @@ const ways = {
 };
 await client.publish('bullmq:cancel', message('none'));
 say({ ready: true });
-for (let order = await hear(); order; order = await hear()) {
-  const asked = process.hrtime.bigint();
+const asked = {};
+for (let order = await hear(); order.job; order = await hear()) {
+  const before = process.hrtime.bigint();
   await ways[options.how](order.job);
-  say({ asked: Number(asked), answered: Number(process.hrtime.bigint()) });
+  asked[order.job] = [Number(before), Number(process.hrtime.bigint())];
 }
+say(asked);
 process.exit(0);
