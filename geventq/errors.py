@@ -51,6 +51,8 @@ class RedisUnavailableError(GeventqError, ConnectionError):
     may_be_done: bool = False
     """Whether what was asked for may have been carried out all the same, now or later: it had
     been sent, and no answer came (cancellation.md 3.6).  `False` is certain: nothing was done."""
+    was_logged: bool = False
+    """Whether the `geventq` logger has told of it, as the beginning of an outage."""
 
 
 class LockLostError(GeventqError):

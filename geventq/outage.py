@@ -9,7 +9,7 @@ import typing
 import gevent.event
 
 from geventq import clock
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
 
 __all__ = ["Outage"]
 
@@ -54,6 +54,8 @@ class Outage:
             _plain(error),
             extra=self._extra,
         )
+        if isinstance(error, RedisUnavailableError):
+            error.was_logged = True
         return True
 
     def pause(self, at_most: float = _LONGEST) -> None:

@@ -19,6 +19,7 @@ import gevent.event
 
 from geventq import clock
 from geventq.cancellation import held
+from geventq.errors import RedisUnavailableError
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
 from geventq.worker.told import EVENTS
@@ -213,7 +214,7 @@ class Listeners:
         raised that may have been thrown at it (`call_listeners`)."""
         listeners = self._by_event.get(event)
         if not listeners:
-            if event == "error":
+            if event == "error" and not _was_logged(args[0]):
                 self._log(args[0])
             return False
         return call_listeners(list(listeners), args, functools.partial(self._failed, event))
@@ -230,6 +231,11 @@ class Listeners:
     def _log(self, error: object) -> None:
         shown = error if isinstance(error, BaseException) else None
         log.error("worker %s: %s", self._name, error, exc_info=shown, extra={"worker": self._name})
+
+
+def _was_logged(error: object) -> bool:
+    """Whether it is an outage that its part has told of: once is enough."""
+    return isinstance(error, RedisUnavailableError) and error.was_logged
 
 
 def _nobody(_: bool) -> None:

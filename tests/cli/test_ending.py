@@ -255,8 +255,9 @@ def leave():
 import multiprocessing
 import geventq
 def leave():
-    geventq.detach(multiprocessing.get_context("fork").Process(target=time.sleep, args=(8,)).start)
-    gevent.sleep(0.2)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(8,))
+    geventq.detach(child.start).join()
+    assert child.is_alive()
 """,
     "a process that multiprocessing has spawned": """
 import multiprocessing
@@ -264,7 +265,7 @@ import geventq
 def leave():
     child = multiprocessing.get_context("spawn").Process(target=os.system, args=("sleep 8",))
     geventq.detach(child.start).join()
-    gevent.sleep(0.2)
+    assert child.is_alive()
 """,
     "an exit function that waits": """
 def leave():

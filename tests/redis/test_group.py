@@ -371,8 +371,7 @@ def test_a_caller_that_is_killed_leaves_nothing(
     redis_client.zadd(f"{prefix}:q:gq:workers", {"ghost": 10**15})
     redis_client.hset(f"{prefix}:q:gq:worker:ghost", "node", "x")
     asking = gevent.spawn(group.multi_call, "ping", timeout=60)
-    eventually(lambda: asking.started and not asking.ready())
-    gevent.sleep(0.05)
+    eventually(lambda: "blpop" in [one["cmd"] for one in redis_client.client_list()])
     asking.kill()
     with gevent.Timeout(0.05, False):
         group.multi_call("ping", timeout=60)

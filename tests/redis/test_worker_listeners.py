@@ -19,6 +19,7 @@ from geventq import (
     Worker,
 )
 from tests.conftest import Make
+from tests.support.servers import Server
 from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
@@ -219,6 +220,25 @@ def test_an_error_that_nobody_listens_to_is_logged(
     record = caplog.records[-1]
     assert (record.name, record.levelno) == ("geventq", logging.ERROR)
     assert record.exc_info is not None
+
+
+def test_an_outage_that_nobody_listens_to_is_logged_once_by_each_part(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The part that meets it tells of it, and of its end; the `error` event adds no other line."""
+    worker = Worker("q", print, own_server.url)
+
+    def said(words: str) -> list[str]:
+        """The parts that have said so, each once."""
+        return sorted(one.partition(" of queue q ")[0] for one in caplog.messages if words in one)
+
+    with caplog.at_level(logging.WARNING, "geventq"), worker, Queue("q", own_server.url) as queue:
+        eventually(lambda: queue.get_workers())
+        own_server.kill()
+        eventually(lambda: len(said("failed, trying again")) >= 2)
+        own_server.start()
+        eventually(lambda: said("works again") == said("failed, trying again"))
+    assert len(caplog.messages) == 2 * len(said("works again")), caplog.messages
 
 
 def test_a_listener_of_errors_that_fails_is_logged_and_not_called_again(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import sys
 import traceback
 import typing
 
@@ -60,6 +61,23 @@ def _in_a_group_of_groups() -> None:
     raise RuntimeError("r") from group
 
 
+class _Carries(Exception):
+    """With what it was about."""
+
+
+def _as_an_argument() -> None:
+    generator = _holding()
+    next(generator)
+    raise _Carries("no", generator)
+
+
+def _as_an_attribute() -> None:
+    error = _Carries("no")
+    error.rows = _holding()  # type: ignore[attr-defined]
+    next(error.rows)  # type: ignore[attr-defined]
+    raise KeyError("k") from error
+
+
 def _in_run() -> None:
     token.run(_holds)
 
@@ -94,7 +112,10 @@ def fresh() -> None:
 
 @pytest.mark.parametrize(
     "raises",
-    [_holds, _with_context, _with_cause, _suppressed, _in_a_group, _in_a_group_of_groups, _in_run],
+    [
+        *(_holds, _with_context, _with_cause, _suppressed, _in_a_group, _in_a_group_of_groups),
+        *(_in_run, _as_an_argument, _as_an_attribute),
+    ],
 )
 def test_whatever_way_an_error_holds_its_frames_they_are_released_there(raises: Raise) -> None:
     """2.13: a half-used generator's `finally` has run, in the job's greenlet, when the attempt is
@@ -144,6 +165,31 @@ def test_frames_that_run_are_left_as_they_are() -> None:
     except ValueError as error:
         frames.release(error)
     assert kept == "kept"
+
+
+def test_generators_that_run_or_fail_as_they_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """2.13: the one is left, of the other Python's own hook is told."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: told.append(type(one.exc_value)))
+
+    def fails() -> collections.abc.Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise KeyError("closing")
+
+    def runs() -> collections.abc.Iterator[int]:
+        frames.release(ValueError(here))
+        yield 1
+
+    here = runs()
+    assert next(here) == 1
+    failing = fails()
+    next(failing)
+    frames.release(ValueError(failing, fails()))
+    assert told == [KeyError]
 
 
 def test_an_error_that_is_its_own_context_is_walked_once() -> None:
