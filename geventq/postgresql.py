@@ -12,12 +12,9 @@ import logging
 import sys
 import typing
 
-from gevent import monkey
-
-__all__ = ["wait_in_hub", "warn_if_queries_block"]
+__all__ = ["wait_in_hub"]
 
 log = logging.getLogger("geventq")
-_warned = False
 
 
 def wait_in_hub() -> bool:
@@ -66,20 +63,3 @@ def _wait_until_done(connection: typing.Any) -> None:
             wait_write(connection.fileno())
         else:
             raise extensions.OperationalError(f"unexpected state of the connection: {state!r}")
-
-
-def warn_if_queries_block() -> None:
-    """Log once if psycopg2 is in use in a monkey-patched process and would stop the hub.
-
-    Imports nothing and never yields.
-    """
-    global _warned
-    extensions = sys.modules.get("psycopg2.extensions")
-    if _warned or extensions is None or not monkey.is_module_patched("socket"):
-        return
-    if extensions.get_wait_callback() is None:
-        _warned = True
-        log.warning(
-            "psycopg2 has no wait callback: each query stops this process and all its jobs. "
-            "Call geventq.postgresql.wait_in_hub() before the worker starts."
-        )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections.abc
 import gc
 import importlib.resources
+import logging
 import os
+import time
 import typing
 import uuid
 
@@ -13,6 +15,7 @@ import pytest
 import redis
 
 from geventq import Queue, Worker, clock
+from geventq.patching import warn_of_what_blocks
 from geventq.store.scripts import load
 from tests.support.leaks import Snapshot
 from tests.support.locks import Locks
@@ -37,6 +40,15 @@ def pytest_collection_finish() -> None:
     from the collector and from the look for what a test left, which goes through all objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def told_what_blocks() -> None:
+    """A test process imports all that blocks; that it is told so once is none of the tests'
+    business, but for those that start processes of their own."""
+    logging.disable()
+    warn_of_what_blocks([lambda: time.sleep(0)])
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

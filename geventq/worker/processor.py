@@ -115,6 +115,11 @@ class Routes:
         found = self._by_name.get(name)
         return found or self._by_name.get(REST) or self._refusal(name)
 
+    def processors(self) -> list[Processor]:
+        """All of them."""
+        routes = [self.only] if self.only is not None else self._by_name.values()
+        return [route.process for route in routes]
+
     def _refusal(self, name: str) -> Route:
         known = [repr(one) for one in self._by_name]
         if len(known) > _SHOWN:

@@ -30,7 +30,7 @@ from geventq.checks import (
     check_worker_name,
 )
 from geventq.hubs import get_ident, in_thread_of, wait_for
-from geventq.postgresql import warn_if_queries_block
+from geventq.patching import warn_of_what_blocks
 from geventq.signals import heeded
 from geventq.signatures import takes
 from geventq.stacks import JobStacks, printed_on_signal
@@ -198,7 +198,7 @@ class Worker:
             self._wait_closed(self._closing)
         if self._engine is not None:
             return
-        warn_if_queries_block()
+        warn_of_what_blocks(self._routes.processors())
         from geventq.worker.closing import Closing
         from geventq.worker.engine import Engine, Setup
         from geventq.worker.run.runners import untouched

@@ -22,7 +22,16 @@ LAYERS: typing.Final = [
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
     {"vigil"},
     {"systemd", "health"},
-    {"cancellation", "options", "job_options", "backoff", "record", "postgresql", "fork"}
+    {
+        "cancellation",
+        "options",
+        "job_options",
+        "backoff",
+        "record",
+        "postgresql",
+        "patching",
+        "fork",
+    }
     | {"cancel_request", "job", "job_hash", "large"},
     {"embedded", "stacks"},
     {"store"},
