@@ -34,42 +34,46 @@
 --        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; a text: why it could
 --        not be carried out; or {record}: the request that it was decided without.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
---- include: job
+--- include: bound
+--- include: doubt
 --- include: promote
---- include: give_back
+--- include: rerun
 --- include: take
 --- include: keep
 
 keys.base = ARGV[1]
-local now_ms = tonumber(ARGV[2])
 local room = tonumber(ARGV[3])
 local FIRST, STRIDE = 9, 7
 local count = (#ARGV - FIRST + 1) / STRIDE
 local NOTHING = {}
 local LATER, UNREADABLE = 2, -21
 
--- What this call has done so far: it decides about markers, events and the rest of the reply.
-local finished, delayed_some, woken, promoted = false, false, false, false
-local max_events
-local gone = {} -- keys of jobs that are not kept
--- By priority: {id, how far it stood from the left end of active, turn of its take}.
-local given_back = {}
-local mates = nil -- turns by id: what its worker may have given back in other calls
--- Ends that are not yet in their sets: those of one removal policy are written at once.
-local filed = {
-  completed = { members = {}, now_ms = now_ms },
-  failed = { members = {}, now_ms = now_ms },
-}
+-- types ---------------------------------------------------------------------------------------
 
--- How many events the stream keeps: looked up once, and only where it is needed.
-local function event_limit()
-  max_events = max_events or max_len(keys)
-  return max_events
+-- When the head of delayed is due, in ms, or nil.
+local function next_due()
+  local head = redis.call('ZRANGE', keys.delayed, '0', '0', 'WITHSCORES')
+  return head[2] and math.floor(tonumber(head[2]) / 4096)
 end
 
-local function add_trimmed(...)
-  redis.call('XADD', keys.events, 'MAXLEN', '~', event_limit(), '*', ...)
+-- A key of a foreign type stops the script here, before its first write: half-way, what was popped
+-- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
+-- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
+-- The stream is looked at where it is trimmed, which is the first write.
+local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency', 'gqn', 'opts.maxLenEvents')
+local due_ms = next_due()
+local active_count = redis.call('LLEN', keys.active)
+redis.call('LLEN', keys.wait)
+redis.call('ZINTER', '6', keys.prioritized, keys.completed, keys.failed, keys.stalled, keys.marker,
+  keys.base)
+if room > 0 and not string.find(ARGV[6], '^[1-9]%d*$') then
+  return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
 end
+
+-- What meta says (wire-format 5); foreign text is as good as none.
+local paused, most_active = meta[1] ~= false, tonumber(meta[2])
+local requests = meta[3] and string.match(meta[3], '^%d+$') or '0' -- to cancel: it only ever rises
+local max_events = meta[4] and string.match(meta[4], '^%d+$') or '10000'
 
 -- judge ---------------------------------------------------------------------------------------
 
@@ -92,84 +96,10 @@ local function read_more(kind, text)
   return more
 end
 
--- An outcome is sent again because its answer was lost: was it carried out the first time?  The hash
--- tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.  Once the lock
--- can have lapsed, another may have ended the job: then only an end at our own moment is certain.
-local function was_ours(kind, job_id, ended_ms, more)
-  local job_key = keys.base .. job_id
-  local job = redis.pcall('HMGET', job_key, 'atm', 'stc', 'finishedOn')
-  if job.err then
-    return false
-  end
-  local is_end = kind == 'c' or kind == 'f'
-  if more.lapsed then
-    return is_end and job[3] == ended_ms
-  end
-  local made, stalls = tonumber(job[1]) or 0, tonumber(job[2]) or 0
-  if is_end then
-    if redis.call('EXISTS', job_key) == 0 then
-      return more.keep ~= nil
-    end
-    return made > more.atm0 and job[3] == ended_ms
-  end
-  if kind == 'r' or (kind == 'd' and not more.move) then
-    return made > more.atm0
-  end
-  if made ~= more.atm0 or stalls ~= more.stc0 then
-    return false
-  end
-  return not redis.call('LPOS', keys.active, job_id) or redis.call('EXISTS', job_key .. ':lock') == 1
-end
-
--- The code of an outcome whose lock is not its own (9.5, step 2).
-local function judge_unlocked(n, holder, job_key, all_exist, more)
-  local at = FIRST + (n - 1) * STRIDE
-  local code = holder and -6 or -2
-  if more.atm0 and was_ours(ARGV[at], ARGV[at + 1], ARGV[at + 3], more) then
-    code = 1
-  elseif not more.lapsed and not all_exist and redis.call('EXISTS', job_key) == 0 then
-    code = -1
-  end
-  return code
-end
-
--- Whether a job may not complete for its children's sake (9.5, step 1).  A key that is none of
--- theirs tells of no children.
-local function judge_children(job_key)
-  local open = redis.pcall('SCARD', job_key .. ':dependencies')
-  if type(open) == 'number' and open > 0 then
-    return -4
-  end
-  local failed = redis.pcall('ZCARD', job_key .. ':unsuccessful')
-  return type(failed) == 'number' and failed > 0 and -9 or 0
-end
-
--- The recorded request that an outcome was decided without, or nil (cancellation.md 2.5, 4.6).
-local function unheard(job_key, heard)
-  local record = redis.pcall('HGET', job_key, 'gqc')
-  if type(record) ~= 'string' then
-    return nil
-  elseif type(heard) ~= 'table' then
-    return record
-  end
-  local known = {}
-  for _, nonce in ipairs(heard) do
-    known[nonce] = true
-  end
-  local read, request = pcall(cjson.decode, record)
-  local nonces = read and type(request) == 'table' and request.nonces
-  for _, nonce in ipairs(type(nonces) == 'table' and not known['*'] and nonces or NOTHING) do
-    if not known[nonce] then
-      return record
-    end
-  end
-end
-
--- Gives each outcome its code, 0 for what is to be carried out, and answers what those are about.
--- Only reads, with one command for all where the common case allows it.  Where very many jobs are
--- active, so that it takes long to find one, some outcomes have to come again.
-local function judge(active_count, has_news)
-  local most = math.max(1, math.floor(MOST_SEARCHED / math.max(1, active_count)))
+-- Gives each outcome its code, 0 for what is to be carried out, and its `more`.  Only reads, with one
+-- command for all where the common case allows it.  Where very many jobs are active, so that it takes
+-- long to find one, some outcomes have to come again.
+local function judge(has_news)
   local lock_keys, job_keys, child_keys = {}, {}, {}
   for n = 1, count do
     local at = FIRST + (n - 1) * STRIDE
@@ -183,39 +113,34 @@ local function judge(active_count, has_news)
   local holders = redis.call('MGET', unpack(lock_keys))
   local all_exist = redis.call('EXISTS', unpack(job_keys)) == count
   local children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
-  local codes, accepted, ids, locks = {}, {}, {}, {}
+  local is_plain = all_exist and not children and not has_news
+  local look
+  local codes, mores, accepted = {}, {}, 0
   for n = 1, count do
     local at = FIRST + (n - 1) * STRIDE
-    local more = read_more(ARGV[at], ARGV[at + 6])
-    local code = 0
+    local more, code = read_more(ARGV[at], ARGV[at + 6]), 0
     if not more then
       code = UNREADABLE
-    elseif holders[n] ~= ARGV[at + 2] then
-      code = judge_unlocked(n, holders[n], job_keys[n], all_exist, more)
-    elseif not all_exist and redis.call('EXISTS', job_keys[n]) == 0 then
-      code = -1
-    elseif children and ARGV[at] == 'c' then
-      code = judge_children(job_keys[n])
+    elseif not is_plain or holders[n] ~= ARGV[at + 2] then
+      look = look or make_closer_look(keys, all_exist, children, has_news)
+      code = look(holders[n], ARGV[at + 2], ARGV[at], ARGV[at + 1], ARGV[at + 3], more)
     end
-    local record = code == 0 and has_news and unheard(job_keys[n], more.heard)
-    if record then
-      code = { record }
-    elseif code == 0 and #accepted == most then
-      code = LATER
-    elseif code == 0 then
-      accepted[#accepted + 1] = { n, at, more }
-      ids[#ids + 1], locks[#locks + 1] = ARGV[at + 1], lock_keys[n]
+    if code == 0 then
+      accepted = accepted + 1
+      if accepted > 1 and accepted * active_count > MOST_SEARCHED then
+        code = LATER
+      end
     end
-    codes[n] = code
+    codes[n], mores[n] = code, more
   end
-  return codes, accepted, ids, locks
+  return codes, mores
 end
 
 -- release -------------------------------------------------------------------------------------
 
 -- Takes `ids` out of active (9.5 step 3).  Answers for each how far it stood from the left end,
 -- where taken jobs enter, if that is asked for; false if it was not there.
-local function leave_active(ids, active_count, asks)
+local function leave_active(ids, asks)
   local places = {}
   if #ids < 4 or active_count > 4 * #ids then -- then it is cheaper to look for each
     for _, job_id in ipairs(asks and ids or NOTHING) do
@@ -223,7 +148,7 @@ local function leave_active(ids, active_count, asks)
     end
     for _, job_id in ipairs(ids) do
       local place = places[job_id] or 0
-      places[job_id] = redis.call('LREM', keys.active, 1, job_id) == 1 and place
+      places[job_id] = redis.call('LREM', keys.active, '1', job_id) == 1 and place
     end
     return places
   end
@@ -231,7 +156,7 @@ local function leave_active(ids, active_count, asks)
     places[job_id] = false
   end
   local staying, stay = {}, 0
-  for place, job_id in ipairs(redis.call('LRANGE', keys.active, 0, -1)) do
+  for place, job_id in ipairs(redis.call('LRANGE', keys.active, '0', '-1')) do
     if places[job_id] == false then
       places[job_id] = place
     else
@@ -248,43 +173,26 @@ end
 
 -- carry out -----------------------------------------------------------------------------------
 
+local finished, delayed_some = false, false
+local gone = {} -- keys of jobs that are not kept
+local filed = {} -- ends that are not yet in their sets, by state: those of one policy go at once
+local rerun, end_reruns -- made with the first outcome that they are for
+
 -- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
 -- removal policy was another one, or if it nears the most values that `unpack` can take.
 local function file(state, job_id, ended_ms, policy)
   local group = filed[state]
   local text = policy and table.concat(policy, ',') or ''
-  if text ~= group.text or #group.members > 4000 then
-    file_finished(keys, keys[state], group)
-    group.text, group.policy = text, policy
+  if not group or group.text ~= text or #group.members > 4000 then
+    if group then
+      file_finished(keys, keys[state], group)
+    end
+    group = { members = {}, text = text, policy = policy, now_ms = ARGV[2] }
+    filed[state] = group
   end
   local members = group.members
   members[#members + 1] = ended_ms
   members[#members + 1] = job_id
-end
-
-local function tell_end(state, job_id, value, made, more)
-  if state == 'completed' then
-    redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
-      'prev', 'active')
-    return
-  end
-  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
-    'prev', 'active')
-  if more.exhausted then
-    redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
-      'attemptsMade', made)
-  end
-end
-
--- The recorded request was answered (cancellation.md 4.4).  What it was stays: of one that ended the
--- job for good it is shown, and a call that comes again is known by it, whatever the job does by then
--- (cancellation.md 3.6).
-local function clear_request(job_key, more)
-  local record = redis.call('HGET', job_key, 'gqc')
-  redis.call('HDEL', job_key, 'gqc', 'defa')
-  if record then
-    redis.call('HSET', job_key, more.shown and 'gqe' or 'gqa', record)
-  end
 end
 
 -- Complete (9.5) or finally fail (9.6) a job.
@@ -306,71 +214,24 @@ local function finish(state, job_id, ended_ms, value, made, more)
       return -20
     end
     if more.clear then
+      --- include: answered
       clear_request(job_key, more)
     elseif state == 'failed' then
       redis.call('HDEL', job_key, 'defa')
     end
     file(state, job_id, ended_ms, policy)
   end
-  tell_end(state, job_id, value, made, more)
-  return 0
-end
-
--- What stays in the hash of a job that will run again.  Fields of a failure only where it failed; a
--- move leaves `atm` as it is, because its attempt does not count.
-local function write_attempt(job_key, value, made, more)
-  if value ~= '' then
-    redis.call('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack, 'atm', made)
-  elseif not more.move then
-    redis.call('HSET', job_key, 'atm', made)
+  if state == 'completed' then
+    redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
+      'prev', 'active')
+    return 0
   end
-  if more.clear then
-    clear_request(job_key, more)
+  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
+    'prev', 'active')
+  if more.exhausted then
+    redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
+      'attemptsMade', made)
   end
-end
-
--- Run again now, behind the others (9.6), or in front of them (9.8).
-local function requeue(kind, job_id, value, made, more)
-  local job_key = keys.base .. job_id
-  if kind == 'r' and not promoted then
-    promoted = true
-    promote_due(keys, now_ms, is_blocked(keys))
-  end
-  write_attempt(job_key, value, made, more)
-  local priority = priority_of(job_key)
-  enqueue(keys, job_id, priority, kind == 'w' or (priority == 0 and more.lifo))
-  woken = woken or priority == 0 or kind == 'r'
-  add_trimmed('event', 'waiting', 'jobId', job_id, 'prev', 'active')
-  return 0
-end
-
--- Not taken at all, as far as anybody can tell (cancellation.md 7.1).  Where it goes is seen to for
--- all that are given back, by their order.
-local function prepare_give_back(job_id, value, made, more, place)
-  local job_key = keys.base .. job_id
-  write_attempt(job_key, value, made, more)
-  local started = redis.pcall('HINCRBY', job_key, 'ats', -1)
-  if type(started) == 'table' or started <= 0 then
-    redis.call('HDEL', job_key, 'ats')
-  end
-  local priority = priority_of(job_key)
-  local group = given_back[priority] or {}
-  given_back[priority] = group
-  group[#group + 1] = { job_id, place, more.turn }
-  mates = mates or more.mates
-  add_trimmed('event', 'waiting', 'jobId', job_id, 'prev', 'active')
-  return 0
-end
-
--- Run again later: backoff, or the processor's own wish (9.7).
-local function delay(job_id, ended_ms, value, made, more)
-  local job_key = keys.base .. job_id
-  write_attempt(job_key, value, made, more)
-  local due_ms = tonumber(ended_ms) + more.delay
-  redis.call('HSET', job_key, 'delay', more.delay)
-  redis.call('ZADD', keys.delayed, delayed_score(keys, due_ms), job_id)
-  add_trimmed('event', 'delayed', 'jobId', job_id, 'delay', due_ms)
-  delayed_some = true
   return 0
 end
 
@@ -382,14 +243,11 @@ local function carry_out(at, more, place)
     return finish('completed', job_id, ended_ms, value, made, more)
   elseif kind == 'f' then
     return finish('failed', job_id, ended_ms, value, made, more)
-  elseif not is_job(keys.base .. job_id) then
-    return -20
-  elseif kind == 'd' then
-    return delay(job_id, ended_ms, value, made, more)
-  elseif kind == 'b' then
-    return prepare_give_back(job_id, value, made, more, place)
   end
-  return requeue(kind, job_id, value, made, more)
+  if not rerun then
+    rerun, end_reruns = make_rerun(keys, tonumber(ARGV[2]), max_events)
+  end
+  return rerun(kind, job_id, ended_ms, value, made, more, place)
 end
 
 -- One outcome's failure is its own code, as text; its job stalls, so that it is not lost.
@@ -405,81 +263,62 @@ local function carry_out_alone(at, more, place)
   return code
 end
 
--- settle: judge, release, carry out, file ------------------------------------------------------
-
--- In the order of the takes: that of active, or, with some that came back before, of their turns.
-local function give_all_back()
-  for priority, group in pairs(given_back) do
-    local found = mates and lift_mates(keys, mates, priority) or {}
-    if #found == 0 then
-      table.sort(group, function(one, other) return one[2] > other[2] end)
-    else
-      for _, entry in ipairs(found) do
-        group[#group + 1] = entry
-      end
-      table.sort(group, function(one, other) return (one[3] or '') < (other[3] or '') end)
-    end
-    local ids = {}
-    for n, entry in ipairs(group) do
-      ids[n] = entry[1]
-    end
-    give_back(keys, ids, priority)
-    woken = true
-  end
-end
-
-local function settle(active_count, has_news)
-  local codes, accepted, ids, locks = judge(active_count, has_news)
-  if #accepted == 0 then
-    return codes
-  end
+-- Carries out those of the outcomes whose code is 0.
+local function settle(codes, mores)
+  local ids, locks = {}, {}
   local ends, gives = false, false
-  for _, entry in ipairs(accepted) do
-    local kind = ARGV[entry[2]]
-    ends = ends or kind == 'c' or kind == 'f'
-    gives = gives or kind == 'b'
+  for n = 1, count do
+    if codes[n] == 0 then
+      local at = FIRST + (n - 1) * STRIDE
+      local kind, job_id = ARGV[at], ARGV[at + 1]
+      ids[#ids + 1], locks[#locks + 1] = job_id, keys.base .. job_id .. ':lock'
+      ends = ends or kind == 'c' or kind == 'f'
+      gives = gives or kind == 'b'
+    end
+  end
+  if ends then
+    redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
+  else
+    redis.call('XLEN', keys.events)
+  end
+  if #ids == 0 then
+    return
   end
   redis.call('DEL', unpack(locks))
   redis.call('SREM', keys.stalled, unpack(ids))
-  local places = leave_active(ids, active_count, gives)
-  if ends then
-    redis.call('XTRIM', keys.events, 'MAXLEN', '~', event_limit())
+  if not meta[4] then
+    redis.call('HSET', keys.meta, 'opts.maxLenEvents', max_events)
   end
-  for _, entry in ipairs(accepted) do
-    local n, at, more = entry[1], entry[2], entry[3]
-    local place = places[ARGV[at + 1]]
-    places[ARGV[at + 1]] = false -- a second outcome of the same job finds it gone
-    codes[n] = place and carry_out_alone(at, more, place) or -3
+  local places = leave_active(ids, gives)
+  for n = 1, count do
+    if codes[n] == 0 then
+      local at = FIRST + (n - 1) * STRIDE
+      local place = places[ARGV[at + 1]]
+      places[ARGV[at + 1]] = false -- a second outcome of the same job finds it gone
+      codes[n] = place and carry_out_alone(at, mores[n], place) or -3
+    end
   end
-  give_all_back()
-  file_finished(keys, keys.completed, filed.completed)
-  file_finished(keys, keys.failed, filed.failed)
+  for state, group in pairs(filed) do
+    file_finished(keys, keys[state], group)
+  end
   for _, job_key in ipairs(gone) do
     delete_job_keys(job_key)
   end
-  if woken then
-    wake_unless_blocked(keys)
+  if rerun then
+    delayed_some = end_reruns()
+    due_ms = next_due()
   end
-  return codes
 end
 
--- types ---------------------------------------------------------------------------------------
-
--- A key of a foreign type stops the script here, before its first write: half-way, what was popped
--- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
--- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
-local paused, most_active, requests = read_meta(keys)
-redis.call('LLEN', keys.wait)
-redis.call('XLEN', keys.events)
-redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.completed, keys.failed, keys.stalled,
-  keys.marker, keys.base)
-local active_count = redis.call('LLEN', keys.active)
-if room > 0 and not string.match(ARGV[6], '^[1-9]%d*$') then
-  return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
+local codes = {}
+if count > 0 then
+  local mores
+  -- Hashes are looked at only where somebody has asked since the jobs were taken.
+  codes, mores = judge(ARGV[8] ~= requests)
+  settle(codes, mores)
+else
+  redis.call('XLEN', keys.events)
 end
-
--- Hashes are looked at only where somebody has asked since the jobs were taken.
-local codes = count > 0 and settle(active_count, tonumber(ARGV[8]) ~= requests) or {}
 
 -- take ----------------------------------------------------------------------------------------
 
@@ -487,23 +326,24 @@ local codes = count > 0 and settle(active_count, tonumber(ARGV[8]) ~= requests) 
 local jobs, broken, next_ms = {}, {}, 0
 local blocked, there_are_more, told = false, false, nil
 if room >= 0 then
+  local wanted = ARGV[3]
   if most_active then
     room = math.min(room, math.max(0, most_active - redis.call('LLEN', keys.active)))
-    blocked = room == 0
+    blocked, wanted = room == 0, room
   end
   blocked = blocked or paused
-  promote_due(keys, now_ms, blocked)
+  if due_ms and due_ms <= tonumber(ARGV[2]) then
+    promote_due(keys, tonumber(ARGV[2]), blocked)
+    due_ms = next_due()
+  end
   if room > 0 and not blocked then
-    jobs, broken, there_are_more, told = take_jobs(keys, room, ARGV[2],
-      { ARGV[4], ARGV[5] ~= '' and tonumber(ARGV[5]) or nil, ARGV[6] }, ARGV[7])
+    jobs, broken, there_are_more, told = take_jobs(keys, wanted, ARGV[2],
+      { ARGV[4], ARGV[5], ARGV[6] }, ARGV[7])
   end
   if there_are_more then
     next_ms = -1
   elseif #jobs < room or room == 0 then
-    local head = redis.call('ZRANGE', keys.delayed, 0, 0, 'WITHSCORES')
-    if head[2] then
-      next_ms = math.floor(tonumber(head[2]) / DELAY_STEP)
-    end
+    next_ms = due_ms or 0
   end
 end
 
@@ -511,6 +351,7 @@ end
 
 -- A call that took all it asked for is followed by another one; else the marker tells (9.7).
 if delayed_some and (#jobs == 0 or #jobs < room) then
+  --- include: place
   mark_next_delayed(keys)
 end
 -- Told after an end that leaves nothing to do (8.12).
@@ -519,4 +360,4 @@ if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
-return { codes, jobs, broken, next_ms, told or '', string.format('%.0f', requests) }
+return { codes, jobs, broken, next_ms, told or '', requests }

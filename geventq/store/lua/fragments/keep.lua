@@ -9,28 +9,28 @@
 -- as many as it files and `MOST` more, whatever the policies of its jobs are.
 local removals = MOST
 
-local function remove_finished(keys, set_key, ids)
-  removals = removals - #ids
-  for _, job_id in ipairs(ids) do
-    delete_job_keys(keys.base .. job_id)
+local function trim_finished(keys, set_key, policy, now_ms)
+  local function remove(ids)
+    removals = removals - #ids
+    for _, job_id in ipairs(ids) do
+      delete_job_keys(keys.base .. job_id)
+    end
+    for first = 1, #ids, 5000 do
+      redis.call('ZREM', set_key, unpack(ids, first, math.min(first + 4999, #ids)))
+    end
   end
-  for first = 1, #ids, 5000 do
-    redis.call('ZREM', set_key, unpack(ids, first, math.min(first + 4999, #ids)))
+  if policy[2] >= 0 then
+    local limit = policy[3]
+    if limit < 0 or limit > removals then
+      limit = removals
+    end
+    remove(redis.call('ZREVRANGEBYSCORE', set_key, now_ms - policy[2] * 1000, '0', 'LIMIT', '0', limit))
   end
-end
-
-local function trim_by_age(keys, set_key, oldest, limit)
-  if limit < 0 or limit > removals then
-    limit = removals
-  end
-  remove_finished(keys, set_key,
-    redis.call('ZREVRANGEBYSCORE', set_key, oldest, 0, 'LIMIT', 0, limit))
-end
-
-local function trim_by_count(keys, set_key, count)
-  local surplus = math.min(redis.call('ZCARD', set_key) - count, removals)
-  if surplus > 0 then
-    remove_finished(keys, set_key, redis.call('ZRANGE', set_key, 0, surplus - 1))
+  if policy[1] > 0 then
+    local surplus = math.min(redis.call('ZCARD', set_key) - policy[1], removals)
+    if surplus > 0 then
+      remove(redis.call('ZRANGE', set_key, '0', surplus - 1))
+    end
   end
 end
 
@@ -42,14 +42,8 @@ local function file_finished(keys, set_key, filed)
   end
   redis.call('ZADD', set_key, unpack(members))
   filed.members = {}
-  if not policy then
-    return
-  end
-  removals = removals + #members / 2
-  if policy[2] >= 0 then
-    trim_by_age(keys, set_key, filed.now_ms - policy[2] * 1000, policy[3])
-  end
-  if policy[1] > 0 then
-    trim_by_count(keys, set_key, policy[1])
+  if policy then
+    removals = removals + #members / 2
+    trim_finished(keys, set_key, policy, filed.now_ms)
   end
 end

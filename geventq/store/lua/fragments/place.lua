@@ -1,16 +1,12 @@
 --- include: meta
+--- include: wake
 
 -- Putting jobs into wait, prioritized and delayed (wire-format 2.2, 2.3, 7).
 
 local PRIORITY_STEP = 4294967296 -- 2^32
 local DELAY_STEP = 4096
 
--- Tell one idle worker that there may be a job.
-local function wake(keys)
-  redis.call('ZADD', keys.marker, 0, '0')
-end
-
--- The same, unless nobody could take it now.
+-- Tell one idle worker that there may be a job, unless nobody could take it now.
 local function wake_unless_blocked(keys)
   if not is_blocked(keys) then
     wake(keys)

@@ -1,11 +1,10 @@
---- include: job
---- include: place
-
 -- Move what is due from delayed to wait or prioritized, at most 1,000 (wire-format 8.9).  An id
 -- without a hash goes to wait: whoever takes it tells of it.
 local function promote_due(keys, now_ms, blocked)
-  local due = redis.call('ZRANGEBYSCORE', keys.delayed, 0, (now_ms + 1) * DELAY_STEP - 1,
-    'LIMIT', 0, 1000)
+  --- include: job
+  --- include: place
+  local due = redis.call('ZRANGEBYSCORE', keys.delayed, '0', (now_ms + 1) * DELAY_STEP - 1,
+    'LIMIT', '0', '1000')
   if #due == 0 then
     return
   end
@@ -16,7 +15,7 @@ local function promote_due(keys, now_ms, blocked)
     enqueue(keys, job_id, tonumber(found) or 0)
     redis.call('XADD', keys.events, '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'delayed')
     if type(found) == 'string' or is_job(job_key) then
-      redis.call('HSET', job_key, 'delay', 0)
+      redis.call('HSET', job_key, 'delay', '0')
     end
   end
   if not blocked then
