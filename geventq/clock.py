@@ -2,51 +2,47 @@
 
 Durations are measured on `monotonic()`, which keeps counting while the machine is suspended
 where the system has such a clock (a lock in Redis goes on ageing too: cancellation.md 3.3).
-Wall time exists only on the wire, as whole milliseconds.  Both go through the module-level
-`source`, which a test replaces with `turned()`.
+Wall time exists only on the wire, as whole milliseconds.  Both are asked for as attributes of this
+module (``clock.monotonic()``), which a test replaces with `turned()`; a call to Redis asks nine
+times, so they are the system's functions themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import typing
 
 __all__ = ["ServerClock", "Source", "monotonic", "turned", "wall", "wall_ms"]
 
+_Clock = typing.Callable[[], float]
 
-class Source:
-    """The system's clocks.  Subclass it to turn time in a test."""
+_BOOTTIME: typing.Final = getattr(time, "CLOCK_BOOTTIME", None)
+_monotonic: typing.Final[_Clock] = (
+    time.monotonic if _BOOTTIME is None else functools.partial(time.clock_gettime, _BOOTTIME)
+)
 
-    _boottime: typing.Final = getattr(time, "CLOCK_BOOTTIME", None)
-
-    def monotonic(self) -> float:
-        """Seconds since some fixed moment; a suspended machine's sleep is included."""
-        if self._boottime is None:
-            return time.monotonic()
-        return time.clock_gettime(self._boottime)
-
-    def wall(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-
-source: Source = Source()
-
-
-def monotonic() -> float:
-    """Seconds on the clock for durations."""
-    return source.monotonic()
-
-
-def wall() -> float:
-    """Seconds since the epoch, for the wire."""
-    return source.wall()
+#: Seconds on the clock for durations, since some fixed moment; a suspended machine's sleep is
+#: included.
+monotonic: _Clock = _monotonic
+#: Seconds since the epoch, for the wire.
+wall: _Clock = time.time
 
 
 def wall_ms() -> int:
     """Whole milliseconds since the epoch, as BullMQ writes them."""
-    return int(source.wall() * 1000)
+    return int(wall() * 1000)
+
+
+class Source:
+    """The system's clocks.  Subclass it to turn time in a test."""
+
+    def monotonic(self) -> float:
+        return _monotonic()
+
+    def wall(self) -> float:
+        return time.time()
 
 
 class ServerClock:
@@ -67,9 +63,10 @@ class ServerClock:
 @contextlib.contextmanager
 def turned(replacement: Source) -> typing.Iterator[Source]:
     """Use another source of time inside the block (tests only)."""
-    global source
-    before, source = source, replacement
+    global monotonic, wall
+    before = monotonic, wall
+    monotonic, wall = replacement.monotonic, replacement.wall
     try:
         yield replacement
     finally:
-        source = before
+        monotonic, wall = before

@@ -175,12 +175,13 @@ class JobHash:
 
     def defect(self) -> str | None:
         """Why this job cannot be run: it has no name, or its data are not JSON."""
-        if not self._fields.get(b"name"):
-            return f"the job's hash {'has no name' if self._fields else 'is missing'}"
+        fields = self._fields
+        if not fields.get(b"name"):
+            return f"the job's hash {'has no name' if fields else 'is missing'}"
         try:
-            self.data  # noqa: B018  (parsed here once, and kept)
-        except GeventqError as error:
-            return str(error)
+            self._data = decode(fields.get(b"data") or b"{}")  # here once, and kept
+        except ValueError as error:
+            return self._not_json(b"data", error)
         return None
 
     def _text(self, field: bytes) -> str | None:
@@ -191,8 +192,10 @@ class JobHash:
         try:
             return decode(self._fields.get(field) or default)
         except ValueError as error:
-            name = field.decode()
-            raise GeventqError(f"{name} of job {self.id} is not JSON: {error}") from None
+            raise GeventqError(self._not_json(field, error)) from None
+
+    def _not_json(self, field: bytes, error: ValueError) -> str:
+        return f"{field.decode()} of job {self.id} is not JSON: {error}"
 
     def _number(self, field: bytes) -> float:
         """A number as Node writes it; 0 where it is missing or something else."""

@@ -104,11 +104,14 @@ class Client:
         *,
         again: bool = False,
         timeout: float | None = None,
+        texts_only: bool = False,
     ) -> Answer:
-        """Run a script by its hash; where the server does not know it, by its text."""
+        """Run a script by its hash; where the server does not know it, by its text.
+        `texts_only`: there is no number among `args`."""
         limit = self.timeout if timeout is None else timeout
         began = clock.monotonic()
-        answer = self.call(script.pack(keys, args), 1, again=again, timeout=limit)[0]
+        payload = script.pack(keys, args, texts_only=texts_only)
+        answer = self.call(payload, 1, again=again, timeout=limit)[0]
         if isinstance(answer, hiredis.HiredisError):
             if str(answer).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
                 # Loaded to stay, and sent whole: another may flush the scripts in between.

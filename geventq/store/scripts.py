@@ -77,20 +77,29 @@ class Script:
         self.source = f"local keys = {{ {places} }}\n{body}"
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def pack(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
-        """The packed ``EVALSHA`` call.  Raises `AttributeError` if `keys` has not all that the
-        header names: a job's are had by `QueueKeys.of_job`."""
-        return self._packed("EVALSHA", self.sha, keys, args)
+    def pack(
+        self,
+        keys: Keys,
+        args: typing.Sequence[str | bytes | int | float],
+        *,
+        texts_only: bool = False,
+    ) -> bytes:
+        """The packed ``EVALSHA`` call.  `texts_only`: no number is among `args`, so none is looked
+        for.  Raises `AttributeError` if `keys` has not all that the header names: a job's are had
+        by `QueueKeys.of_job`."""
+        command = self._command("EVALSHA", self.sha, keys, args)
+        packed: bytes = _pack(command) if texts_only else pack(command)
+        return packed
 
     def pack_whole(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
         """The same call with the script's text, for a server that does not know it."""
-        return self._packed("EVAL", self.source, keys, args)
+        return pack(self._command("EVAL", self.source, keys, args))
 
-    def _packed(
+    def _command(
         self, how: str, what: str, keys: Keys, args: typing.Sequence[str | bytes | int | float]
-    ) -> bytes:
+    ) -> tuple[str | bytes | int | float, ...]:
         names = self._key_names(keys)[:-1]
-        return pack((how, what, self._key_count, *names, *args))
+        return (how, what, self._key_count, *names, *args)
 
 
 def _read(*path: str) -> str:

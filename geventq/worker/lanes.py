@@ -188,12 +188,14 @@ class Lanes:
     def _take_turns(self) -> None:
         """The task of each lane (`geventq.guarded`): begun anew, it sees by itself what to do."""
         while True:
-            room = self._free_slots() if self.hungry else 0
-            if self._pending or room > 0 or self._lost_takes:
-                if self._lost_takes:
-                    self._recover()
-                if self._pending or self._free_slots() > 0:
-                    self._make_call()
+            asks = self.hungry
+            if self._lost_takes:
+                asks = True
+                self._recover()
+                self._outage.over()
+            room = self._free_slots() if asks or self._pending else 0
+            if self._pending or room > 0:
+                self._make_call(room)
                 self._outage.over()
             elif self._stopping:
                 return
@@ -215,7 +217,7 @@ class Lanes:
 
     def _free_slots(self) -> int:
         """How many jobs to ask for: a lane's share at most, so that the lanes' calls overlap and
-        neither the server nor this process waits for the other's whole batch."""
+        neither the server nor this process waits for the other's whole batch.  0 or less: none."""
         if self._stopping:
             return 0
         share = -(-self._slots.concurrency // _LANES)
@@ -232,25 +234,25 @@ class Lanes:
             count += 1
         return count
 
-    def _make_call(self) -> None:
+    def _make_call(self, room: int) -> None:
         count = self._fitting()
         batch, self._pending = self._pending[:count], self._pending[count:]
         self._in_calls.append(batch)
         try:
-            self._call_with(batch)
+            self._call_with(batch, max(0, room))
         finally:
             self._in_calls.remove(batch)
 
-    def _call_with(self, batch: list[Settled]) -> None:
-        room = -1 if self._stopping else max(0, self._free_slots())
+    def _call_with(self, batch: list[Settled], room: int) -> None:
         first = self._next_lock
-        self._next_lock += max(0, room)
-        self.asked += max(0, room)
+        self._next_lock += room
+        self.asked += room
         sent_at, wanted = clock.monotonic(), self._wanted
         if room > 0:
             self.jobs.take_begins(first)
         try:
-            reply = self._calls.settle(batch, room, self._lock_base, first)
+            asked = -1 if self._stopping else room
+            reply = self._calls.settle(batch, asked, self._lock_base, first)
         except BaseException as error:
             lost = _may_be_done(error)
             if lost and room > 0:
@@ -262,7 +264,7 @@ class Lanes:
             self._take_back(batch, unsent=not lost and isinstance(error, RedisUnavailableError))
             raise
         finally:
-            self.asked -= max(0, room)
+            self.asked -= room
         self._most = min(2 * self._most, _BATCH)
         self.has_answer = True
         if reply.jobs and clock.monotonic() > sent_at + self._life:
@@ -280,7 +282,7 @@ class Lanes:
             self._pending = unsettled + self._pending
             raise
         if room > 0:
-            if not self._is_lost(first):
+            if not self._lost_takes or not self._is_lost(first):
                 self.jobs.take_is_over(first)
             self._note_supply(reply, room, wanted)
 

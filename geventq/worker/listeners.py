@@ -49,7 +49,8 @@ class Listeners:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._by_event: dict[str, list[Listener]] = {}
+        #: The listeners of each event that has any.
+        self.by_event: dict[str, list[Listener]] = {}
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
         self._wake = gevent.event.Event()
         self._ended = False
@@ -69,24 +70,23 @@ class Listeners:
             raise ValueError(f"event: one of {', '.join(sorted(EVENTS))} is needed, got {event!r}")
         if not callable(listener):
             raise TypeError(f"listener: a callable is needed, got {type(listener).__name__}")
-        self._by_event.setdefault(event, []).append(listener)
+        self.by_event.setdefault(event, []).append(listener)
         return listener
 
     def off(self, event: str, listener: Listener) -> bool:
         """Remove one registration; `False` if there was none."""
+        listeners = self.by_event.get(event, [])
         try:
-            self._by_event.get(event, []).remove(listener)
+            listeners.remove(listener)
         except ValueError:
             return False
+        if not listeners:
+            del self.by_event[event]
         return True
-
-    def wants(self, event: str) -> bool:
-        """Whether anybody listens to `event`."""
-        return bool(self._by_event.get(event))
 
     def emit(self, event: str, *args: object) -> None:
         """Queue an event for its listeners."""
-        if self._by_event.get(event) or event == "error":
+        if event in self.by_event or event == "error":
             self._waiting.append((event, args))
             self._wake.set()
             if len(self._waiting) > self._most:
@@ -212,7 +212,7 @@ class Listeners:
     def call(self, event: str, *args: object) -> bool:
         """Call the listeners of `event` now, in the current greenlet; whether anything was
         raised that may have been thrown at it (`call_listeners`)."""
-        listeners = self._by_event.get(event)
+        listeners = self.by_event.get(event)
         if not listeners:
             if event == "error" and not _was_logged(args[0]):
                 self._log(args[0])

@@ -293,7 +293,7 @@ def test_a_take_that_fails_puts_back_what_it_popped(
         direct.take(5)
     assert [dump(redis_client, f"{prefix}:q:{place}") for place in places] == before
     redis_client.delete(f"{prefix}:q:events")
-    taken = [job_id.decode() for job_id, _, _ in direct.take(9)[1]]
+    taken = [job_id.decode() for job_id in direct.take(9)[1][::3]]
     assert taken == [*ids, *urgent]
 
 

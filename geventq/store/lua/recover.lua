@@ -10,7 +10,7 @@
 --        2 the lock token, or, if numbers follow, its beginning
 --        3 lock duration in ms  4 where in active to begin, 0 at first
 --        5... pairs: first number, and how many, of the lock tokens that were sent
--- Reply  {jobs {id, lock token, hash; empty if it is none}, where to go on, or -1}
+-- Reply  {jobs (id, lock token, hash; empty if it is none), where to go on, or -1}
 -- Events none
 --- include: bound
 --- include: job
@@ -47,7 +47,7 @@ for n, holder in ipairs(#active > 0 and redis.call('MGET', unpack(lock_keys)) or
     if redis.call('PTTL', lock_keys[n]) < tonumber(duration) then -- else it was extended
       redis.call('PEXPIRE', lock_keys[n], duration)
     end
-    found[#found + 1] = { job_id, holder, fields }
+    found[#found + 1], found[#found + 2], found[#found + 3] = job_id, holder, fields
   end
 end
 return { found, #active == MOST and start + MOST / 2 or -1 }

@@ -27,7 +27,7 @@
 --                    turn (text, which sorts as their takes), and of the first one mates (turns by
 --                    id of what its worker has given back before); of an outcome that is sent
 --                    again: atm0 and stc0 (as at the take), lapsed (its lock can have expired since)
--- Reply  {codes, jobs {id, lock token, hash as before the take}, broken {id, why},
+-- Reply  {codes, jobs (id, lock token, hash as before the take), broken {id, why},
 --         ms of the next delayed job or 0; -1: there is more to take now,
 --         id of the last event that tells of jobs taken, or '', the count of requests to cancel}
 --        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
@@ -96,9 +96,9 @@ local function read_more(kind, text)
   return more
 end
 
--- Gives each outcome its code, 0 for what is to be carried out, and its `more`.  Only reads, with one
--- command for all where the common case allows it.  Where very many jobs are active, so that it takes
--- long to find one, some outcomes have to come again.
+-- Gives each outcome its code, 0 for what is to be carried out, its `more`, and the key of its lock.
+-- Only reads, with one command for all where the common case allows it.  Where very many jobs are
+-- active, so that it takes long to find one, some outcomes have to come again.
 local function judge(has_news)
   local lock_keys, job_keys, child_keys = {}, {}, {}
   for n = 1, count do
@@ -133,7 +133,7 @@ local function judge(has_news)
     end
     codes[n], mores[n] = code, more
   end
-  return codes, mores
+  return codes, mores, lock_keys
 end
 
 -- release -------------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ local function carry_out_alone(at, more, place)
 end
 
 -- Carries out those of the outcomes whose code is 0.
-local function settle(codes, mores)
+local function settle(codes, mores, lock_keys)
   local ids, locks = {}, {}
   local ends, gives = false, false
   for n = 1, count do
     if codes[n] == 0 then
       local at = FIRST + (n - 1) * STRIDE
       local kind, job_id = ARGV[at], ARGV[at + 1]
-      ids[#ids + 1], locks[#locks + 1] = job_id, keys.base .. job_id .. ':lock'
+      ids[#ids + 1], locks[#locks + 1] = job_id, lock_keys[n]
       ends = ends or kind == 'c' or kind == 'f'
       gives = gives or kind == 'b'
     end
@@ -312,10 +312,10 @@ end
 
 local codes = {}
 if count > 0 then
-  local mores
+  local mores, lock_keys
   -- Hashes are looked at only where somebody has asked since the jobs were taken.
-  codes, mores = judge(ARGV[8] ~= requests)
-  settle(codes, mores)
+  codes, mores, lock_keys = judge(ARGV[8] ~= requests)
+  settle(codes, mores, lock_keys)
 else
   redis.call('XLEN', keys.events)
 end
@@ -323,7 +323,7 @@ end
 -- take ----------------------------------------------------------------------------------------
 
 -- Within the queue's global concurrency, and nothing while it is paused (8.10).
-local jobs, broken, next_ms = {}, {}, 0
+local jobs, taken, broken, next_ms = {}, 0, {}, 0
 local blocked, there_are_more, told = false, false, nil
 if room >= 0 then
   local wanted = ARGV[3]
@@ -337,12 +337,12 @@ if room >= 0 then
     due_ms = next_due()
   end
   if room > 0 and not blocked then
-    jobs, broken, there_are_more, told = take_jobs(keys, wanted, ARGV[2],
+    jobs, taken, broken, there_are_more, told = take_jobs(keys, wanted, ARGV[2],
       { ARGV[4], ARGV[5], ARGV[6] }, ARGV[7])
   end
   if there_are_more then
     next_ms = -1
-  elseif #jobs < room or room == 0 then
+  elseif taken < room or room == 0 then
     next_ms = due_ms or 0
   end
 end
@@ -350,12 +350,12 @@ end
 -- tell ----------------------------------------------------------------------------------------
 
 -- A call that took all it asked for is followed by another one; else the marker tells (9.7).
-if delayed_some and (#jobs == 0 or #jobs < room) then
+if delayed_some and (taken == 0 or taken < room) then
   --- include: place
   mark_next_delayed(keys)
 end
 -- Told after an end that leaves nothing to do (8.12).
-if finished and #jobs == 0 and not blocked and (room < 0 or next_ms == 0)
+if finished and taken == 0 and not blocked and (room < 0 or next_ms == 0)
   and redis.call('LLEN', keys.wait) == 0 and redis.call('LLEN', keys.active) == 0
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')

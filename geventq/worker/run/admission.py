@@ -12,7 +12,7 @@ import typing
 from geventq.cancellation import Attempt
 from geventq.job import Job
 from geventq.record import read_record
-from geventq.worker.run.execution import Execution, Heard, Overseer
+from geventq.worker.run.execution import Execution, Heard, Overseer, Take
 from geventq.worker.run.policy import Policies
 
 if typing.TYPE_CHECKING:
@@ -24,24 +24,6 @@ __all__ = ["Admission", "Made", "Take", "Taken"]
 
 Taken = tuple[str, str, list[bytes]]
 """A job as a take answers it: its id, its lock token, its hash as before the take, flat."""
-
-
-class Take(typing.NamedTuple):
-    """The call by which jobs are ours."""
-
-    sent_at: float
-    """On the monotonic clock."""
-    taken_ms: int | None
-    """What it has said that the time is; `None` for one that has found jobs after the answer to
-    their take was lost."""
-    place: str = ""
-    """Sorts calls in the order in which the server has carried them out."""
-    requests: int = -1
-    """The queue's count of requests to cancel, as it has told it; -1: it has not."""
-    numbers: tuple[int, ...] = ()
-    """The first lock token's number of the call; of one that has found jobs, those of all calls
-    whose answers were lost."""
-
 
 Made = typing.TypeVar("Made", bound=Execution)
 
@@ -85,17 +67,16 @@ class Admission:
         this run is in its attempt, as if it had been made before the first turn (2.8).
         """
         job_id, lock_token, flat = taken
-        sent_at, taken_ms, place = take[:3]
         pairs = iter(flat)
         fields = dict(zip(pairs, pairs, strict=True))
         job = Job(self._store, job_id, fields)
         made, started, stalls = job.counters()
-        if taken_ms is None:  # what the hash was before the take can be told by what a run leaves
+        if take.taken_ms is None:  # what the hash was before it can be told by what a run leaves
             first_run = b"failedReason" not in fields
         else:
             first_run = b"processedOn" not in fields  # or a retry by hand (4.4)
             started += 1
-            fields[b"processedOn"] = b"%d" % taken_ms  # all as the take has written it
+            fields[b"processedOn"] = take.taken_ms  # all as the take has written it
             fields[b"ats"] = b"%d" % started
             if self._worker_name:
                 fields[b"pb"] = self._worker_name
@@ -115,10 +96,8 @@ class Admission:
         )
         most = self._max_started
         counters = made, started, stalls
-        execution = kind(job, lock_token, attempt, policy, counters, sent_at, self._overseer, most)
+        execution = kind(job, lock_token, attempt, policy, counters, take, self._overseer, most)
         execution.route = route
-        execution.take_place = place
-        execution.requests_known = take.requests
         job.owned_by(execution)
         if b"gqc" in fields:
             _heed_record(execution, fields, first_run)

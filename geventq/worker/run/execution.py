@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
     from geventq.worker.processor import Route
     from geventq.worker.run.policy import RunPolicy
 
-__all__ = ["Execution", "Heard", "Overseer"]
+__all__ = ["Execution", "Heard", "Overseer", "Take"]
 
 
 class Overseer(AttemptObserver, typing.Protocol):
@@ -54,6 +54,23 @@ class Heard:
     """When the processor had ended (monotonic); 0 before."""
 
 
+class Take(typing.NamedTuple):
+    """The call by which jobs are ours."""
+
+    sent_at: float
+    """On the monotonic clock."""
+    taken_ms: bytes | None
+    """What it has said that the time is, as hashes have it; `None` for one that has found jobs
+    after the answer to their take was lost."""
+    place: str = ""
+    """Sorts calls in the order in which the server has carried them out."""
+    requests: int = -1
+    """The queue's count of requests to cancel, as it has told it; -1: it has not."""
+    numbers: tuple[int, ...] = ()
+    """The first lock token's number of the call; of one that has found jobs, those of all calls
+    whose answers were lost."""
+
+
 class Execution:
     """One attempt of one job in this worker."""
 
@@ -70,11 +87,10 @@ class Execution:
         "overseer",
         "policy",
         "renewed_at",
-        "requests_known",
         "route",
         "stalls",
         "stamped_at",
-        "take_place",
+        "take",
         "told",
         "unrunnable",
     )
@@ -86,7 +102,7 @@ class Execution:
         attempt: Attempt,
         policy: RunPolicy,
         counters: tuple[int, int, int],
-        renewed_at: float,
+        take: Take,
         overseer: Overseer,
         max_started: int | None,
     ) -> None:
@@ -97,11 +113,12 @@ class Execution:
         self.lock_token = lock_token
         self.attempt = attempt
         self.policy = policy
+        self.take = take
         #: When the lock was last asked for with success, on the monotonic clock: it cannot have
         #: expired before ``renewed_at + lock_duration`` (3.3).
-        self.renewed_at = renewed_at
+        self.renewed_at = take.sent_at
         #: When `renewed_at` was last set.
-        self.stamped_at = renewed_at
+        self.stamped_at = take.sent_at
         #: The job's counters as this attempt found them; `attempts_started` counts this one.
         #: An outcome that is sent again is recognised by them (3.6), so they never change.
         self.attempts_made, self.attempts_started, self.stalls = counters
@@ -114,12 +131,9 @@ class Execution:
         #: What was asked of it from elsewhere, made with the first request: something is recorded
         #: with the job, and its outcome clears it (4.4).
         self.heard: Heard | None = None
-        #: The queue's count of requests that its take has told; -1: not known.
-        self.requests_known = -1
         #: How the attempt ended, or ends without having begun: an `Outcome`, which is on its way
         #: to Redis until `over`.
         self.outcome: typing.Any = None
-        self.take_place = ""  # see `admission.Take.place`
         #: Listeners know how this attempt ended: they hear it once.
         self.told = False
 
@@ -179,7 +193,7 @@ class Execution:
         """Sorts the jobs of a worker in the order of their takes: by the call, and within one by
         the number in the lock token."""
         number = self.lock_token.rpartition(":")[2]
-        return f"{self.take_place}:{number:0>12}"
+        return f"{self.take.place}:{number:0>12}"
 
     def started_too_often(self) -> bool:
         """Whether the worker's ``max_started_attempts`` forbids another run."""

@@ -221,7 +221,7 @@ class JobLife:
             labels.begin(execution.job_id, self._queue_name, execution.attempts_made + 1)
         result: object = None
         error: BaseException | None = None
-        if self._listeners.wants("active"):
+        if "active" in self._listeners.by_event:
             attempt.enter(getcurrent())
             self._listeners.call("active", execution.job)
             if self._is_disowned:
@@ -350,7 +350,7 @@ class JobLife:
             self._hearing.settled(execution)
         job, event = execution.job, outcome.event
         execution.over()
-        is_heard = event is not None and self._listeners.wants(event)
+        is_heard = event in self._listeners.by_event
         if is_heard or outcome.cancellation is not None or sys.getrefcount(job) > _UNSEEN:
             job.owned_by(None)
             job.changed(outcome.fields(execution))  # from now on it is as one read anew

@@ -79,6 +79,7 @@ class Outcome:
         "cancellation",
         "ended_ms",
         "error",
+        "event",
         "is_plain",
         "kind",
         "mates",
@@ -100,6 +101,8 @@ class Outcome:
         cancellation: Cancellation | None = None,
     ) -> None:
         self.kind = kind
+        #: The worker's event that tells of this end; `None` where the attempt does not count.
+        self.event = _EVENTS.get(kind) if value else None
         self.ended_ms = ended_ms
         self.value = value
         self.attempts_made = attempts_made
@@ -111,11 +114,6 @@ class Outcome:
         #: Of a job that is given back: those that were given back before, so that they stand in
         #: the order of their takes (7.1): ids and turns, which others add to.
         self.mates: typing.Mapping[str, str] | None = None
-
-    @property
-    def event(self) -> str | None:
-        """The worker's event that tells of this end; `None` where the attempt does not count."""
-        return _EVENTS.get(self.kind) if self.value else None
 
     def fields(self, execution: Execution) -> dict[bytes, bytes | None]:
         """What this end has written into the job's hash, as the script has done it."""

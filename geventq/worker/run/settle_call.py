@@ -95,7 +95,7 @@ class SettleReply(typing.NamedTuple):
     jobs: list[Taken]
     broken: list[tuple[str, str]]
     next_ms: int
-    taken_ms: int
+    taken_ms: bytes
     place: str
     requests: int
 
@@ -108,7 +108,7 @@ class SettleCall:
     ) -> None:
         self._client = client
         self._keys = keys
-        self._lock_ms = round(lock_duration * 1000)
+        self._lock_ms = str(round(lock_duration * 1000))
         #: Seconds from the sending of a take for which its locks are surely ours (3.3).
         self.lock_life = lock_duration * SAFETY
         self._worker_name = worker_name
@@ -129,11 +129,11 @@ class SettleCall:
         The jobs' lock tokens are `lock_token` with the numbers from `first` on behind it, or,
         without `first`, `lock_token` itself.
         """
-        now_ms = clock.wall_ms()
-        known = min([execution.requests_known for execution, _ in batch], default=-1)
-        args: list[str | bytes | int | float] = [
-            *(self._keys.base, str(now_ms), str(room), lock_token),
-            *("" if first is None else str(first), str(self._lock_ms), self._worker_name),
+        now_ms = str(clock.wall_ms())
+        known = min([execution.take.requests for execution, _ in batch], default=-1)
+        args: list[str | bytes] = [
+            *(self._keys.base, now_ms, str(room), lock_token),
+            *("" if first is None else str(first), self._lock_ms, self._worker_name),
             "" if known < 0 else str(known),
         ]
         mates: typing.Mapping[str, str] | None = None  # of one worker all have the same
@@ -149,14 +149,14 @@ class SettleCall:
             )
             mates = mates or outcome.mates
         codes, jobs, broken, next_ms, told, requests = self._client.script(
-            self._settle, self._keys, args, timeout=timeout
+            self._settle, self._keys, args, timeout=timeout, texts_only=True
         )
         return SettleReply(
-            [code if isinstance(code, int) else _other(code) for code in codes],
+            codes if codes.count(0) == len(codes) else [_code(code) for code in codes],
             _taken(jobs),
             [(_text(job_id), _text(why)) for job_id, why in broken],
             next_ms,
-            now_ms,
+            now_ms.encode(),
             _place(told) if told else "",
             int(requests),
         )
@@ -199,11 +199,17 @@ def _place(event_id: bytes) -> str:
     return f"{milliseconds:0>15}-{number:0>9}"
 
 
-def _taken(jobs: list[tuple[bytes, bytes, list[bytes]]]) -> list[Taken]:
-    return [(_text(job_id), _text(lock_token), flat) for job_id, lock_token, flat in jobs]
+def _taken(jobs: list[typing.Any]) -> list[Taken]:
+    flat = iter(jobs)
+    return [  # without a call of `_text`: these are many
+        (job_id.decode("utf-8", "replace"), lock_token.decode("utf-8", "replace"), fields)
+        for job_id, lock_token, fields in zip(flat, flat, flat, strict=True)
+    ]
 
 
-def _other(code: bytes | list[bytes]) -> Code:
+def _code(code: int | bytes | list[bytes]) -> Code:
+    if isinstance(code, int):
+        return code
     return Unheard(code[0]) if isinstance(code, list) else _text(code)
 
 

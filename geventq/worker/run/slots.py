@@ -35,11 +35,13 @@ class Slots:
         #: By lock token.  The lock of each is renewed as long as it is in here.
         self.held: dict[str, Execution] = {}
         self.running = Running()
-        self._limited_until = 0.0  # on the monotonic clock
+        self._limited_until = 0.0  # on the monotonic clock; 0 before the first limit
 
     def free(self) -> int:
         """How many more jobs would run now; 0 or less if none."""
-        if not self.takes or self.is_held_back or clock.monotonic() < self._limited_until:
+        if not self.is_open or self.is_paused or self.is_held_back:
+            return 0
+        if self._limited_until and clock.monotonic() < self._limited_until:
             return 0
         return self.running.free(self.concurrency)
 

@@ -60,13 +60,15 @@ local function why_not(keys, job_id, fields, now_ms)
 end
 
 -- `lock` is {beginning, first number or '', duration in ms}: each job gets a lock token of its own.
--- Answers jobs {id, lock token, fields as they were before the take...}, broken ids {id, why},
--- whether there was more than one call takes, and the id of the last event that tells of them.
+-- Answers jobs (of each its id, lock token, and fields as they were before the take), how many they
+-- are, broken ids {id, why}, whether there was more than one call takes, and the id of the last event
+-- that tells of them.
 local function take_jobs(keys, room, now_ms, lock, worker_name)
   local ids, scores, is_odd = pop_ids(keys, room)
   local jobs, broken, taken = {}, {}, {}
   local filled, told = 0, nil
   local at = 1 -- the id from which on none was taken, also where this fails
+  local number = nil -- of the last lock token, from the first one on, if they have numbers
 
   local function take(job_id)
     local job_key = keys.base .. job_id
@@ -76,10 +78,8 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
       broken[#broken + 1] = { job_id, why }
       return
     end
-    local token = lock[1] .. lock[2]
-    if #jobs > 0 and lock[2] ~= '' then
-      token = lock[1] .. string.format('%d', lock[2] + #jobs)
-    end
+    number = number and number + 1
+    local token = lock[1] .. (number and string.format('%d', number) or lock[2])
     redis.call('SET', job_key .. ':lock', token, 'PX', lock[3])
     told = redis.call('XADD', keys.events, '*', 'event', 'active', 'jobId', job_id, 'prev', 'waiting')
     local started = '1'
@@ -97,7 +97,9 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
       redis.call('HSET', job_key, 'processedOn', now_ms, 'ats', started, 'pb', worker_name)
     end
     taken[#taken + 1] = job_id
-    jobs[#jobs + 1] = { job_id, token, fields }
+    local last = #jobs -- flat: Redis asks each table of a reply what it is
+    jobs[last + 1], jobs[last + 2], jobs[last + 3] = job_id, token, fields
+    number = number or tonumber(lock[2])
   end
 
   local function take_each()
@@ -119,8 +121,8 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
       redis.call('RPUSH', keys.wait, ids[n])
     end
   end
-  if not done and #jobs + #broken == 0 then
+  if not done and #taken + #broken == 0 then
     error(why)
   end -- else the next call meets the fault alone
-  return jobs, broken, at <= #ids, told
+  return jobs, #taken, broken, at <= #ids, told
 end
