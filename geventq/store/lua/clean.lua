@@ -21,15 +21,14 @@ if wrong then
   return wrong
 end
 
--- When a job that has not ended was last touched (wire-format 9.15); what says nothing is old.
-local FIELDS = {
-  prioritized = { 'timestamp' }, delayed = { 'processedOn', 'timestamp' },
-}
-local UNTOLD = { 'finishedOn', 'processedOn', 'timestamp' }
+-- When a job that has not ended was last touched (wire-format 9.15), by its end (5), its last run (6),
+-- its beginning (7); what says nothing, and what is no job, is old.
+local MOMENTS = { prioritized = { 7 }, delayed = { 6, 7 } }
+local ALL = { 5, 6, 7 }
 
-local function is_old(job_key)
-  for _, name in ipairs(FIELDS[place] or UNTOLD) do
-    local told = tonumber(redis.call('HGET', job_key, name) or '')
+local function is_old(fields)
+  for _, n in ipairs(MOMENTS[place] or ALL) do
+    local told = tonumber(fields[n] or '')
     if told then
       return told <= oldest
     end
@@ -37,19 +36,17 @@ local function is_old(job_key)
   return true
 end
 
-local function is_meant(job_id)
-  local job_key = keys.base .. job_id
-  if place == 'active' and redis.call('EXISTS', job_key .. ':lock') == 1 then
+local function is_meant(job_id, fields)
+  if place == 'active' and redis.call('EXISTS', keys.base .. job_id .. ':lock') == 1 then
     return false
   end
-  return not is_job(job_key)
-    or is_old(job_key) and not is_pending_run(job_id, redis.call('HGET', job_key, 'rjk'))
+  return fields.err or is_old(fields) and not is_pending_run(job_id, fields[1])
 end
 
 local is_list, has_ended = LISTS[place] ~= nil, ENDED[place] ~= nil
 local key = LISTS[place] or ENDED[place] or SETS[place]
-local most = math.min(MOST, tonumber(ARGV[4]))
-local ids, before, page = {}, 0, MOST
+local most = math.min(MOST_CLEARED, tonumber(ARGV[4]))
+local ids, before, page = {}, 0, MOST_CLEARED
 if has_ended then -- their scores are the moments of their ends
   page = most
   ids = redis.call('ZRANGEBYSCORE', key, '-inf', ARGV[3], 'LIMIT', 0, page)

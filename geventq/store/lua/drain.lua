@@ -17,9 +17,8 @@ if wrong then
 end
 redis.call('DEL', keys.base) -- never there: a full Redis lets it pass as the first write, and the rest
 
-local function is_meant(job_id)
-  local job_key = keys.base .. job_id
-  return not is_job(job_key) or not is_pending_run(job_id, redis.call('HGET', job_key, 'rjk'))
+local function is_meant(job_id, fields)
+  return fields.err or not is_pending_run(job_id, fields[1])
 end
 
 local LISTS = { wait = keys.wait, paused = keys.paused }
@@ -28,11 +27,11 @@ local NEXT = { wait = 'paused', paused = 'prioritized', prioritized = 'done', de
 if ARGV[2] == '1' then
   NEXT.prioritized = 'delayed'
 end
-local place, anchor, room = ARGV[3], ARGV[4], MOST
+local place, anchor, room = ARGV[3], ARGV[4], MOST_CLEARED
 while place ~= 'done' and room > 0 do
   local key, is_list = LISTS[place] or SETS[place], LISTS[place] ~= nil
   local ids, before = ids_behind(key, is_list, anchor, room)
-  local _, stayed = clear_ids(keys, key, is_list, ids, before, MOST, is_meant)
+  local _, stayed = clear_ids(keys, key, is_list, ids, before, MOST_CLEARED, is_meant)
   anchor = stayed or anchor
   if #ids < room then
     place, anchor = NEXT[place], ''

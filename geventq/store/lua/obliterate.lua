@@ -23,7 +23,7 @@ if redis.call('LLEN', keys.active) > 0 and ARGV[2] ~= '1' then
   return -2
 end
 
-local room = MOST
+local room = MOST_CLEARED
 
 local function is_meant(job_id)
   redis.call('DEL', keys.base .. job_id .. ':lock')
@@ -32,7 +32,7 @@ end
 
 local function clear_place(key, is_list)
   local ids = ids_behind(key, is_list, '', room)
-  clear_ids(keys, key, is_list, ids, 0, MOST, is_meant)
+  clear_ids(keys, key, is_list, ids, 0, MOST_CLEARED, is_meant)
   room = room - #ids
 end
 

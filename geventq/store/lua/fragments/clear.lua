@@ -1,4 +1,3 @@
---- include: bound
 --- include: job
 --- include: place
 --- include: remove
@@ -22,11 +21,38 @@ local function home_of(parent_key, told)
   }, id
 end
 
+-- Jobs that one call looks at: some 10 ms, so that nobody else waits for the server.
+local MOST_CLEARED = 400
+
+local doomed = {} -- keys that are to be deleted together
+
+-- A job's, but for its lock (8.8).
+local function doom(job_key)
+  local n = #doomed
+  doomed[n + 1], doomed[n + 2] = job_key, job_key .. ':logs'
+  doomed[n + 3], doomed[n + 4] = job_key .. ':dependencies', job_key .. ':processed'
+  doomed[n + 5], doomed[n + 6] = job_key .. ':failed', job_key .. ':unsuccessful'
+end
+
+local function delete_doomed()
+  if #doomed > 0 then
+    redis.call('UNLINK', unpack(doomed))
+    doomed = {}
+  end
+end
+
+-- What a job is cleared by: its scheduler, its parent (2), its deduplication, its moments (3).  An
+-- error where there is something that is no hash: that is no job, and nobody's to delete.
+local function read_for_clearing(job_key)
+  return redis.pcall('HMGET', job_key, 'rjk', 'parentKey', 'parent', 'deid', 'finishedOn',
+    'processedOn', 'timestamp')
+end
+
 local delete_job
 
 -- A parent that waited for nothing else goes with its child, or runs next if it is in another queue.
 local function leave_parent(keys, job_key, parent_key, told)
-  if not parent_key or not is_job(parent_key) then
+  if not is_job(parent_key) then
     return
   end
   local pending = parent_key .. ':dependencies'
@@ -37,25 +63,27 @@ local function leave_parent(keys, job_key, parent_key, told)
   if wrong_type(theirs) or redis.call('ZREM', theirs.waiting_children, parent_id) == 0 then
     return
   elseif theirs.base == keys.base then
-    delete_job(keys, parent_id)
+    delete_job(keys, parent_id, read_for_clearing(parent_key))
   else
     redis.call('RPUSH', theirs.wait, parent_id)
     wake_unless_blocked(theirs)
   end
 end
 
--- What is no hash is no job, and nobody's to delete.
-delete_job = function(keys, job_id)
-  local job_key = keys.base .. job_id
-  local found = redis.call('TYPE', job_key).ok
-  if found == 'hash' then
-    local fields = redis.call('HMGET', job_key, 'parentKey', 'parent', 'deid')
-    leave_parent(keys, job_key, fields[1], fields[2])
-    free_deduplication(keys.base, job_id, fields[3])
-  elseif found ~= 'none' then
+-- `fields` is what `read_for_clearing` has found.
+delete_job = function(keys, job_id, fields)
+  if fields.err then
     return
   end
-  delete_job_keys(job_key)
+  local job_key = keys.base .. job_id
+  if fields[2] then
+    leave_parent(keys, job_key, fields[2], fields[3])
+  end
+  free_deduplication(keys.base, job_id, fields[4])
+  doom(job_key)
+  if #doomed > 1000 then
+    delete_doomed()
+  end
 end
 
 -- The next ids of a list or a sorted set, from where the jobs are that ran next or ended first:
@@ -92,7 +120,8 @@ local function take_out(list_key, places)
   redis.call('LREM', list_key, from_right and -#places or #places, list_key)
 end
 
--- Deletes up to `most` jobs of those `ids` that are meant.  Answers the ids that went, the last one
+-- Deletes up to `most` jobs of those `ids` that are meant, of which `is_meant` is asked with the id and
+-- what was read of the job.  Answers the ids that went, the last one
 -- that stayed, and how many were looked at.
 local function clear_ids(keys, list_key, is_list, ids, before, most, is_meant)
   local gone, places, anchor, looked = {}, {}, nil, 0
@@ -101,13 +130,15 @@ local function clear_ids(keys, list_key, is_list, ids, before, most, is_meant)
       break
     end
     looked = n
-    if is_meant(job_id) then
-      delete_job(keys, job_id)
+    local fields = read_for_clearing(keys.base .. job_id)
+    if is_meant(job_id, fields) then
+      delete_job(keys, job_id, fields)
       gone[#gone + 1], places[#places + 1] = job_id, before + n
     else
       anchor = job_id
     end
   end
+  delete_doomed()
   if is_list then
     take_out(list_key, places)
   elseif #gone > 0 then
