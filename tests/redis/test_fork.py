@@ -237,6 +237,39 @@ def test_sys_exit_in_the_child_of_a_job_ends_the_child(
 
 
 @both
+def test_what_is_around_a_job_that_forks_is_left_in_both(
+    redis_url: str, prefix: str, patched: str
+) -> None:
+    """7.5, 2.17: as a ``with`` block would be; the outcome is the parent's."""
+    source = """
+        import contextlib
+        @contextlib.contextmanager
+        def around(job, token):
+            mine = os.getpid()
+            yield
+            token.sleep(0)
+            if os.getpid() != mine:
+                say("child", left=True)
+                os._exit(0)
+            say("parent", left=True)
+        def process(job):
+            pid = os.fork()
+            if pid:
+                child_ends(pid)
+            return "done"
+        with Queue("q", URL, PREFIX) as queue:
+            with Worker("q", process, URL, PREFIX, around=[around]):
+                say("job", result=queue.add("n").wait_until_finished(30))
+    """
+    said = program(redis_url, prefix, patched, source).says()
+    assert said == {
+        "child": {"left": True},
+        "parent": {"left": True},
+        "job": {"result": "done"},
+    }
+
+
+@both
 def test_of_a_job_whose_helper_forks_the_helper_alone_goes_on(
     redis_url: str, prefix: str, patched: str
 ) -> None:
