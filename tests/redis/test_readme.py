@@ -22,7 +22,17 @@ from tests.support.told import ended
 from tests.support.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENDING: typing.Final = ("add", "jobs", "cancel", "workers", "top", "pause", "resume", "retry")
+ENDING: typing.Final = (
+    "add",
+    "jobs",
+    "cancel",
+    "workers",
+    "top",
+    "pause",
+    "resume",
+    "retry",
+    "clean",
+)
 """Commands that end by themselves."""
 README = (ROOT / "README.md").read_text()
 
