@@ -134,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     runs.epilog = (
         "An option that is not given here is taken from the environment ($GEVENTQ_CONCURRENCY for "
         "--concurrency), else from the file. SIGTERM or Ctrl-C lets running jobs end; a second one "
-        "puts them back into the queue at once."
+        "puts them back into the queue at once. SIGUSR1 prints the stacks of running jobs, SIGHUP "
+        "reads the file anew."
     )
     _add_own_arguments(runs)
 

@@ -18,12 +18,14 @@ import gevent.event
 
 from geventq.checks import show
 from geventq.errors import GeventqError
+from geventq.fork import connections
+from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 from geventq.vigil import Report, Vigil, Watched
 
 if typing.TYPE_CHECKING:
-    import socket
+    import gevent.socket
 
 __all__ = ["LIMIT", "LONGEST", "HealthPort", "Place", "answered", "is_whole", "opened"]
 
@@ -94,7 +96,7 @@ def answered(read: bytes, report: typing.Callable[[], Report]) -> bytes:
     if method not in ("GET", "HEAD"):
         return _response(405, {"error": "GET is needed"}, method)
     said = report()
-    is_well = said["ready"] if path == "/ready" else said.get("live", True)
+    is_well = said["ready" if path == "/ready" else "live"]
     return _response(200 if is_well else 503, said, method)
 
 
@@ -138,7 +140,7 @@ class HealthPort:
         self._vigil = Vigil(self._watched)
         self._stop = gevent.event.Event()
         self._outage = Outage("answering at the health port", None, self._stop)
-        self._socket: socket.socket | None = None
+        self._socket: gevent.socket.socket | None = None
         self._accepting = Guarded(self._accept, "health", self._outage)
         self._answering: set[Guarded] = set()
 
@@ -153,8 +155,10 @@ class HealthPort:
             return
         import gevent.socket
 
+        watch(self)
         self._stop.clear()
         self._socket = opened(self.place, gevent.socket.socket)
+        connections.watch(self._socket, connections.generation)
         self.place = self.place._replace(port=self._socket.getsockname()[1])
         self._vigil.start()
         self._accepting.start()
@@ -168,6 +172,12 @@ class HealthPort:
         kill_all([self._accepting, *self._answering])
         self._socket.close()
         self._socket = None
+
+    def die(self) -> list[typing.Any]:
+        """In a forked child: the port is the parent's (cancellation.md 7.5)."""
+        self._socket = None
+        tasks = [self._accepting, *self._answering]
+        return [task.greenlet for task in tasks if task.greenlet is not None]
 
     def __enter__(self) -> HealthPort:
         self.start()
@@ -185,12 +195,13 @@ class HealthPort:
                 continue
             self._socket.settimeout(None)
             sock, _ = self._socket.accept()
+            connections.watch(sock, connections.generation)
             call = functools.partial(self._answer, sock)
             answer = Guarded(call, "health-answer", self._outage)
             self._answering.add(answer)
             answer.start()
 
-    def _answer(self, sock: socket.socket) -> None:
+    def _answer(self, sock: gevent.socket.socket) -> None:
         """One request; whatever becomes of its connection is the other side's business."""
         with (
             contextlib.closing(sock),

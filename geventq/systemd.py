@@ -36,6 +36,7 @@ class Systemd:
 
     def __init__(self, address: str, watchdog: float | None) -> None:
         self._address = address
+        self._pid = os.getpid()  # a forked child is another process
         #: Seconds between two signs of life; `None` if it wants none.
         self.watchdog = watchdog
         self._is_ready = False  # it knows
@@ -98,6 +99,8 @@ class Systemd:
 
     def _send(self, *lines: str) -> bool:
         name = self._address
+        if os.getpid() != self._pid:
+            return False
         try:
             sock = _socket.socket(  # not gevent's, which could yield
                 _socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC

@@ -15,6 +15,7 @@ import gevent.event
 
 from geventq import clock
 from geventq.errors import GeventqError
+from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 
@@ -89,6 +90,7 @@ class Vigil:
 
     def start(self) -> None:
         """Start the greenlets.  Does not yield."""
+        watch(self)
         self._stop.clear()
         for task in self._tasks:
             task.start()
@@ -98,6 +100,10 @@ class Vigil:
         self._stop.set()
         self._wake.set()
         kill_all(self._tasks)
+
+    def die(self) -> list[typing.Any]:
+        """In a forked child: whoever is told, is told by the parent (cancellation.md 7.5)."""
+        return [task.greenlet for task in self._tasks if task.greenlet is not None]
 
     def look(self) -> None:
         """Something has changed: tell of it now.  Does not yield."""
@@ -119,6 +125,7 @@ class Vigil:
         return {
             "status": status,
             "ready": status == "ready",
+            "live": True,
             "pid": os.getpid(),
             **_sums(conditions),
             "redis": self._servers(conditions),

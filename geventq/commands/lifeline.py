@@ -60,8 +60,10 @@ class Lifeline:
             return
         from gevent.os import make_nonblocking
 
+        from geventq.fork.workers import watch
         from geventq.vigil import Vigil
 
+        watch(self)
         make_nonblocking(self._reports)
         self._vigil = Vigil([supervisor or worker], self._report)
         self._vigil.start()
@@ -100,6 +102,10 @@ class Lifeline:
                 self._spawn("close", worker.close, timeout, reason)
             if order in (AT_ONCE, b""):
                 return
+
+    def die(self) -> list[typing.Any]:
+        """In a process that a job has forked: the orders are not for it (cancellation.md 7.5)."""
+        return self._greenlets
 
     def release(self) -> None:
         """After the worker closed.  Yields."""

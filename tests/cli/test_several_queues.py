@@ -190,6 +190,8 @@ WHOLE = '[[workers]]\nqueue = "a"\nprocessor = "m:f"\n'
         (WHOLE + WHOLE + "speed = 5", "workers[1].speed: unknown, got 5; known are"),
         (WHOLE + "limiter = 5", "workers[0].limiter: unknown"),
         (WHOLE + "processes = 2", "workers[0].processes: all workers live in each process"),
+        (WHOLE + "health_port = 80", "workers[0].health_port: all workers live in each process"),
+        (WHOLE + "log_format = 'json'", "workers[0].log_format: all workers live in each process"),
         (WHOLE + WHOLE + "concurrency = '5'", "workers[1]: concurrency: a whole number"),
         (WHOLE + "close_timeout = -1", "workers[0]: close_timeout: seconds must not"),
         (WHOLE + "name = 'two words'", "workers[0]: name"),

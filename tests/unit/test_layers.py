@@ -20,8 +20,6 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 LAYERS: typing.Final = [
     {"cancel_secret", "clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
-    {"vigil"},
-    {"systemd", "health"},
     {
         "cancellation",
         "options",
@@ -33,7 +31,8 @@ LAYERS: typing.Final = [
         "fork",
     }
     | {"cancel_request", "job", "job_hash", "large"},
-    {"embedded", "stacks"},
+    {"embedded", "stacks", "vigil"},
+    {"systemd", "health"},
     {"store"},
     {"control"},
     {"worker", "queue", "events"},
