@@ -76,9 +76,68 @@ def _hear(worker: Child, active: int) -> list[str]:
     return [message["waits"] for message in told if "waits" in message]
 
 
-def _add(queue: Queue, name: str, count: int) -> None:
+def _add(queue: Queue, name: str, count: int) -> list[str]:
+    """The ids of the new jobs."""
+    ids: list[str] = []
     for first in range(0, count, 1000):
-        queue.add_bulk([JobSpec(name)] * min(1000, count - first))
+        ids += [job.id for job in queue.add_bulk([JobSpec(name)] * min(1000, count - first))]
+    return ids
+
+
+def cancel_all(lab: Lab, side: Side, active: int) -> Metrics:
+    """From `cancel_all_jobs` to the last of the waiting processors, and to the last outcome in
+    Redis."""
+    queue = lab.load(active)
+    with lab.process(side, "cancel_all", queue=queue, active=active) as process:
+        found = process.hear(timeout=120)
+        while lab.client.zcard(f"bull:{queue}:failed") < active:
+            time.sleep(0.001)
+        settled = time.perf_counter_ns()
+        process.say({})
+    return {
+        "seen": (found["seen"] - found["asked"]) / 1e6,
+        "settled": (settled - found["asked"]) / 1e6,
+    }
+
+
+def one_by_one(where: str) -> collections.abc.Callable[[Lab, Side, int], Metrics]:
+    """`cancel_job` by one greenlet, of jobs that wait, or that a worker runs."""
+
+    def run(lab: Lab, side: Side, jobs: int) -> Metrics:
+        lab.client.flushall()
+        with contextlib.ExitStack() as stack:
+            queue = stack.enter_context(Queue("bench", lab.url))
+            ids = _add(queue, "wait", jobs)
+            if where == "active":
+                given = {"queue": "bench", "concurrency": jobs}
+                worker = stack.enter_context(lab.process(side, "remote", **given))
+                _hear(worker, jobs)
+            queue.cancel_job("none")  # connected, and loaded what a first call loads
+            with lab.server_work() as work:
+                began = time.perf_counter()
+                told = [queue.cancel_job(job_id, "user") for job_id in ids]
+                seconds = time.perf_counter() - began
+            if where == "active":
+                worker.say({})
+        if not all(told):
+            raise AssertionError(f"{len(ids) - sum(map(bool, told))} jobs were not cancelled")
+        return {"rate": jobs / seconds, "server": work[0].cpu / jobs * 1e6}
+
+    return run
+
+
+def many(lab: Lab, side: Side, jobs: int) -> Metrics:
+    """`cancel_jobs` of waiting jobs, by their ids."""
+    lab.client.flushall()
+    with Queue("bench", lab.url) as queue:
+        ids = _add(queue, "wait", jobs)
+        with lab.server_work() as work, lab.longest_call() as longest:
+            began = time.perf_counter()
+            told = queue.cancel_jobs(ids, "user")
+            seconds = time.perf_counter() - began
+    if not all(told):
+        raise AssertionError(f"{jobs - sum(map(bool, told))} jobs were not cancelled")
+    return {"ms": seconds * 1e3, "lua": work[0].scripts * 1e3, "longest": longest[0]}
 
 
 def sweep(lab: Lab, side: Side, active: int) -> Metrics:
@@ -146,6 +205,48 @@ CANCELLING: typing.Final = (
             Figure("p50", "us"),
             Figure("p99", "us", 10_000.0, 10_000.0, of="value", at_least=False),
             _CALL,
+        ),
+        sides=("geventq",),
+    ),
+    Scenario(
+        "cancelall",
+        "cancel all in process, 500 active",
+        cancel_all,
+        500,
+        50,
+        (
+            Figure("seen", "ms", None, 5.0, of="value", at_least=False),
+            Figure("settled", "ms", None, 60.0, of="value", at_least=False),
+        ),
+    ),
+    Scenario(
+        "waiting",
+        "cancel_job, one after the other, of waiting jobs",
+        one_by_one("waiting"),
+        3_000,
+        200,
+        (Figure("rate", "jobs/s"), Figure("server", "us/job")),
+        sides=("geventq",),
+    ),
+    Scenario(
+        "active",
+        "cancel_job, one after the other, of active jobs",
+        one_by_one("active"),
+        3_000,
+        200,
+        (Figure("rate", "jobs/s"), Figure("server", "us/job")),
+        sides=("geventq",),
+    ),
+    Scenario(
+        "canceljobs",
+        "cancel_jobs over 10,000 waiting jobs",
+        many,
+        10_000,
+        500,
+        (
+            Figure("ms", "ms"),
+            Figure("lua", "ms", 1_000.0, 1_000.0, of="value", at_least=False),
+            Figure("longest", "ms", 50.0, 50.0, of="value", at_least=False),
         ),
         sides=("geventq",),
     ),

@@ -33,6 +33,7 @@ _MODULES: typing.Final = {
     "add": "tests.bench.gq_add",
     "pickup": "tests.bench.gq_pickup",
     "cancel": "tests.bench.gq_cancel",
+    "cancel_all": "tests.bench.gq_cancel_all",
     "ask": "tests.bench.gq_ask",
     "remote": "tests.bench.gq_remote",
 }
@@ -89,7 +90,7 @@ class Lab:
     # -- processes -------------------------------------------------------------------------
 
     def process(self, side: Side, what: str, **given: typing.Any) -> Child:
-        """The process that does `what` (drain, add, pickup, cancel, ask, remote) for one side."""
+        """The process that does `what` (a key of `_MODULES`) for one side."""
         given = {"url": self.url, "prefix": "bull", **given}
         if side == "npm":
             return node(_NODE_SCRIPTS / f"{what}.mjs", **given)
@@ -118,6 +119,17 @@ class Lab:
                 after.cpu - before.cpu, after.scripts - before.scripts, after.calls - before.calls
             )
         )
+
+    @contextlib.contextmanager
+    def longest_call(self) -> collections.abc.Iterator[list[float]]:
+        """Yields a list that holds the milliseconds of the server's longest call inside the block,
+        once it is left; 1 if none was longer."""
+        self.client.config_set("slowlog-log-slower-than", 1000)
+        self.client.slowlog_reset()
+        found: list[float] = []
+        yield found
+        slow: list[dict[str, int]] = self.client.slowlog_get(128)
+        found.append(max([one["duration"] / 1e3 for one in slow], default=1.0))
 
     def _work(self) -> ServerWork:
         info: dict[str, typing.Any] = self.client.info("cpu")
