@@ -74,7 +74,15 @@ ROOMS: typing.Final = {
     "control": [{"messages"}, {"proofs"}, {"bridge", "group"}],
     "worker": [
         {"callables"},
-        {"settings", "processor", "told", "run.policy", "run.execution", "run.demand"},
+        {
+            "settings",
+            "processor",
+            "told",
+            "run.policy",
+            "run.execution",
+            "run.demand",
+            "run.traces",
+        },
         {"listeners"},
         {"background", "marker", "run.slots", "run.runners", "run.outcome", "run.around"},
         {"run.admission", "run.decide", "run.giving_up"},

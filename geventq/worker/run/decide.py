@@ -31,8 +31,8 @@ from geventq.worker.run.outcome import (
     give_back,
     lost,
     move,
-    printable_text,
 )
+from geventq.worker.run.traces import printable_text
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import traceback
 import typing
 
 import gevent
@@ -19,6 +18,7 @@ from geventq.checks import Seconds
 from geventq.errors import UnrecoverableError
 from geventq.large import encode_in_turns
 from geventq.record import record_of
+from geventq.worker.run.traces import kept_traces, printable_text
 
 if typing.TYPE_CHECKING:
     from geventq.cancellation import Cancellation
@@ -37,7 +37,6 @@ __all__ = [
     "lost",
     "move",
     "printable",
-    "printable_text",
 ]
 
 COMPLETE: typing.Final = "c"
@@ -58,9 +57,6 @@ _EVENTS: typing.Final = {
 STRATEGY_LIMIT = 10.0
 #: Bytes of JSON that a result may have.
 LARGEST: typing.Final = 128 * 2**20
-_LONGEST: typing.Final = 2**20  # characters of an error's text that are kept, and of its trace
-_TRACES: typing.Final = 100  # that are kept of a job that does not say how many
-_TRACE_BYTES: typing.Final = 256 * 1024  # of them together
 
 Strategies = typing.Mapping[str, typing.Callable[..., Seconds]]
 
@@ -216,7 +212,9 @@ def failure(
         except BaseException as broken:  # noqa: BLE001 (the user's strategy, or thrown at it)
             broken.__context__ = error
             error = broken
-    stack = json.dumps([text]) if is_plain else _stack(execution, error)
+    stack = json.dumps([text])
+    if not is_plain:
+        stack = kept_traces(execution.job.stacktrace, error, policy.stack_limit)
     more: dict[str, typing.Any] = {"stack": stack}
     if delay is None:
         if policy.keep_failed is not None:
@@ -261,34 +259,6 @@ def lost(ended_ms: int, request: Cancellation) -> Outcome:
     return Outcome(NOTHING, ended_ms, "", 0, cancellation=request)
 
 
-def _stack(execution: Execution, error: BaseException) -> str:
-    """All traces so far as JSON, the newest last, cut to the job's limit (wire-format 3), or where
-    it has none, to what a hash should carry from attempt to attempt."""
-    limit = execution.policy.stack_limit
-    if limit == 0:
-        return "[]"
-    try:
-        trace = "".join(traceback.format_exception(error)).rstrip("\n")
-    except BaseException as broken:  # noqa: BLE001 (a user's attributes; groups nested too deeply)
-        trace = f"{type(error).__name__} (its trace failed: {type(broken).__name__})"
-    traces = [*execution.job.stacktrace, trace][-(limit or _TRACES) :]
-    texts = [json.dumps(printable_text(one), ensure_ascii=False) for one in traces]
-    if limit is None:
-        texts = _newest(texts, trace)
-    return f"[{','.join(texts)}]"
-
-
-def _newest(texts: list[str], trace: str) -> list[str]:
-    """As many of the traces (as JSON) as fit, the newest ones; of `trace`, the last of them, its
-    end at least, which tells most."""
-    room, kept = _TRACE_BYTES, len(texts)
-    while kept and (room := room - len(texts[kept - 1].encode()) - 1) >= 0:
-        kept -= 1
-    if kept < len(texts):
-        return texts[kept:]
-    return [json.dumps(printable_text("... " + trace[-_TRACE_BYTES // 6 :]))]
-
-
 def printable(error: BaseException) -> str:
     """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
     try:
@@ -296,11 +266,3 @@ def printable(error: BaseException) -> str:
     except BaseException as broken:  # noqa: BLE001 (a user's __str__)
         text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
     return printable_text(text) or type(error).__name__
-
-
-def printable_text(text: str) -> str:
-    """`text` as it can be sent: lone surrogates are shown as escapes, the end of a text that is
-    senselessly long is cut off."""
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
-    return text.encode("utf-8", "backslashreplace").decode()
