@@ -23,10 +23,10 @@ demo: $(VENV)/.embedded ## watch jobs run and be cancelled, on a server of its o
 	@$(BIN)/geventq demo
 
 test: $(VENV)/.dev $(INTEROP)/node_modules/.stamp ## the whole suite, unpatched, and most of it monkey-patched too
-	@$(BIN)/python -m tests.support.parts $(ARGS)
+	@$(BIN)/python -m tests.support.parts whole $(ARGS)
 
 test-fast: $(VENV)/.dev ## what to run at each change: no slow tests, no Node.js, no databases
-	$(BIN)/python -m pytest -m "not patched and not slow and not interop and not database" $(ARGS)
+	@$(BIN)/python -m tests.support.parts fast $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check .

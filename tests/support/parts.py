@@ -1,6 +1,6 @@
-"""The suite in three parts at once, on as few as two cores: ``make test``.
+"""The suite in parts that run at once, on as few as two cores: ``make test``, ``make test-fast``.
 
-    python -m tests.support.parts [arguments for pytest]
+    python -m tests.support.parts {whole,fast} [arguments for pytest]
 
 Most of what tests do is to wait, for locks that lapse and for processes that start and end.  While
 the parts run their progress is shown, each line behind the part's name; what a part has to say of
@@ -17,18 +17,30 @@ import subprocess
 import sys
 import typing
 
-__all__ = ["PARTS", "main"]
+__all__ = ["SUITES", "main"]
 
 ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
-_IN_BOTH: typing.Final = ("tests/unit", "tests/redis", "tests/fault")
+# In this order: some of tests/unit and tests/interop start children by gevent's subprocess.  From
+# then on its loop takes the ends of plain children too, whose status is lost.
+_IN_BOTH: typing.Final = ("tests/fault", "tests/redis", "tests/unit")
 _PATCHED: typing.Final = ("-m", "gevent.monkey", "--module", "pytest", "-q", "-m", "not unpatched")
 _PLAIN: typing.Final = ("-m", "pytest", "-q", "-m", "not patched")
+_FAST: typing.Final = (
+    *("-m", "pytest", "-q", "-m"),
+    "not patched and not slow and not interop and not database",
+)
 
-#: What each part runs.  Together they are the whole suite: a test says so.
-PARTS: typing.Final[dict[str, tuple[str, ...]]] = {
-    "plain": (*_PLAIN, *_IN_BOTH),
-    "patched": (*_PATCHED, *_IN_BOTH),
-    "programs": (*_PLAIN, "tests/apps", "tests/cli", "tests/interop"),
+#: What each part of a suite runs.  Together they leave no folder out: a test says so.
+SUITES: typing.Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "whole": {
+        "plain": (*_PLAIN, *_IN_BOTH),
+        "patched": (*_PATCHED, *_IN_BOTH),
+        "programs": (*_PLAIN, "tests/apps", "tests/cli", "tests/interop"),
+    },
+    "fast": {
+        "redis": (*_FAST, "tests/redis"),
+        "others": (*_FAST, "tests/apps", "tests/cli", "tests/fault", "tests/interop", "tests/unit"),
+    },
 }
 _NO_TESTS: typing.Final = 5  # how pytest says that nothing was chosen
 
@@ -41,10 +53,10 @@ class Ending(typing.NamedTuple):
     """The last thing that it said: pytest's own summary."""
 
 
-def run(name: str, arguments: list[str]) -> Ending:
+def run(name: str, words: list[str]) -> Ending:
     """Run one part to its end; blocks the native thread."""
     held: list[str] = []
-    command = [sys.executable, *PARTS[name], *arguments]
+    command = [sys.executable, *words]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -60,20 +72,21 @@ def run(name: str, arguments: list[str]) -> Ending:
     return ending
 
 
-def main(arguments: list[str]) -> int:
+def main(suite: str, arguments: list[str]) -> int:
     """All parts, and what became of them."""
+    parts = {name: [*words, *arguments] for name, words in SUITES[suite].items()}
     # One more than there are cores: while one waits, another may work.
-    at_once = min(len(PARTS), (os.cpu_count() or 1) + 1)
+    at_once = min(len(parts), (os.cpu_count() or 1) + 1)
     with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
         try:
-            found = list(threads.map(lambda name: run(name, arguments), PARTS))
+            found = list(threads.map(run, parts, parts.values()))
         except KeyboardInterrupt:  # the parts have it from the terminal, too
             return 130
     print()
-    for name, end in zip(PARTS, found, strict=True):
+    for name, end in zip(parts, found, strict=True):
         print(f"{name:8} {end.said.strip('= ')}")
     return int({end.status for end in found} - {_NO_TESTS} != {0})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""``make test`` runs everything: a new folder of tests is in one of its parts."""
+"""``make test`` and ``make test-fast`` leave no folder out: a new one is in one of their parts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from tests.support import parts
 from tests.support.guides import ROOT
 
 
-def _folders(*names: str) -> list[str]:
-    return [word for name in names for word in parts.PARTS[name] if word.startswith("tests/")]
+def _folders(suite: str, *names: str) -> list[str]:
+    found = parts.SUITES[suite]
+    return [word for name in names for word in found[name] if word.startswith("tests/")]
 
 
-def test_the_plain_parts_are_the_whole_suite() -> None:
+@pytest.mark.parametrize(
+    ("suite", "names"), [("whole", ("plain", "programs")), ("fast", ("redis", "others"))]
+)
+def test_the_plain_parts_are_the_whole_suite(suite: str, names: tuple[str, ...]) -> None:
     there = {str(path.relative_to(ROOT).parent) for path in (ROOT / "tests").glob("*/**/test_*.py")}
-    run = _folders("plain", "programs")
+    run = _folders(suite, *names)
     assert len(run) == len(set(run))
     assert {"/".join(path.split("/")[:2]) for path in there} == set(run)
-    assert set(_folders("patched")) < set(run)
+    assert set(_folders("whole", "patched")) < set(run)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +41,8 @@ def test_one_part_that_fails_fails_all(
     text = "import os, sys; print('.. [ 50%]'); print('held', sys.argv[1:], flush=True); "
     ends = [f"os.kill(os.getpid(), {-one})" if one < 0 else f"sys.exit({one})" for one in statuses]
     programs = {f"part{number}": ("-c", text + end) for number, end in enumerate(ends)}
-    monkeypatch.setattr(parts, "PARTS", programs)
-    assert parts.main(["-k", "x"]) == status
+    monkeypatch.setitem(parts.SUITES, "whole", programs)
+    assert parts.main("whole", ["-k", "x"]) == status
     out = capfd.readouterr().out
     assert len(re.findall(r"^part\d +\.\. \[ 50%\]$", out, re.M)) == len(statuses)
     in_full = len(re.findall(r"^held \['-k', 'x'\]$", out, re.M))
