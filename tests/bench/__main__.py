@@ -11,13 +11,15 @@ import argparse
 import collections.abc
 import functools
 import os
+import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import typing
 
-from tests.bench import profile
+from tests.bench import against, profile
 from tests.bench.figures import Figure, Scenario
 from tests.bench.lab import Lab, Noise
 from tests.bench.scenarios import SCENARIOS
@@ -142,11 +144,15 @@ def arguments() -> typing.Any:
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     parser.add_argument("--only", default="", help=f"scenarios, with commas between: {names}")
     parser.add_argument("--server", help="path of the server to use")
+    parser.add_argument("--against", type=pathlib.Path, metavar="DIR", help=against.__doc__)
+    parser.add_argument("--count", action="store_true", help="with --against: instructions")
     parser.add_argument("--patience", type=float, default=8.0, help="seconds to wait for calm")
     given = parser.parse_args()
     wanted = [name for name in given.only.split(",") if name]
     if unknown := set(wanted) - {one.name for one in SCENARIOS}:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {names}")
+    if given.count and (given.against is None or shutil.which("valgrind") is None):
+        parser.error("--count needs --against DIR, and valgrind")
     given.scenarios = [one for one in SCENARIOS if not wanted or one.name in wanted]
     return given
 
@@ -159,6 +165,13 @@ def main() -> int:
     rounds = 1 if given.quick else given.rounds
     patience = 0.0 if given.quick else given.patience
     with Lab(given.server) as lab:
+        if given.against is not None:
+            names, other = [one.name for one in given.scenarios], given.against.resolve()
+            if given.count:
+                print(against.counted(lab.binary, other, names))
+            else:
+                print(against.timed(lab, other, names, rounds, quick=given.quick))
+            return 0
         print(header(lab, rounds), flush=True)
         found, foreign = measure(lab, given.scenarios, rounds, quick=given.quick, patience=patience)
         text, good = table(given.scenarios, found, foreign)

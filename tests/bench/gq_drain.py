@@ -6,6 +6,7 @@ With the option `sample` it runs under the sampler (`tests.bench.sampler`) and t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import resource
 
 from geventq import Job, Queue, Worker
@@ -27,7 +28,8 @@ def main() -> None:
         concurrency=given["concurrency"],
     )
     with contextlib.closing(Queue(given["queue"], connection=given["url"])) as queue:
-        queue.count()  # what a first call imports is loaded, like on the other side
+        queue.count()  # what a first call imports is loaded, like on the other side,
+    importlib.import_module("geventq.worker.engine")  # and what a first start does
     sampler = Sampler() if given.get("sample") else None
     say({"ready": True})
     hear()

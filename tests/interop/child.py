@@ -58,20 +58,27 @@ def node(script: str | pathlib.Path, **options: typing.Any) -> Child:
     return Child(["node", "--no-warnings", str(path)], options)
 
 
-def python(module: str, **options: typing.Any) -> Child:
-    """A Python module, run by this interpreter from the root of the project."""
-    return Child([sys.executable, "-m", module], options)
+def python(
+    module: str,
+    *,
+    root: pathlib.Path = ROOT,
+    under: typing.Sequence[str] = (),
+    **options: typing.Any,
+) -> Child:
+    """A Python module, run by this interpreter from the root of the project, or of another
+    checkout of it; `under` is a command that runs the interpreter."""
+    return Child([*under, sys.executable, "-m", module], options, root)
 
 
 class Child:
     """One child process.  Use it as a context manager: leaving it closes the child."""
 
-    def __init__(self, command: list[str], options: Message) -> None:
+    def __init__(self, command: list[str], options: Message, root: pathlib.Path = ROOT) -> None:
         self._name = pathlib.Path(command[-1]).stem
         self._process = gsubprocess.Popen(
             command,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -34,6 +34,13 @@ def test_the_benchmark_measures_both_sides_in_every_scenario() -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_drains_beside_another_checkout() -> None:
+    told = run("tests.bench", "--quick", "--against", str(ROOT), "--only", "drain100")
+    assert "drain100 rate" in told
+    assert "drain1 " not in told
+
+
+@pytest.mark.slow
 def test_the_profiler_names_the_hottest_lines() -> None:
     told = run("tests.bench.profile", "drain", "-c", "10", "-n", "3000")
     assert "geventq/" in told
