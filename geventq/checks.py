@@ -204,6 +204,8 @@ def is_queue_key(job_id: str) -> bool:
     first, colon, rest = job_id.partition(":")
     if first == "repeat":
         return ":" not in rest  # `repeat:id:ms` is a scheduler's job
+    if first == "gq":
+        return bool(colon)
     return first in _RESERVED_IDS or (bool(colon) and rest.rpartition(":")[2] in _PARTS_OF_A_JOB)
 
 

@@ -80,9 +80,12 @@ class Cancelling:
         receipts = {one: Receipt(request.nonce, retry=request.retry) for one in self._possible}
         with ends.listening(receipts):
             self._send()
-            for job_id, result in self._results.items():
-                if result is not None and result.status == "requested":
-                    self._results[job_id] = receipts[job_id].result(result, deadline)
+            try:
+                for job_id, result in self._results.items():
+                    if result is not None and result.status == "requested":
+                        self._results[job_id] = receipts[job_id].result(result, deadline)
+            except GeventqError as error:  # the queue was closed: what was asked is asked
+                self._failure = self._failure or error
         return self._all()
 
     def _send(self, *, dry_run: bool = False) -> None:

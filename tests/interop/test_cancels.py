@@ -106,6 +106,27 @@ def test_defa_stops_the_retry_on_a_node_worker_that_knows_nothing_of_us(sides: S
     assert read.attempts_made == 2
 
 
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_job_is_taken_away_from_a_node_worker_that_lives(sides: Sides, retry: bool) -> None:
+    """4.5: at once, by whatever name its lock has; what the worker says of that run is refused,
+    and only with `retry=True` it runs again."""
+    queue = sides.queue()
+    node = cancels(sides, heeds=False, concurrency=2)
+    job = queue.add("held", attempts=3)
+    assert hear(node, "run")["id"] == job.id
+    result = queue.cancel_job(job.id, "taken", force=True, retry=retry)
+    assert (result.status, result.state) == ("stopped", "active")
+    if retry:
+        assert hear(node, "run")["id"] == job.id, "by its own rules"
+        assert job.get_state() == "active"
+    else:
+        assert job.get_state() == "failed"
+    node.say({"go": True})
+    read = ended(queue, job, "failed")
+    expected = ("no luck", 3) if retry else ("Job cancelled: taken", 1)
+    assert (read.failed_reason, read.attempts_made) == expected
+
+
 def test_a_job_that_does_not_run_is_cancelled_without_any_worker(
     sides: Sides, node_queue: NodeQueue
 ) -> None:

@@ -117,6 +117,34 @@ def test_a_job_that_waits_for_its_own_end_is_refused(queue: Queue, make: Make) -
     assert job.wait_until_finished(20) == "went on"
 
 
+def test_a_close_lets_those_go_who_wait_and_tells_what_was_asked(
+    queue: Queue, make: Make, gate: Gate
+) -> None:
+    make(gate.process)
+    waits, runs = queue.add("ends", delay=60), queue.add("ends")
+    eventually(lambda: gate.begun)
+    caller = gevent.spawn(queue.cancel_jobs, [waits.id, runs.id], wait=60)
+    eventually(lambda: queue.get_job(runs.id).cancellation)
+    queue.close()
+    with pytest.raises(GeventqError, match="closed") as raised:
+        caller.get()
+    assert [one.status for one in raised.value.results] == ["cancelled", "requested"]
+    gate.go.set()
+
+
+def test_a_caller_who_is_killed_waits_no_longer(queue: Queue, make: Make, gate: Gate) -> None:
+    """And nobody reads the events for him; what he has asked for stays asked."""
+    make(gate.process)
+    job = queue.add("ends")
+    eventually(lambda: gate.begun)
+    caller = asked(queue, job.id, wait=60)
+    caller.kill()
+    ends = queue._store.ends_of_jobs()
+    assert (ends._waiting, ends._reader) == ({}, None)
+    assert queue.cancel_job(job.id, wait=0).status == "requested"
+    gate.go.set()
+
+
 @pytest.mark.parametrize("elsewhere", ["queue", "prefix", "database"])
 def test_a_job_waits_for_the_end_of_another_one_with_its_id(
     queue: Queue, make: Make, redis_url: str, prefix: str, elsewhere: str

@@ -21,6 +21,10 @@ from tests.support.told import Told
 from tests.support.vectors import dump
 from tests.support.waiting import TurnedClock, eventually
 
+Clear = collections.abc.Callable[[Queue], object]
+CLEARS = pytest.mark.parametrize(
+    "clear", [lambda queue: queue.drain(), lambda queue: queue.clean(0, state="waiting")]
+)
 PLACES = ("waiting", "prioritized", "delayed", "completed", "failed")
 
 
@@ -144,6 +148,27 @@ def test_who_waits_for_a_drained_job_is_told(queue: Queue) -> None:
         waiter.get()
 
 
+@CLEARS
+def test_an_id_that_is_a_key_of_the_queue_takes_nothing_with_it(
+    queue: Queue, redis_client: redis.Redis, prefix: str, clear: Clear
+) -> None:
+    """wire-format 1: some program has put it into the list; it leaves that, and the key stays."""
+    from geventq.checks import is_queue_key
+
+    base = f"{prefix}:q"
+    queue.add("n")
+    hashes = ["meta", "repeat:daily", "gq:worker:w", "dn:one", "metrics:completed", "7:processed"]
+    for name in hashes:
+        redis_client.hset(f"{base}:{name}", "timestamp", 1)
+        assert is_queue_key(name)
+    redis_client.lpush(f"{base}:wait", *hashes, "repeat:daily:1")
+    redis_client.hset(f"{base}:repeat:daily:1", "timestamp", 1)
+    clear(queue)
+    assert redis_client.exists(*[f"{base}:{name}" for name in hashes]) == len(hashes)
+    assert not redis_client.exists(f"{base}:wait", f"{base}:1", f"{base}:repeat:daily:1")
+    assert queue.add("n").id == "2"
+
+
 # -- parents -------------------------------------------------------------------------------------
 
 
@@ -156,12 +181,6 @@ def family(raw: redis.Redis, prefix: str, child: Job, parent: str, queue: str = 
     told = json.dumps({"id": parent, "queueKey": f"{prefix}:{queue}"})
     raw.hset(child_key, mapping={"parentKey": key, "parent": told})
     return key
-
-
-Clear = collections.abc.Callable[[Queue], object]
-CLEARS = pytest.mark.parametrize(
-    "clear", [lambda queue: queue.drain(), lambda queue: queue.clean(0, state="waiting")]
-)
 
 
 @CLEARS

@@ -136,6 +136,19 @@ def test_a_header_names_the_events(name: str) -> None:
     assert told or said == {"none"}
 
 
+def test_the_names_that_a_script_takes_for_no_jobs_are_those_that_are_refused() -> None:
+    from geventq import checks
+
+    text = (LUA / "fragments" / "clear.lua").read_text(encoding="utf-8")
+    words = {
+        name: " ".join(re.findall(r"'([^']*)'", found[1])).split()
+        for name in ("RESERVED", "PARTS")
+        if (found := re.search(rf"local {name} = ((?:\s*(?:\.\. )?'[^']*')+)", text))
+    }
+    assert {*words["RESERVED"], "repeat"} == checks._RESERVED_IDS
+    assert set(words["PARTS"]) == checks._PARTS_OF_A_JOB
+
+
 def test_a_script_without_named_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="KEYS"):
         Script("odd", "-- Reply  1\n\nreturn 1\n")
