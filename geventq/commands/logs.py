@@ -19,7 +19,9 @@ import typing
 from geventq.commands import console
 from geventq.errors import RedisUnavailableError
 from geventq.job_log import JobLabel, JobLogFilter
-from geventq.stacks import JobStacks, shape_lines
+
+if typing.TYPE_CHECKING:
+    from geventq.stacks import JobStacks
 
 __all__ = ["errors_as_json", "log_lines", "log_plainly", "set_level"]
 
@@ -51,6 +53,8 @@ def log_lines(log_format: str | None, level: str | None, *, turns: int | None = 
     else:
         logging.getLogger().addHandler(handler)
     if log_format == "json":
+        from geventq.stacks import shape_lines  # gevent: not for the parent of several processes
+
         shape_lines(_stacks_as_json)
         _log_what_is_printed()
 

@@ -18,7 +18,6 @@ import typing
 
 from geventq.commands.console import Console, UsageError
 from geventq.commands.ending import ending
-from geventq.commands.hangups import Hangups
 from geventq.commands.logs import errors_as_json, log_lines
 from geventq.commands.plan import Plan, WorkerPlan, told_where
 from geventq.commands.reload import Settings
@@ -90,6 +89,7 @@ def _work_on(
 ) -> int:
     """All that has to happen before the health port is closed."""
     from geventq import postgresql
+    from geventq.commands.hangups import Hangups
     from geventq.supervisor import Supervisor
 
     plan = settings.plan
