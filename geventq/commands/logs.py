@@ -32,6 +32,7 @@ _OWN: typing.Final = frozenset(logging.makeLogRecord({}).__dict__) | {
 }
 
 log = logging.getLogger("geventq")
+_ours: _Lines | None = None  # of this process
 
 
 def log_plainly() -> None:
@@ -46,7 +47,8 @@ def log_lines(log_format: str | None, level: str | None, *, turns: int | None = 
     With a `log_format` always, else where a user's module says nothing else.  `turns` is a file
     that processes which share standard error lock while they write.
     """
-    handler = _Lines(_Json() if log_format == "json" else _Text(), turns=turns)
+    global _ours
+    handler = _ours = _Lines(_Json() if log_format == "json" else _Text(), turns=turns)
     set_level(level)
     if log_format is None:
         logging.lastResort = handler
@@ -57,6 +59,34 @@ def log_lines(log_format: str | None, level: str | None, *, turns: int | None = 
 
         shape_lines(_stacks_as_json)
         _log_what_is_printed()
+
+
+def insist(log_format: str | None, level: str | None) -> None:
+    """The user's module has been imported, and may have configured logging.  Where a format was
+    asked for, it is kept on standard error and output; other handlers of the user's stay.
+
+    Loggers of ours that he has switched off by the way (``disable_existing_loggers``) are on.
+    """
+    loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        if isinstance(logger, logging.Logger):
+            if logger.name.partition(".")[0] == "geventq":
+                logger.disabled = False
+            if log_format is not None:
+                _leave_streams_to_us(logger)
+    if log_format is not None:
+        if _ours is not None and _ours not in logging.root.handlers:
+            logging.root.addHandler(_ours)
+        set_level(level)
+
+
+def _leave_streams_to_us(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        if handler is _ours or not isinstance(handler, logging.StreamHandler):
+            continue
+        if handler.stream in (sys.stderr, sys.stdout):
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 def errors_as_json() -> None:

@@ -18,7 +18,7 @@ import typing
 
 from geventq.commands.console import Console, UsageError
 from geventq.commands.ending import ending
-from geventq.commands.logs import errors_as_json, log_lines
+from geventq.commands.logs import errors_as_json, insist, log_lines
 from geventq.commands.plan import Plan, WorkerPlan, told_where
 from geventq.commands.reload import Settings
 from geventq.commands.report import Report
@@ -97,6 +97,7 @@ def _work_on(
     os.environ["GEVENTQ_REDIS_URL"] = plan.url  # what a Queue in a processor will find
     sys.path.insert(0, os.getcwd())
     makers = [_prepared(one, plan) for one in plan.workers]
+    insist(plan.log_format, plan.log_level)
     address = check_reachable(plan.url)
     workers = [make() for make in makers]
     for one, worker in zip(plan.workers, workers, strict=True):

@@ -129,6 +129,42 @@ def test_the_users_own_configuration_has_its_way(programs: Programs, queue: Queu
         program.kill()
 
 
+DICT_CONFIG = """
+import logging.config
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"mine": {"format": "MINE %(message)s"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "mine"},
+        "file": {"class": "logging.FileHandler", "filename": "mine.log", "formatter": "mine"},
+    },
+    "root": {"handlers": ["console", "file"], "level": "WARNING"},
+    "loggers": {"shop": {"handlers": ["console", "file"], "propagate": False, "level": "INFO"}},
+})
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_format_that_was_asked_for_stays(programs: Programs, queue: Queue, asked: bool) -> None:
+    """Whatever the module configures for standard error; its files are its own.  And geventq is
+    heard, which such a configuration switches off by default."""
+    more = ["--log-format", "json"] if asked else []
+    calm = CHATTY.replace('    log.warning("%d rows", "many")\n', "")
+    heard = "    logging.getLogger('geventq').warning('heard')\n\n\ndef bad():"
+    text = DICT_CONFIG + calm.replace("def bad():", heard)
+    program = start(programs, *more, text=text)
+    queue.add("n")
+    program.until_event("completed")
+    eventually(lambda: "heard" in program.err)
+    assert ("MINE ends" in program.err) != asked
+    if asked:
+        messages = [json.loads(line)["message"] for line in program.err.splitlines()[1:]]
+        assert messages.count("ends") == messages.count("heard") == 1
+    written = (programs.directory / "mine.log").read_text()
+    assert "MINE ends" in written
+    assert "MINE heard" in written
+
+
 def test_what_is_below_the_level_is_not_logged(programs: Programs, queue: Queue) -> None:
     program = start(programs, "--log-level", "error")
     queue.add("n")
