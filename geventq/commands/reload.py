@@ -8,6 +8,7 @@ processes says them, its children follow in silence.  No greenlets run here.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import typing
 
 from geventq.checks import show
@@ -20,7 +21,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Change", "Settings", "apply"]
 
-_AT_ONCE: typing.Final = frozenset(("concurrency", "log_level"))
+_AT_ONCE: typing.Final = frozenset(("concurrency", "close_timeout", "exit_when_stuck", "log_level"))
 _OF_THE_PROCESS: typing.Final = (
     *("url", "prefix", "processes", "health", "log_format", "log_level"),
 )
@@ -84,8 +85,11 @@ def apply(changes: typing.Iterable[Change], workers: typing.Sequence[Worker]) ->
     for change in changes:
         if change.worker is None:
             set_level(typing.cast("str | None", change.now))
-        else:
+        elif change.name == "concurrency":
             workers[change.worker].concurrency = typing.cast(int, change.now)
+        else:  # which is asked for when it matters
+            worker, changed = workers[change.worker], {change.name: change.now}
+            worker.options = dataclasses.replace(worker.options, **changed)  # type: ignore[arg-type]
 
 
 def _changes(old: Plan, new: Plan) -> typing.Iterator[Change]:

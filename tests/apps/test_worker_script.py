@@ -404,6 +404,19 @@ def test_a_socket_that_nobody_reads_harms_nobody(
         manager.close()
 
 
+@pytest.mark.parametrize("way", ["script", "command"])
+def test_a_hub_that_stands_still_gives_no_sign_of_life(
+    production: Production, own_queue: Queue, manager: Manager, way: str
+) -> None:
+    program = production.start(way, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000")
+    eventually(lambda: manager.has("READY=1"), timeout=40)
+    own_queue.add("computes", {"seconds": 2})
+    eventually(lambda: "works on computes" in program.err)
+    told = len(manager.lines())
+    never(lambda: "WATCHDOG=1" in manager.lines()[told:], 1.0)
+    eventually(lambda: "WATCHDOG=1" in manager.lines()[told:])
+
+
 def test_a_watchdog_that_is_another_process_is_left_alone(
     production: Production, manager: Manager
 ) -> None:

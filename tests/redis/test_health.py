@@ -11,8 +11,9 @@ import typing
 import gevent
 import gevent.socket
 import pytest
+import redis
 
-from geventq import GeventqError, Job, Queue, Supervisor, Worker
+from geventq import GeventqError, Job, Queue, Supervisor, Worker, WorkerGroup
 from geventq.health import HealthPort, Place
 from tests.conftest import Make
 from tests.support.waiting import eventually
@@ -59,6 +60,30 @@ def test_it_tells_the_life_of_a_worker(redis_url: str, prefix: str, queue: Queue
         worker.start()
         eventually(lambda: status_of(port) == (200, "ready"))
         worker.close()
+    assert ask(port, "/live")[0] == 0
+
+
+def test_it_is_the_last_to_go(
+    redis_url: str, prefix: str, queue: Queue, redis_client: redis.Redis
+) -> None:
+    """7.3: no takes, jobs, listeners, group, connections, and then the health port."""
+    order: list[str] = []
+    worker = Worker("q", lambda job: gevent.sleep(0.2), redis_url, prefix, name="last")
+    worker.on("completed", lambda job, result: order.append(f"completed, {status_of(port)[0]}"))
+    worker.on("closed", lambda: order.append("closed"))
+    with WorkerGroup("q", redis_url, prefix) as group, HealthPort(0, worker) as port:
+        worker.before_closing(lambda: order.append("closes"))
+        worker.start()
+        eventually(lambda: len(group.members()) == 1)
+        jobs = [queue.add("n") for _ in range(2)]
+        eventually(lambda: worker.active_jobs)
+        worker.close()
+        order.append(status_of(port)[1])
+        assert group.members() == []
+        names = [one["name"] for one in redis_client.client_list()]
+        assert not [name for name in names if name.endswith(":w:last")]
+    assert order == ["closes", "completed, 503", "closed", "closed"]
+    assert sorted(job.get_state() for job in jobs) == ["completed", "waiting"]
     assert ask(port, "/live")[0] == 0
 
 

@@ -138,9 +138,17 @@ def in_gevents_thread_pool(token: CancellationToken) -> None:
     typing.cast(typing.Any, gevent.get_hub()).threadpool.apply(_says, ("there",))
 
 
+def in_a_coroutine(token: CancellationToken) -> None:
+    async def says() -> None:
+        _says("there")
+
+    token.run_coroutine(says())
+
+
 @pytest.mark.parametrize(
     "place",
     [
+        in_a_coroutine,
         *(in_a_greenlet, in_a_later_greenlet, in_token_run, in_token_spawn, in_a_thread),
         *(in_a_thread_of_a_thread, in_an_executor, in_a_thread_pool, in_gevents_thread_pool),
     ],

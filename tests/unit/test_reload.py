@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from geventq import cli
-from geventq.commands.reload import Settings
+from geventq import Worker, cli
+from geventq.commands.reload import Settings, apply
 
 TABLES = """
 [connection]
@@ -16,6 +16,7 @@ url = "redis://:{secret}@example.org/0"
 [worker]
 log_level = "{level}"
 close_timeout = {close}
+drain_delay = {drain}
 
 [[workers]]
 queue = "a"
@@ -27,7 +28,7 @@ queue = "b"
 processor = "m:g"
 concurrency = {b}
 """
-BEFORE = {"secret": "first", "level": "info", "close": 5, "a": 1, "b": 2}
+BEFORE = {"secret": "first", "level": "info", "close": 5, "drain": 5, "a": 1, "b": 2}
 
 
 class File:
@@ -63,16 +64,26 @@ def test_each_table_changes_by_itself(file: File, capsys: pytest.CaptureFixture[
 def test_what_cannot_change_is_said_each_time(
     file: File, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file.write(close=9, level="error")
+    file.write(drain=9, level="error")
     (change,) = file.settings.read_anew() or ()
     assert (change.worker, change.name, change.now) == (None, "log_level", "error")
     later = [
-        f"close_timeout of queue {name}: 5.0 -> 9.0, which takes effect at a restart"
+        f"drain_delay of queue {name}: 5.0 -> 9.0, which takes effect at a restart"
         for name in ("a", "b")
     ]
     assert said(capsys) == ["log_level: 'info' -> 'error'", *later]
     assert file.settings.read_anew() == []
     assert said(capsys) == later
+
+
+def test_a_worker_closes_by_the_new_time(file: File, capsys: pytest.CaptureFixture[str]) -> None:
+    workers = [Worker(name, lambda job: None, close_timeout=5) for name in ("a", "b")]
+    file.write(close=9, a=4)
+    apply(file.settings.read_anew() or (), workers)
+    assert [worker.options.close_timeout for worker in workers] == [9.0, 9.0]
+    assert [worker.concurrency for worker in workers] == [4, 1]
+    assert workers[0].options.lock_renew_time == 15.0
+    assert "close_timeout of queue a: 5.0 -> 9.0" in said(capsys)
 
 
 def test_a_secret_is_not_shown(file: File, capsys: pytest.CaptureFixture[str]) -> None:
