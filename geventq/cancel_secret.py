@@ -11,6 +11,8 @@ never appears in a message, a repr or a log.  No greenlets run here.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 import typing
@@ -20,9 +22,12 @@ __all__ = ["VARIABLE", "CancelSecret", "check_cancel_secret", "given_secret"]
 VARIABLE: typing.Final = "GEVENTQ_CANCEL_SECRET"
 """The environment variable that stands in where no secret is given."""
 
-_SHORTEST: typing.Final = 6  # characters: what is shorter is a placeholder, or was cut off
+_SHORTEST: typing.Final = 4  # characters: what is shorter is a placeholder, or was cut off
+_GUESSED: typing.Final = 16  # whoever hears a message may try what is shorter, at home
 _SEAL: typing.Final = re.compile(rb',"sig":"([0-9a-f]{64})"\}\Z')
 _KEY_OF: typing.Final = b"geventq cancel_secret"
+
+log = logging.getLogger("geventq")
 
 
 class CancelSecret:
@@ -64,7 +69,8 @@ def _digest(secret: bytes, text: bytes) -> str:
 
 
 def check_cancel_secret(field: str, value: object) -> CancelSecret:
-    """The secret that `field` gives: text of at least 6 characters, or several, one a line.
+    """The secret that `field` gives: text of at least 4 characters, or several, one a line.  Of one
+    with less than 16 it is said in the log, once, that it can be guessed.
 
     White space around a line does not count, so that a file's last line break makes no other
     secret.  Raises `TypeError` or `ValueError`, which never show the value.
@@ -79,10 +85,22 @@ def check_cancel_secret(field: str, value: object) -> CancelSecret:
         raise ValueError(
             f"{field}: at least {_SHORTEST} characters are needed, got a secret of {length}"
         )
+    if min(map(len, lines)) < _GUESSED:
+        _warn_of_guessing(field)
     try:
         return CancelSecret([line.encode() for line in lines])
     except UnicodeEncodeError:
         raise ValueError(f"{field}: text without lone surrogates is needed") from None
+
+
+@functools.cache  # once a process
+def _warn_of_guessing(field: str) -> None:
+    log.warning(
+        "%s: whoever hears one signed message may guess a secret of less than %d characters: 32 "
+        "random bytes are better (openssl rand -hex 32)",
+        field,
+        _GUESSED,
+    )
 
 
 def given_secret(value: object) -> CancelSecret | None:

@@ -90,14 +90,12 @@ class CancelCalls:
                 known = [answer.status != "changed" for answer in answers]
                 return answers[: known.index(False)] if False in known else answers
 
-    def _head(self, request: Asked, flag: str, at: int | None = None) -> list[Argument]:
-        """`at` is the server's time in milliseconds; without it the script looks itself."""
-        record = request.record() if at is None else request.record() | {"at": at}
+    def _head(self, request: Asked, flag: str) -> list[Argument]:
         more = _json(self._message(request))[1:-1]
         return [
             self._keys.base,
             str(clock.wall_ms()),
-            _json(record),
+            _json(request.record()),
             request.text,
             _json(self._keys.name),
             more,
@@ -124,7 +122,7 @@ class CancelCalls:
         if self._secret:
             seconds, microseconds = checked([time])[0]
             at = int(seconds) * 1000 + int(microseconds) // 1000
-        args = self._head(request, flag, at)
+        args = self._head(request, flag)
         for job_id, found in zip(job_ids, replies, strict=True):
             # A key that holds no hash is the script's to tell of.
             timestamp, old_made, made, opts = found if isinstance(found, list) else [None] * 4

@@ -123,7 +123,7 @@ class WorkerArguments(typing.TypedDict, total=False):
     """Run each job in a child process.  Not supported yet."""
     cancel_secret: str | None
     """The secret that hard requests from other processes, and a group's calls that pause or
-    cancel, have to be signed with: text of at least 6 characters, or several, one a line, of which
+    cancel, have to be signed with: text of at least 4 characters, or several, one a line, of which
     the first signs and each is believed.  Default: none, that of $GEVENTQ_CANCEL_SECRET; without
     one nothing is signed, and everything believed."""
     hints: typing.Literal["trusted", "recorded-only"]

@@ -452,8 +452,8 @@ def test_the_commands_sign_with_the_secret_of_the_environment(
     words = ("cancel", "q", job.id, "--hard", "--wait", "60", "--json")
     status, out, _ = programs.run(*words, **secret)
     assert (status, json.loads(out)[0]["status"]) == (0, "stopped")
-    status, _, err = programs.run(*words, GEVENTQ_CANCEL_SECRET="short")
+    status, _, err = programs.run(*words, GEVENTQ_CANCEL_SECRET="tom")
     assert status == 2
-    assert "$GEVENTQ_CANCEL_SECRET: at least 6 characters are needed" in err
+    assert "$GEVENTQ_CANCEL_SECRET: at least 4 characters are needed" in err
     command = pathlib.Path(f"/proc/{worker.pid}/cmdline").read_bytes()
     assert SECRET not in worker.out + worker.err + command.decode()

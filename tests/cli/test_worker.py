@@ -94,7 +94,7 @@ def test_the_server_and_the_prefix_are_found_in_the_same_order(
         ("[wroker]\n", "wroker: unknown"),
         ("[connection]\npassword = 'secret'", "connection.password: unknown, got a secret"),
         ("[worker]\ncancel_secrets = 'secret'", "worker.cancel_secrets: unknown, got a secret"),
-        ("[worker]\ncancel_secret = 'short'", "cancel_secret: at least 6 characters are needed"),
+        ("[worker]\ncancel_secret = 'tom'", "cancel_secret: at least 4 characters are needed"),
         ("[worker]\ncancel_secret = 5", "cancel_secret: text is needed, got a int"),
         ("[connection]\nurl = 5", "connection.url: text is needed, got 5"),
         ("worker = 5", "worker: a table is needed"),

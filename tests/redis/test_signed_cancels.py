@@ -250,6 +250,22 @@ def test_and_it_stops_who_heeds_it(by: By, make: Make) -> None:
     assert ended(by(), job, "failed").failed_reason == "Job cancelled: please"
 
 
+def test_who_is_refused_is_told_of_no_other_stage(
+    by: By, make: Make, deaf: Deaf, redis_client: redis.Redis, prefix: str
+) -> None:
+    """8: also when somebody else has the job killed."""
+    worker = make(deaf.process, cancel_secret=SECRET)
+    job = running(by(), worker)
+    asking = gevent.spawn(by(None).cancel_job, job.id, "please", hard=True, wait=30)
+    eventually(lambda: of(redis_client, prefix, job, "cancel-refused"))
+    assert by().cancel_job(job.id, "now", hard=True, wait=30).stage in KILLED
+    result = asking.get()
+    assert (result.status, result.stage) == ("stopped", "refused")
+    refused = of(redis_client, prefix, job, "cancel-refused")[0]["nonce"]
+    stages = of(redis_client, prefix, job, "cancel-stage")
+    assert refused not in [one["nonce"] for one in stages]
+
+
 def test_who_hears_of_the_end_first_knows_of_the_refusal_too(by: By, make: Make) -> None:
     """8, 5.4: what is told of a stage by itself may come behind the end."""
     worker = make(obedient, cancel_secret=SECRET)
@@ -411,16 +427,24 @@ def test_of_nine_signed_requests_the_strongest_is_kept(
     ended(queue, job, "failed")
 
 
-@pytest.mark.parametrize("first", [SECRET, OTHER])
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        [SECRET, *[OTHER] * 9],
+        [*[OTHER] * 9, SECRET],
+        [SECRET, *[f"{OTHER}, no {n}" for n in range(9)]],
+    ],
+    ids=["first", "last", "each with its own"],
+)
 def test_many_requests_with_another_secret_displace_none(
-    by: By, make: Make, deaf: Deaf, redis_client: redis.Redis, prefix: str, first: str
+    by: By, make: Make, deaf: Deaf, redis_client: redis.Redis, prefix: str, secrets: list[str]
 ) -> None:
     """8: the script cannot verify, but the workers have told it what they believe."""
     worker = make(deaf.process, cancel_secret=SECRET)
     job = running(by(), worker)
     signs(by())
     engine_of(worker).subscription.stop()
-    for secret in [first, *[OTHER] * 9, SECRET][: 11 if first == OTHER else 10]:
+    for secret in secrets:
         by(secret).cancel_job(job.id, "x", hard=True)
     text = hash_of(redis_client, prefix, job)["gqc"]
     keys = [json.loads(one)["key"] for one in json.loads(text)["signed"]]
@@ -576,6 +600,21 @@ def test_it_is_nothing_to_the_jobs_next_run(by: By, make: Make, redis_client: re
     redis_client.publish(f"bullmq:cancel:{worker.id}", message)
     eventually(lambda: ignored_by(worker).get("another run"))
     assert not runs[1].cancelled
+
+
+@pytest.mark.parametrize("which", [{"atm": 1}, {"ts": 6}])
+def test_nor_is_a_record_of_it(by: By, make: Make, deaf: Deaf, which: dict[str, int]) -> None:
+    """8: one that was kept and is written again, into the hash of a later run or job."""
+    queue = by()
+    worker = make(deaf.process, cancel_secret=SECRET)
+    job = running(queue, worker)
+    (run,) = engine_of(worker).slots.running.find(job.id)
+    told = json.loads(message_of(queue, job, "x", hard=True)) | which
+    del told["key"], told["sig"]
+    signed = check_cancel_secret("", SECRET).signed(json.dumps(told).encode())
+    engine_of(worker).hearing.record(run, record_with(job, signed))
+    assert not deaf.tokens[0].get().hard
+    never(lambda: run.attempt.was_thrown, 0.05)
 
 
 def test_a_message_counts_once_a_worker(by: By, make: Make, redis_client: redis.Redis) -> None:
@@ -757,8 +796,19 @@ def test_many_jobs_are_signed_one_by_one(by: By, make: Make, deaf: Deaf) -> None
     worker = make(deaf.process, cancel_secret=SECRET, concurrency=300)
     jobs = [queue.add("n") for _ in range(300)]
     eventually(lambda: len(worker.active_jobs) == 300)
+    client, sizes = queue._store._client, list[int]()
+    script = client.script
+
+    def measured(
+        what: typing.Any, keys: typing.Any, args: typing.Any, **options: typing.Any
+    ) -> object:
+        sizes.append(sum(len(str(one)) for one in args))
+        return script(what, keys, args, **options)
+
+    client.script = measured  # type: ignore[method-assign]
     results = queue.cancel_jobs([job.id for job in jobs], '"/\x7f' * 4000, hard=True, wait=60)
     assert {one.status for one in results} == {"stopped"}
+    assert max(sizes) < 2 * 2**20
 
 
 # -- on the way ----------------------------------------------------------------------------------

@@ -13,7 +13,13 @@ import typing
 import pytest
 
 from geventq import CancelBridge, Queue, Worker, WorkerGroup, clock
-from geventq.cancel_secret import VARIABLE, CancelSecret, check_cancel_secret, given_secret
+from geventq.cancel_secret import (
+    VARIABLE,
+    CancelSecret,
+    _warn_of_guessing,
+    check_cancel_secret,
+    given_secret,
+)
 from geventq.control.messages import Call, Message, parse
 from geventq.control.proofs import LIFE, Proofs
 from tests.support.waiting import TurnedClock
@@ -45,10 +51,10 @@ def made(text: str = SECRET) -> CancelSecret:
 @pytest.mark.parametrize(
     ("value", "rule"),
     [
-        ("", "at least 6 characters are needed, got a secret of 0"),
-        (" \n", "at least 6 characters are needed, got a secret of 0"),
-        ("xyzzy", "at least 6 characters are needed, got a secret of 5"),
-        ("long enough\nxyzzy", "at least 6 characters are needed, got a secret of 5"),
+        ("", "at least 4 characters are needed, got a secret of 0"),
+        (" \n", "at least 4 characters are needed, got a secret of 0"),
+        ("xyz", "at least 4 characters are needed, got a secret of 3"),
+        ("long enough\nxyz", "at least 4 characters are needed, got a secret of 3"),
         ("xyzzy-\ud800", "text without lone surrogates is needed"),
         (b"xyzzy-as-bytes", "text is needed, got a bytes"),
         (12345678, "text is needed, got a int"),
@@ -67,8 +73,8 @@ def test_one_of_the_environment_counts_where_none_is_given(
     taker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """8: `$GEVENTQ_CANCEL_SECRET`; a bad one is refused by the variable's name."""
-    monkeypatch.setenv(VARIABLE, "xyzzy")
-    with pytest.raises(ValueError, match=r"^\$GEVENTQ_CANCEL_SECRET: at least 6 .* secret of 5$"):
+    monkeypatch.setenv(VARIABLE, "xyz")
+    with pytest.raises(ValueError, match=r"^\$GEVENTQ_CANCEL_SECRET: at least 4 .* secret of 3$"):
         TAKERS[taker]()
     TAKERS[taker](cancel_secret=SECRET)
     monkeypatch.setenv(VARIABLE, "")
@@ -105,6 +111,19 @@ def test_a_copy_of_it_signs_alike() -> None:
     """What a worker is made with may be handed to another process."""
     for one in (copy.deepcopy(made()), pickle.loads(pickle.dumps(made()))):
         assert made().proves(one.signed(TEXT))
+
+
+def test_of_a_short_one_it_is_said_once_that_it_can_be_guessed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """8: whoever hears a message may try all there are; what it is is not said."""
+    _warn_of_guessing.cache_clear()
+    for _ in range(3):
+        made("x" * 15)
+        made("y" * 16)
+    (said,) = caplog.messages
+    assert said.startswith("cancel_secret: whoever hears one signed message may guess")
+    assert "xxx" not in said
 
 
 # -- what it signs -------------------------------------------------------------------------------

@@ -334,7 +334,7 @@ local told_reason = reason_text()
 
 local function record_for(job, nonces)
   request.atm, request.ts = job.made, job.timestamp
-  request.at = request.at or at_ms
+  request.at = at_ms
   request.nonces, request.state = nonces, job.state
   return cjson.encode(request)
 end
@@ -496,7 +496,7 @@ local function message_for(job)
   end
   return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id) .. ',"reason":'
     .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', job.made,
-      job.timestamp, request.at or at_ms)
+      job.timestamp, at_ms)
     .. ',' .. ARGV[6] .. '}'
 end
 
