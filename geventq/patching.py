@@ -62,6 +62,10 @@ _HOW: typing.Final = (
 )
 
 _told: typing.Final[set[str]] = set()
+#: Of a module that makes its members when they are asked for, only those that are there.
+_members_of: typing.Final[typing.Callable[[types.ModuleType], dict[str, typing.Any]]] = vars(
+    types.ModuleType
+)["__dict__"].__get__
 
 
 def warn_of_what_blocks(processors: typing.Iterable[typing.Callable[..., object]]) -> None:
@@ -164,7 +168,7 @@ def _named_in(code: types.CodeType, namespace: dict[str, typing.Any]) -> typing.
         elif step.opname == "STORE_FAST":
             imported[step.argval] = last
         else:
-            last = imported.get(step.argval) if step.opname == "LOAD_FAST" else None
+            last = imported.get(step.argval) if step.opname.startswith("LOAD_FAST") else None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _named_in(constant, namespace)
@@ -184,8 +188,11 @@ def _patched_too_late() -> list[str]:
                 if before is not now:
                     originals[id(before)] = f"{source}.{name}"
     found: dict[tuple[str, str], set[str]] = {}
-    for module in list(sys.modules.values()) if originals else ():
-        holder = getattr(module, "__dict__", {})
+    modules: list[object] = list(sys.modules.values()) if originals else []
+    for module in modules:
+        if not isinstance(module, types.ModuleType):
+            continue
+        holder = _members_of(module)
         name = str(holder.get("__name__"))
         package = name.partition(".")[0]
         if package in _KNOW_GEVENT or (package in sys.stdlib_module_names and name != "__main__"):

@@ -330,6 +330,42 @@ def test_what_has_no_query_or_no_connection_is_left_alone(
 
 
 @pytest.mark.database
+@pytest.mark.patched
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_query_of_sqlalchemy_on_pymysql_ends_in_mariadb(
+    mariadb_socket: str,  # noqa: F811
+    hard: bool,
+) -> None:
+    """2.11: softly, and killed; the next user of the pool is served."""
+    mark = uuid.uuid4().hex
+    engine = sqlalchemy.create_engine(
+        "mysql+pymysql://",
+        creator=functools.partial(pymysql.connect, unix_socket=mariadb_socket, user="root"),
+        pool_size=1,
+        max_overflow=0,
+    )
+
+    def process(token: CancellationToken) -> None:
+        with engine.connect() as connection, token.cancels(connection):
+            connection.exec_driver_sql(
+                f"select sum(a.seq * b.seq) /* {mark} */ "
+                "from test_mark.seq_1_to_1000000 a, test_mark.seq_1_to_1000000 b"
+            )
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create database if not exists test_mark")
+    run = Run(process).start()
+    eventually(lambda: mariadb_runs(mariadb_socket, mark))
+    assert run.ask(hard=hard)
+    run.join()
+    assert run.attempt.was_thrown or "interrupted" in str(run.error)
+    eventually(lambda: not mariadb_runs(mariadb_socket, mark))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("select 7").scalar() == 7
+    engine.dispose()
+
+
+@pytest.mark.database
 @pytest.mark.parametrize("how", ["SQLAlchemy", "Django"])
 def test_mysqlclient_in_a_native_thread_is_cancelled_through_what_wraps_it(
     how: str,
