@@ -415,6 +415,97 @@ def test_a_job_that_is_removed_while_somebody_waits_for_its_cancellation(
     worker.close(0)
 
 
+# -- what a worker leaves behind that knows nothing of records -------------------------------------
+
+
+class Foreign:
+    """A worker of BullMQ in another language, as far as it changes a job that it holds."""
+
+    def __init__(self, raw: redis.Redis, prefix: str, job: Job) -> None:
+        self.raw = raw
+        self.base = f"{prefix}:q"
+        self.job = job
+        raw.lmove(f"{self.base}:wait", f"{self.base}:active", "RIGHT", "LEFT")
+        raw.set(f"{self.base}:{job.id}:lock", "node's", px=60_000)
+        self.set(processedOn=1, ats=1)
+
+    def set(self, **fields: str | int) -> None:
+        self.raw.hset(f"{self.base}:{self.job.id}", mapping=fields)  # type: ignore[arg-type]
+
+    def ends(self, place: str, **fields: str | int) -> None:
+        """The run is over: `place` is where the job goes."""
+        self.raw.delete(f"{self.base}:{self.job.id}:lock")
+        self.raw.lrem(f"{self.base}:active", 1, self.job.id)
+        self.set(atm=1, **fields)
+        if place == "wait":
+            self.raw.lpush(f"{self.base}:wait", self.job.id)
+        else:
+            self.raw.zadd(f"{self.base}:{place}", {self.job.id: 1})
+
+    def retries_by_hand(self, place: str) -> None:
+        """As its `job.retry()` does: `processedOn` goes, and `defa` stays."""
+        self.raw.zrem(f"{self.base}:{place}", self.job.id)
+        gone = ("finishedOn", "processedOn", "failedReason", "returnvalue")
+        self.raw.hdel(f"{self.base}:{self.job.id}", *gone)
+        self.raw.lpush(f"{self.base}:wait", self.job.id)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("end", ["completed", "failed", "retried by itself"])
+def test_the_next_run_after_a_foreign_one_that_did_not_heed_the_request(
+    queue: Queue,
+    make: Make,
+    process: Process,
+    redis_client: redis.Redis,
+    prefix: str,
+    end: str,
+    retry: bool,
+) -> None:
+    """4.4: by `atm` it was another run.  With `retry=False` the job ends unrun if it came back by
+    itself, and runs if somebody retried it by hand; with `retry=True` it runs."""
+    job = queue.add("n", attempts=3)
+    foreign = Foreign(redis_client, prefix, job)
+    assert queue.cancel_job(job.id, "not heeded", retry=retry).status == "requested"
+    if end == "retried by itself":
+        foreign.ends("wait")
+    else:
+        foreign.ends(end, finishedOn=1)
+        foreign.retries_by_hand(end)
+    assert {"gqc"} <= fields(redis_client, prefix, job).keys()
+    make(process)
+    if end == "retried by itself" and not retry:
+        eventually(lambda: job.get_state() == "failed")
+        assert process.begun == []
+        read = queue.get_job(job.id)
+        assert read is not None
+        assert read.failed_reason == "Job cancelled: not heeded"
+        assert read.cancellation is not None
+    else:
+        eventually(lambda: process.begun == [job.id])
+        process.go.set()
+        assert job.wait_until_finished(30) == "done"
+    assert not {"gqc", "defa"} & fields(redis_client, prefix, job).keys()
+
+
+def test_a_deferred_failure_of_another_kind_is_not_the_requests(
+    queue: Queue, make: Make, process: Process, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.4: the record is void and goes; what BullMQ deferred holds."""
+    job = queue.add("n", attempts=3)
+    foreign = Foreign(redis_client, prefix, job)
+    assert queue.cancel_job(job.id, "this run", retry=True)
+    foreign.ends("wait", defa="job stalled more than allowable limit")
+    make(process)
+    eventually(lambda: job.get_state() == "failed")
+    assert process.begun == []
+    stored = fields(redis_client, prefix, job)
+    assert stored["failedReason"] == "job stalled more than allowable limit"
+    assert not {"gqc", "defa"} & stored.keys()
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.cancellation is None
+
+
 # -- the answer to the cancel is lost, and it is sent again ----------------------------------------
 
 
