@@ -23,6 +23,10 @@ ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
 # In this order: some of tests/unit and tests/interop start children by gevent's subprocess.  From
 # then on its loop takes the ends of plain children too, whose status is lost.
 _IN_BOTH: typing.Final = ("tests/fault", "tests/redis", "tests/unit")
+#: What users have in patched processes, and some in others.
+_INTEGRATIONS: typing.Final = tuple(
+    f"tests/apps/test_{name}.py" for name in ("flask", "sentry", "sqlalchemy", "django")
+)
 _PATCHED: typing.Final = ("-m", "gevent.monkey", "--module", "pytest", "-q", "-m", "not unpatched")
 _PLAIN: typing.Final = ("-m", "pytest", "-q", "-m", "not patched")
 _FAST: typing.Final = (
@@ -34,7 +38,7 @@ _FAST: typing.Final = (
 SUITES: typing.Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "whole": {
         "plain": (*_PLAIN, *_IN_BOTH),
-        "patched": (*_PATCHED, *_IN_BOTH),
+        "patched": (*_PATCHED, *_INTEGRATIONS, *_IN_BOTH),
         "programs": (*_PLAIN, "tests/apps", "tests/cli", "tests/interop"),
     },
     "fast": {

@@ -10,6 +10,7 @@ if os.environ.get("APP_DRIVER") == "psycopg2":  # else Django takes psycopg 3, w
 
 SECRET_KEY = "of a test"
 USE_TZ = True
+TIME_ZONE = None  # the process keeps its own
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = ["tests.apps.shop", "geventq.integrations.django"]
 _DATABASE = {
