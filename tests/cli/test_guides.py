@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections.abc
 import json
 import pathlib
+import re
 import shlex
 import socket
 import typing
@@ -47,9 +48,7 @@ class Reader:
         if words[:2] == ["geventq", "worker"]:
             self._programs.geventq(*words[1:]).until_out("ready")
         elif words[0] == "geventq":
-            status, out, err = self._programs.run(*words[1:])
-            assert status == 0, err
-            self.told.append(out)
+            self.told.append(self.run(*words[1:]))
         elif words[0] == "python" and "geventq_worker" in words:
             self._programs.start(*words[1:]).until_out("ready")
         elif words[0] == "python":
@@ -59,6 +58,12 @@ class Reader:
             self.told.append(self._curl(words[1:]))
         else:
             self.serve(*words)
+
+    def run(self, *arguments: str) -> str:
+        """A command to its end, which is a good one; what it said."""
+        status, out, err = self._programs.run(*arguments)
+        assert status == 0, err
+        return out
 
     def serve(self, module: str, *arguments: str) -> Program:
         """Start a web server, and wait until it listens."""
@@ -84,8 +89,7 @@ class Reader:
 
     def jobs(self, queue: str = "exports") -> dict[str, typing.Any]:
         """The jobs of the page's queue, by id."""
-        _, out, _ = self._programs.run("jobs", queue, "--json")
-        return {job["id"]: job for job in json.loads(out)}
+        return {job["id"]: job for job in json.loads(self.run("jobs", queue, "--json"))}
 
 
 @pytest.fixture
@@ -101,6 +105,14 @@ def test_getting_started(reader: Reader) -> None:
     found = reader.jobs()
     assert found["2"]["state"] == "failed"
     eventually(lambda: reader.jobs()["1"]["state"] == "completed")
+
+
+def test_the_command_line(reader: Reader) -> None:
+    """And none of the commands is left out."""
+    reader.follow("commands.md")
+    page = (GUIDES / "commands.md").read_text()
+    for command in re.findall(r"^    (\w+) ", reader.run("--help"), re.M):
+        assert re.search(rf"^\|.*`{command}\b", page, re.M), command
 
 
 def test_gunicorn(reader: Reader) -> None:

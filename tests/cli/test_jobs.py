@@ -176,10 +176,12 @@ def test_what_redis_refuses_is_status_1(programs: Programs, queue: Queue, prefix
     assert "WRONGTYPE" in err
 
 
-@pytest.mark.parametrize("name", ["README.md", "conf/geventq.toml", "conf/geventq.service"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "geventq/guides/commands.md", "conf/geventq.toml", "conf/geventq.service"]
+)
 def test_the_command_lines_in_the_documents_are_right(name: str) -> None:
     text = (ROOT / name).read_text().replace("\\\n", " ")
-    lines = re.findall(r"^(?:# {3}| {4})geventq (\w.*)$|bin/geventq (.*)$", text, re.M)
+    lines = re.findall(r"^(?:# {3}| {4}|)geventq (\w.*)$|bin/geventq (.*)$", text, re.M)
     shown = [first or second for first, second in lines]
     assert shown
     for line in shown:

@@ -22,18 +22,6 @@ from tests.support.told import ended
 from tests.support.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENDING: typing.Final = (
-    "add",
-    "jobs",
-    "cancel",
-    "workers",
-    "top",
-    "pause",
-    "resume",
-    "retry",
-    "clean",
-)
-"""Commands that end by themselves."""
 README = (ROOT / "README.md").read_text()
 
 
@@ -152,16 +140,6 @@ def test_the_shielded_block_is_not_cut(queue: Queue, make: Make, patterns: Patte
     assert worker.cancel_job(job.id, "it hangs", hard=True)
     eventually(lambda: queue.get_job_state(job.id) == "failed")
     assert patterns.done == ["rolled back"]
-
-
-def test_the_commands(run: collections.abc.Callable[[list[str]], str]) -> None:
-    """Those that end by themselves; the demo and the worker have tests of their own."""
-    commands = re.findall(r"^    (geventq .*)$", section("The command line"), re.M)
-    assert {command.split()[1] for command in commands} == {"demo", "worker", *ENDING}
-    for command in commands:
-        words = shlex.split(command)
-        if words[1] in ENDING and "17" not in words:  # no such job is there
-            run([sys.executable, "-m", *words])
 
 
 #: The sections of README whose snippets have tests of their own above.
