@@ -178,7 +178,12 @@ def _add_own_arguments(runs: argparse.ArgumentParser) -> None:
     """Of ``worker``."""
     from geventq.commands import settings
 
-    runs.add_argument("processor", nargs="?", metavar="MODULE:FUNCTION", help="what runs a job")
+    runs.add_argument(
+        "processor",
+        nargs="?",
+        metavar="MODULE:FUNCTION",
+        help="what runs a job, or a mapping from job names to that",
+    )
     runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
     runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
     settings.add_arguments(runs, settings.WORKER)
