@@ -165,7 +165,9 @@ class JobHash:
         """The request to cancel that is recorded with the job (cancellation.md 4.3): the one that
         it has not followed yet, or that ended it.  `hard` is `False` until a worker has heard of
         a request that leaves it to the worker."""
-        text = self._fields.get(b"gqc") or self._fields.get(b"gqe")
+        text = self._fields.get(b"gqc")
+        if not text and b"failedReason" in self._fields and b"finishedOn" in self._fields:
+            text = self._fields.get(b"gqe")  # no worker of another language takes it away
         if not text:
             return None
         from geventq.record import read_record  # rare, so not paid for by the others

@@ -178,7 +178,7 @@ class _Shown:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None and not issubclass(typing.cast(type, kind), GeventqError):
+        if kind is not None and self._is_empty:
             return  # a wrong argument: nothing was asked
         self._rows.end()
         if self._is_empty and self.failure is None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import typing
 
 import gevent
@@ -278,6 +279,22 @@ def test_all_waits_for_what_runs_when_everybody_was_asked(
     assert " s" in said["polite"]
     assert "requested" in said["deaf"]
     assert said["deaf"].endswith("seen")
+    go.set()
+
+
+def test_an_interrupt_leaves_whole_json(programs: Programs, queue: Queue, make: Make) -> None:
+    """What was done is told, also if somebody does not wait for the rest."""
+    go = gevent.event.Event()
+    make(lambda job: go.wait())  # it hears of nothing
+    queue.add("n")
+    eventually(lambda: queue.get_job_count("active") == 1)
+    queue.add_bulk([JobSpec("n")] * 3)
+    command = programs.geventq("cancel", "q", "--all", "--no-hard", "--wait", "60", "--json")
+    command.until_out("cancelled")
+    eventually(lambda: queue.get_active()[0].cancellation)
+    command.signal(signal.SIGINT)
+    assert command.ends() == 130
+    assert [row["status"] for row in json.loads(command.out)] == ["cancelled"] * 3
     go.set()
 
 

@@ -120,8 +120,14 @@ def test_what_was_asked_is_shown_and_heeded_by_no_take(
     redis_client.zrem(f"{prefix}:q:failed", job.id)  # as Bull Board's retry does it
     redis_client.hdel(key, "finishedOn", "processedOn", "failedReason")
     redis_client.lpush(f"{prefix}:q:wait", job.id)
+    retried = queue.get_job(job.id)
+    assert retried is not None
+    assert retried.cancellation is None
     make(lambda job: "ran")
     eventually(lambda: queue.get_job_state(job.id) == "completed")
+    done = queue.get_job(job.id)
+    assert done is not None
+    assert done.cancellation is None
 
 
 def test_a_retry_by_hand_forgets_what_was_asked(queue: Queue, make: Make) -> None:
