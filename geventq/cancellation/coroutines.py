@@ -114,12 +114,17 @@ class _CoroutineCall:
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: the caller's  # noqa: BLE001
             self._error = error
         finally:
-            hub: typing.Any = get_hub_if_exists()
-            if hub is not None:
-                hub.destroy(destroy_loop=True)
             # Who asks for the current thread here makes a dummy for it, which nothing removes.
             vars(threading)["_active"].pop(threading.get_ident(), None)
-            ended()
+            hub: typing.Any = get_hub_if_exists()
+            # Look-ups and the like go to their end in the threads of that hub: nobody waits (2.12).
+            is_busy = hub is not None and len(hub.threadpool) > 0
+            if is_busy:
+                ended()
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
+            if not is_busy:
+                ended()
 
     async def _main(self) -> typing.Any:
         with self._lock:

@@ -62,11 +62,12 @@ def cancel_psycopg2(connection: typing.Any) -> None:
 
 def cancel_psycopg2_soon(connection: typing.Any) -> None:
     """The same where the connection is closed at once, with its query under way: the server would
-    work on.  Yields only if many others are being told."""
+    work on.  Yields only while many others are being told; not longer than a second."""
     libpq = _libpq("psycopg2")
     request = None if libpq is None else libpq.PQgetCancel(connection.pgconn_ptr)
     if request:
-        _own_pool().spawn(_send_cancel, libpq, request)
+        with gevent.Timeout(_PATIENCE, False):  # type: ignore[arg-type]
+            _own_pool().spawn(_send_cancel, libpq, request)
 
 
 def cancel_psycopg(connection: typing.Any) -> None:

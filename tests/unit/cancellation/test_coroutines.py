@@ -244,6 +244,29 @@ def test_a_call_in_an_executor_does_not_hold_a_cancel_up() -> None:
         go.release()
 
 
+@pytest.mark.patched
+def test_a_look_up_that_hangs_does_not_hold_a_cancel_up() -> None:
+    """2.12: it goes to its end in a native thread, as every look-up does, and nobody waits."""
+    go = monkey.get_original("_thread", "allocate_lock")()
+    go.acquire()
+    begun: list[bool] = []
+
+    def look_up() -> None:
+        def hang() -> None:
+            begun.append(True)
+            go.acquire()
+
+        gevent.get_hub().threadpool.apply(hang)
+
+    token = CancellationToken()
+    gevent.spawn(lambda: eventually(lambda: begun) and token.cancel())
+    try:
+        with pytest.raises(JobCancelled):
+            token.run_coroutine(asyncio.to_thread(look_up))
+    finally:
+        go.release()
+
+
 def test_a_result_that_came_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """2.13: the coroutine has returned, and its thread is about to tell, as the request comes."""
     token = CancellationToken()
