@@ -36,6 +36,7 @@ class Operator:
             probe.bind(("127.0.0.1", 0))
             self._port = str(probe.getsockname()[1])
         self.worker: Program | None = None
+        self._added = 0  # jobs, since that one has started
         self.answer: dict[str, typing.Any] = {}
         self.shown: dict[str, typing.Any] = {}
 
@@ -55,14 +56,16 @@ class Operator:
     def _type(self, words: list[str]) -> None:
         if words[0] == "python" or words[1] == "worker":
             self.stop()
+            self._added = 0
             command = words[1:] if words[0] == "python" else ["-m", "geventq", *words[1:]]
             self.worker = self._programs.start(*command)
             eventually(self._is_ready, 40, every=0.02, what=self.worker.told)
         elif words[0] == "geventq":
+            self._added += words[1] == "add"
             status, _, err = self._programs.run(*words[1:])
             assert status == 0, err
         elif words[0] == "curl":
-            eventually(lambda: self._ask()["active_jobs"] == 0)
+            eventually(lambda: self._ask()["ended_jobs"] == self._added)
             self.answer = self._ask()
         else:
             assert words[0] == "kill"
