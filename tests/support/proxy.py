@@ -240,6 +240,10 @@ class Proxy:
         except OSError:  # the server is down, and so are we for this client
             client.close()
             return
+        if self._server is None:  # it was let in just before `refuse`
+            client.close()
+            server.close()
+            return
         connection = _Connection(self, client, server)
         self._connections.add(connection)
         try:
