@@ -27,6 +27,7 @@
 --- include: place
 --- include: types
 --- include: keep
+--- include: remove
 --- include: scheduler
 
 keys.base = ARGV[1]

@@ -7,6 +7,7 @@
 -- Reply  1 it is gone, 0 it is locked, -8 it is a scheduler's pending job
 -- Events removed
 --- include: meta
+--- include: deduplication
 --- include: remove
 --- include: scheduler
 --- include: types

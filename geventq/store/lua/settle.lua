@@ -35,9 +35,6 @@
 --        not be carried out; or {record}: the request that it was decided without.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: bound
---- include: doubt
---- include: promote
---- include: rerun
 --- include: take
 --- include: keep
 
@@ -122,7 +119,10 @@ local function judge(has_news)
     if not more then
       code = UNREADABLE
     elseif not is_plain or holders[n] ~= ARGV[at + 2] then
-      look = look or make_closer_look(keys, all_exist, children, has_news)
+      if not look then
+        --- include: doubt
+        look = make_closer_look(keys, all_exist, children, has_news)
+      end
       code = look(holders[n], ARGV[at + 2], ARGV[at], ARGV[at + 1], ARGV[at + 3], more)
     end
     if code == 0 then
@@ -245,6 +245,7 @@ local function carry_out(at, more, place)
     return finish('failed', job_id, ended_ms, value, made, more)
   end
   if not rerun then
+    --- include: rerun
     rerun, end_reruns = make_rerun(keys, tonumber(ARGV[2]), max_events)
   end
   return rerun(kind, job_id, ended_ms, value, made, more, place)
@@ -301,8 +302,11 @@ local function settle(codes, mores, lock_keys)
   for state, group in pairs(filed) do
     file_finished(keys, keys[state], group)
   end
-  for _, job_key in ipairs(gone) do
-    delete_job_keys(job_key)
+  if #gone > 0 then
+    --- include: remove
+    for _, job_key in ipairs(gone) do
+      delete_job_keys(job_key)
+    end
   end
   if rerun then
     delayed_some = end_reruns()
@@ -333,6 +337,7 @@ if room >= 0 then
   end
   blocked = blocked or paused
   if due_ms and due_ms <= tonumber(ARGV[2]) then
+    --- include: promote
     promote_due(keys, tonumber(ARGV[2]), blocked)
     due_ms = next_due()
   end

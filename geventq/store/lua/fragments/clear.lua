@@ -1,5 +1,6 @@
 --- include: job
 --- include: place
+--- include: deduplication
 --- include: remove
 --- include: types
 

@@ -1,5 +1,4 @@
 --- include: bound
---- include: remove
 
 -- Filing finished jobs by their removal policy (wire-format 8.5).  Jobs that follow each other
 -- with equal policies are filed together; the policy of the last one trims the set once.
@@ -10,6 +9,7 @@
 local removals = MOST
 
 local function trim_finished(keys, set_key, policy, now_ms)
+  --- include: remove
   local function remove(ids)
     removals = removals - #ids
     for _, job_id in ipairs(ids) do

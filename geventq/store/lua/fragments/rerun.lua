@@ -65,6 +65,7 @@ local function make_rerun(keys, now_ms, max_events)
     end
     if kind == 'r' and not promoted then
       promoted = true
+      --- include: promote
       promote_due(keys, now_ms, is_blocked(keys))
     end
     write_attempt(job_key, value, made, more)

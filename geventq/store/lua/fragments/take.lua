@@ -40,25 +40,6 @@ local function pop_ids(keys, room)
   return ids, scores, true
 end
 
--- Why an id cannot be taken, or nil.
-local function why_not(keys, job_id, fields, now_ms)
-  --- include: utf8
-  if fields.err then
-    return fields.err
-  elseif #fields == 0 then
-    return 'the job has no hash'
-  elseif is_utf8(job_id) then
-    return nil
-  end
-  -- A job whose id no Python text can hold would come back for ever: it fails, unrun.
-  local why = 'the id is not UTF-8 text'
-  redis.call('HSET', keys.base .. job_id, 'failedReason', why, 'finishedOn', now_ms)
-  redis.call('ZADD', keys.failed, now_ms, job_id)
-  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', why,
-    'prev', 'active')
-  return why
-end
-
 -- `lock` is {beginning, first number or '', duration in ms}: each job gets a lock token of its own.
 -- Answers jobs (of each its id, lock token, and fields as they were before the take), how many they
 -- are, broken ids {id, why}, whether there was more than one call takes, and the id of the last event
@@ -73,10 +54,13 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
   local function take(job_id)
     local job_key = keys.base .. job_id
     local fields = redis.pcall('HGETALL', job_key)
-    local why = (is_odd or #fields == 0) and why_not(keys, job_id, fields, now_ms)
-    if why then
-      broken[#broken + 1] = { job_id, why }
-      return
+    if is_odd or #fields == 0 then
+      --- include: untakable
+      local why = why_not(keys, job_id, fields, now_ms)
+      if why then
+        broken[#broken + 1] = { job_id, why }
+        return
+      end
     end
     number = number and number + 1
     local token = lock[1] .. (number and string.format('%d', number) or lock[2])
