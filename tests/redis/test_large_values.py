@@ -92,7 +92,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         reply = script_of(self, which, keys, args, **more)
         if which is load("settle"):
             sent = sum(len(one) for one in args if isinstance(one, str | bytes))
-            seen.append((sent, sum(len(text) for job in reply[1] for text in job[2])))
+            seen.append((sent, sum(len(text) for fields in reply[1][2::3] for text in fields)))
         return reply
 
     monkeypatch.setattr(Client, "script", script)

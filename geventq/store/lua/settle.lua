@@ -47,10 +47,10 @@ local LATER, UNREADABLE = 2, -21
 
 -- types ---------------------------------------------------------------------------------------
 
--- When the head of delayed is due, in ms, or nil.
+-- When the head of delayed is due, in ms (its score has 12 bits more: wire-format 2.2), or nil.
 local function next_due()
   local head = redis.call('ZRANGE', keys.delayed, '0', '0', 'WITHSCORES')
-  return head[2] and math.floor(tonumber(head[2]) / 4096)
+  return head[2] and math.max(0, math.floor(tonumber(head[2]) / 4096))
 end
 
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
