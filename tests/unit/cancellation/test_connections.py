@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import functools
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -291,6 +293,46 @@ def test_psycopg_in_a_native_thread_is_cancelled(
             gevent.get_hub().threadpool.apply(held.execute, (SLEEP.format(mark),))
         held.rollback()
         assert held.execute("select 7") == 7
+
+
+@pytest.mark.database
+@pytest.mark.patched
+@pytest.mark.parametrize("libpq", ["new", "older than 17"])
+def test_a_silent_server_does_not_stop_the_hub(
+    postgresql_dsn: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    libpq: str,
+) -> None:
+    """2.11: psycopg 3's own `cancel()` keeps the interpreter for itself while the postmaster
+    sleeps, which takes cancels; ours gives other greenlets their turns all the while."""
+    if libpq != "new":
+        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+    token, mark = CancellationToken(), uuid.uuid4().hex
+    home = postgresql_dsn.partition("host=")[2].split()[0]
+    with open(os.path.join(home, "data", "postmaster.pid")) as file:
+        postmaster = int(file.readline())
+
+    def query(held: Held) -> None:
+        with contextlib.suppress(psycopg.errors.QueryCanceled), token.cancels(held.handle):
+            held.execute(SLEEP.format(mark))
+
+    with _psycopg(postgresql_dsn) as held:
+        job = gevent.spawn(query, held)
+        eventually(lambda: postgresql_runs(postgresql_dsn, mark))
+        os.kill(postmaster, signal.SIGSTOP)
+        wake = f"import os, time; time.sleep(15); os.kill({postmaster}, {int(signal.SIGCONT)})"
+        waker = subprocess.Popen([sys.executable, "-c", wake])  # should this process stand still
+        try:
+            token.cancel()
+            for _ in range(50):
+                gevent.sleep(0.005)
+            assert waker.poll() is None, "the hub stood still"
+            assert not job.ready(), "the server was not silent: this shows nothing"
+        finally:
+            waker.kill()
+            waker.wait()
+            os.kill(postmaster, signal.SIGCONT)
+        job.get(timeout=20)
 
 
 @pytest.mark.database
