@@ -39,10 +39,10 @@ _REFUSALS: typing.Final = {
 class Cancelling:
     """One request, and the jobs of one queue that it is made to.
 
-    Both ways of carrying it out return the results in the order of the jobs.  They raise
+    All ways of carrying it out return the results in the order of the jobs.  They raise
     `RedisUnavailableError` for an outage, and `GeventqError` for jobs that had to be left as they
     are, when the others were carried out; the error's `results` tell what was done, with `None`
-    for a job of which that is not known, or that was left.  Both yield.
+    for a job of which that is not known, or that was left.  All yield.
     """
 
     def __init__(
@@ -70,13 +70,15 @@ class Cancelling:
         self._send(dry_run=True)
         return self._all()
 
-    def carry_out(self, ends: JobEnds) -> list[CancelResult]:
-        """Cancel the jobs, and wait for the ends of those that run if the request says so."""
+    def carry_out(self) -> list[CancelResult]:
+        """Cancel the jobs."""
+        self._send()
+        return self._all()
+
+    def carry_out_and_wait(self, ends: JobEnds, wait: float) -> list[CancelResult]:
+        """Cancel the jobs, and wait up to `wait` seconds for the ends of those that run."""
         request = self._request
-        if request.wait is None:
-            self._send()
-            return self._all()
-        deadline = clock.monotonic() + request.wait
+        deadline = clock.monotonic() + wait
         receipts = {one: Receipt(request.nonce, retry=request.retry) for one in self._possible}
         with ends.listening(receipts):
             self._send()

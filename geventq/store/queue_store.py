@@ -272,14 +272,16 @@ class QueueStore:
     ) -> list[CancelResult]:
         """Cancel jobs, or tell what would happen: see `geventq.store.cancelling`."""
         from geventq.store.cancelling import Cancelling
-        from geventq.store.receipts import refuse_own_job
 
         asked = Cancelling(self._client, self.keys, self._secret, request, job_ids)
         if dry_run:
             return asked.dry_run()
-        if request.wait is not None:
-            refuse_own_job(job_ids, self.home)
-        return asked.carry_out(self.ends_of_jobs())
+        if request.wait is None:
+            return asked.carry_out()
+        from geventq.store.receipts import refuse_own_job
+
+        refuse_own_job(job_ids, self.home)
+        return asked.carry_out_and_wait(self.ends_of_jobs(), request.wait)
 
     def chosen(
         self,
