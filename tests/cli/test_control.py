@@ -298,6 +298,7 @@ def test_an_interrupt_leaves_whole_json(programs: Programs, queue: Queue, make: 
     go.set()
 
 
+@pytest.mark.slow
 def test_of_very_many_jobs_no_hash_is_read(
     here: Here, queue: Queue, redis_client: redis.Redis
 ) -> None:

@@ -608,6 +608,21 @@ def test_a_job_that_was_taken_away(
         assert redis_client.exists(f"{prefix}:q:{job.id}:lock")
 
 
+@pytest.mark.parametrize("retry", [False, True])
+def test_another_request_has_ended_the_run_by_then(
+    queue: Queue, proxy: Proxy, prefix: str, locks: Locks, retry: bool
+) -> None:
+    """3.6, 4.5: by force; the first one is told that it was made, and stops no other run."""
+    job = queue.add("n", attempts=2)
+    locks.leave_as_a_dead_worker_does(job.id)
+    caller, again = lose_answer(proxy, prefix, job)
+    assert queue.cancel_job(job.id, "by force", force=True, retry=retry).status == "stopped"
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("requested", "active")
+    assert job.get_state() == ("waiting" if retry else "failed")
+
+
 def test_an_unknown_job_leaves_no_tombstone(queue: Queue, proxy: Proxy, prefix: str) -> None:
     """4.1."""
     caller, again = lose_answer(proxy, prefix, Job(queue._store, "nope", {}))

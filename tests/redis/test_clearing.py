@@ -139,6 +139,7 @@ def test_the_planned_run_of_a_living_scheduler_stays_wherever_it_stands(
     assert redis_client.exists(f"{base}:{planned}")
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_drained_job_is_told(queue: Queue) -> None:
     job = queue.add("n")
     waiter = gevent.spawn(job.wait_until_finished, 30)

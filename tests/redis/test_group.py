@@ -389,6 +389,7 @@ def test_an_outage_is_told(proxy: Proxy, prefix: str, make: Make) -> None:
         assert group.multi_call("ping").ok
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_holds_no_caller_past_his_time(
     proxy: Proxy, prefix: str, make: Make
 ) -> None:

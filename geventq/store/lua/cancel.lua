@@ -354,6 +354,14 @@ local function end_deduplication(job)
   end
 end
 
+-- What was asked of the run before: a call of it that comes again is known by it (3.6).
+local function forget_request(job)
+  redis.call('HDEL', job.key, 'gqc', 'defa')
+  if job.asked then
+    redis.call('HSET', job.key, 'gqa', job.asked)
+  end
+end
+
 -- Fail the job for good; `made` only for one that was running.
 local function fail(job, prev, made)
   end_deduplication(job)
@@ -363,7 +371,7 @@ local function fail(job, prev, made)
     answer_later(job)
   else
     local record = record_for(job, { request.nonce })
-    redis.call('HDEL', job.key, 'gqc', 'defa')
+    forget_request(job)
     redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms, 'gqe', record)
     if made then
       redis.call('HSET', job.key, 'atm', made)
@@ -543,7 +551,7 @@ local function take_away(job)
     end
   else
     local delay = tonumber(job.then_what)
-    redis.call('HDEL', job.key, 'gqc', 'defa')
+    forget_request(job)
     redis.call('HSET', job.key, 'failedReason', text, 'atm', made)
     if delay > 0 then
       local due_ms = now_ms + delay
