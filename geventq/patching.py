@@ -4,7 +4,8 @@ monkey-patching did not reach, and drivers in C that know nothing of gevent.
 Tells each thing once a process, on the logger ``geventq``.  Names what can be seen for certain:
 
 - not patched: known libraries that are imported and block, and what of the standard library the
-  processors call, themselves and by functions of their modules;
+  processors call, themselves and by functions of their modules; where there is nothing of the
+  kind, a line of level INFO names the modules that are not patched;
 - patched too late: modules, outside the standard library, that hold a function or class from
   before the patch (``from time import sleep``);
 - drivers in C that are imported and would block whoever calls them.
@@ -28,6 +29,8 @@ __all__ = ["warn_of_what_blocks"]
 
 log = logging.getLogger("geventq")
 
+#: The modules whose calls stop a process that is not patched.
+_MODULES: typing.Final = ("socket", "ssl", "select", "time", "subprocess", "threading", "queue")
 #: Functions and classes of the standard library that wait, as they are before a patch.
 _WAITING: typing.Final = {
     "time": ("sleep",),
@@ -73,13 +76,21 @@ def warn_of_what_blocks(processors: typing.Iterable[typing.Callable[..., object]
     for driver, blocks, advice in _DRIVERS:
         if driver in sys.modules and monkey.is_module_patched("socket") and blocks():
             _tell(driver, f"{driver}: each call stops this process and all its jobs. {advice}")
-    unpatched = _unpatched_libraries() + _unpatched_calls(processors)
-    if unpatched:
+    modules = ", ".join(_unpatched_modules())
+    if modules and (blocking := _unpatched_libraries() + _unpatched_calls(processors)):
         _tell(
             "unpatched",
-            "this process is not monkey-patched: while it waits in %s no job has a turn, and no "
-            f"cancel reaches it. {_HOW}",
-            ", ".join(unpatched),
+            "this process is not monkey-patched (%s): while it waits in %s no job has a turn, and "
+            f"no cancel reaches it. {_HOW}",
+            *(modules, ", ".join(blocking)),
+        )
+    elif modules:
+        _tell(
+            "unpatched modules",
+            "this process is not monkey-patched (%s): jobs have to wait by gevent's own means. "
+            f"{_HOW}",
+            modules,
+            level=logging.INFO,
         )
     if "late" not in _told and (late := _patched_too_late()):
         _tell(
@@ -91,13 +102,17 @@ def warn_of_what_blocks(processors: typing.Iterable[typing.Callable[..., object]
     _told.add("late")  # looked at all modules: once
 
 
-def _tell(what: str, text: str, *args: object) -> None:
+def _tell(what: str, text: str, *args: object, level: int = logging.WARNING) -> None:
     if what not in _told:
         _told.add(what)
-        log.warning(text, *args)
+        log.log(level, text, *args)
 
 
 # -- not patched ----------------------------------------------------------------------------------
+
+
+def _unpatched_modules() -> list[str]:
+    return [one for one in _MODULES if not monkey.is_module_patched(one)]
 
 
 def _unpatched_libraries() -> list[str]:

@@ -6,6 +6,7 @@ In real processes: what is imported before what is the whole point.
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 import typing
 
@@ -100,8 +101,20 @@ def test_a_process_that_is_not_patched_is_told_what_will_block(
 ) -> None:
     """Once, by the first worker, by the names of what is imported and blocks."""
     (line,) = lines_of(programs, text + WORKERS)
-    said = line.partition("this process is not monkey-patched: while it waits in ")[2]
-    assert said.startswith(f"{named} no job has a turn"), line
+    said = re.match(r"this process is not monkey-patched \((.*)\): while it waits in (.*)", line)
+    assert said is not None, line
+    assert said[1].startswith("socket, ssl, select, ")
+    assert said[2].startswith(f"{named} no job has a turn")
+
+
+def test_a_process_that_is_not_patched_and_waits_by_gevents_means_is_told_quietly(
+    programs: Programs,
+) -> None:
+    """Once, at level INFO, by the names of the modules that are not patched."""
+    logs = "import logging; logging.basicConfig(format='%(levelname)s %(message)s', level='INFO')\n"
+    (line,) = lines_of(programs, logs + QUIET + WORKERS)
+    assert line.startswith("INFO this process is not monkey-patched (socket, ssl, select, time, ")
+    assert lines_of(programs, logs + PATCH + QUIET + WORKERS) == []
 
 
 @pytest.mark.parametrize(
