@@ -16,7 +16,15 @@ import gevent.ssl
 import gevent.subprocess
 import pytest
 
-from geventq import Queue, QueueEvents, RedisUnavailableError, Worker
+from geventq import (
+    CancellationToken,
+    Job,
+    JobSpec,
+    Queue,
+    QueueEvents,
+    RedisUnavailableError,
+    Worker,
+)
 from tests.support.waiting import eventually
 
 CERTIFICATE = pathlib.Path(__file__).parent.parent / "support" / "localhost.pem"
@@ -69,6 +77,26 @@ def test_jobs_are_added_worked_and_waited_for(url: str, prefix: str) -> None:
         jobs = [queue.add("n", "x" * 100_000), queue.add("n", 2)]
         assert [job.wait_until_finished(20) for job in jobs] == ["x" * 100_000, 2]
         assert next(iter(events)).name == "added"
+
+
+def test_running_jobs_are_cancelled_by_messages_that_come_in_many_records(
+    url: str, prefix: str
+) -> None:
+    """5.1: each of TLS holds one message or a part of it, and more than one may wait to be read."""
+    heard: list[str] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        heard.append(str(token.get().reason)[:3])
+        token.raise_if_cancelled()
+
+    with (
+        Queue("q", url, prefix) as queue,
+        Worker("q", process, url, prefix, concurrency=20, lock_duration=90) as worker,
+    ):
+        ids = [job.id for job in queue.add_bulk([JobSpec("n")] * 20)]
+        eventually(lambda: len(worker.active_jobs) == 20)
+        assert all(queue.cancel_jobs(ids, "why" * 5_000))
+        eventually(lambda: heard == ["why"] * 20)
 
 
 def test_the_hub_turns_while_the_server_is_silent(url: str, prefix: str) -> None:
