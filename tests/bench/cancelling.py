@@ -23,7 +23,8 @@ __all__ = ["CANCELLING"]
 _BUSY: typing.Final = 100  # slots for the no-op jobs that keep a worker busy
 _PAUSE: typing.Final = 0.005  # seconds between two requests
 
-Way = typing.Literal["cancel_job", "published", "recorded"]
+Way = typing.Literal["cancel_job", "publish_cancel", "published", "recorded", "guide"]
+_OURS: typing.Final[tuple[Way, ...]] = ("cancel_job", "publish_cancel")
 
 
 def remote(
@@ -64,7 +65,7 @@ def remote(
 
 
 def _asker(lab: Lab, way: Way) -> Child:
-    side: Side = "geventq" if way == "cancel_job" else "npm"
+    side: Side = "geventq" if way in _OURS else "npm"
     asker = lab.process(side, "ask", queue="bench", how=way)
     asker.hear()
     return asker
@@ -175,6 +176,14 @@ CANCELLING: typing.Final = (
         500,
         50,
         (*_LATENCY, _CALL),
+    ),
+    Scenario(
+        "guide500",
+        "the guide's message, on a new connection as the guide has it, 500 active",
+        remote(500, geventq="publish_cancel", npm="guide"),
+        500,
+        50,
+        _LATENCY,
     ),
     Scenario(
         "publish500",

@@ -1,11 +1,12 @@
 """Asks for jobs to be cancelled, one at a time; tells in the end when it asked for each, and when
-`cancel_job` was answered, on the clock of all processes."""
+the call returned, on the clock of all processes.  By `Queue.cancel_job`, or with `how` by
+`publish_cancel`, which connects anew each time."""
 
 from __future__ import annotations
 
 import time
 
-from geventq import Queue
+from geventq import Queue, publish_cancel
 from tests.bench.orders import hear, options, say
 
 
@@ -17,7 +18,10 @@ def main() -> None:
         asked = {}
         while job_id := hear().get("job"):
             before = time.perf_counter_ns()
-            queue.cancel_job(job_id, "user")
+            if given["how"] == "cancel_job":
+                queue.cancel_job(job_id, "user")
+            else:
+                publish_cancel(given["url"], given["queue"], job_id, "user")
             asked[job_id] = before, time.perf_counter_ns()
         say(asked)
 
