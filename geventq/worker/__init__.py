@@ -16,6 +16,7 @@ run/            one job
   slots.py        what is held, what runs, how many more may
   settle_call.py  the two script calls of the main line
 lanes.py        THE MAIN LOOP: settles what has ended and takes what comes next, many at a time
+lost_takes.py   jobs of takes whose answer was lost
 idle.py         waits for jobs while there are none
 marker.py       what it waits for
 renewer.py      keeps the locks, and notices the loss of one

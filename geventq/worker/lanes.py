@@ -5,9 +5,8 @@ asks in the same call for as many jobs as there are free slots; while its call i
 next batch gathers.  So a single job has no added delay, and a hundred cost one call.
 
 An answer that was lost may stand for a call that was carried out (cancellation.md 3.6): outcomes
-are sent again with the counters of their take, and no job is taken before the worker has asked
-which ids in *active* are locked with the lock tokens it had sent.  The server may also carry out
-such a call later than that, so the renewer lets the lanes ask again for a while.
+are sent again with the counters of their take, and no job is taken before the worker has looked for
+those of that call (`geventq.worker.lost_takes`).
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
+from geventq.worker.lost_takes import LostTakes
 from geventq.worker.run.admission import Take
 from geventq.worker.run.settle_call import (
     LATER,
@@ -42,13 +42,9 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Lanes"]
 
-_Numbers = tuple[int, int]  # of lock tokens: the first one, and how many
-_LostTake = tuple[float, _Numbers]  # when it was sent, and for what
-
 _LANES: typing.Final = 4
 _BATCH: typing.Final = 500  # outcomes and jobs a call
 _BYTES: typing.Final = 1 << 20  # of results in a call, but for one that has more by itself
-_LATE: typing.Final = 60.0  # seconds for which a lost take may still be carried out
 
 
 class Jobs(typing.Protocol):
@@ -97,9 +93,7 @@ class Lanes:
         self._next_lock = 1
         self._pending: list[Settled] = []
         self._in_calls: list[list[Settled]] = []  # what the calls under way carry
-        self._lost_takes: list[_LostTake] = []  # to be asked for
-        self._late_takes: list[_LostTake] = []  # asked for, but not safely over
-        self._behind: list[_LostTake] = []  # found, and not begun: see `_begun_first`
+        self._lost_takes = LostTakes(calls, self._lock_base)
         self._parked: list[typing.Any] = []  # greenlets that wait for `wake`
         self._woken: list[typing.Any] = []  # they were, and have not had their turn
         self._stopping = False
@@ -191,7 +185,7 @@ class Lanes:
             asks = self.hungry
             if self._lost_takes:
                 asks = True
-                self._recover()
+                self._lost_takes.look(self.jobs, self._sent_again)
                 self._outage.over()
             room = self._free_slots() if asks or self._pending else 0
             if self._pending or room > 0:
@@ -256,7 +250,7 @@ class Lanes:
         except BaseException as error:
             lost = _may_be_done(error)
             if lost and room > 0:
-                self._lost_takes.append((sent_at, (first, room)))
+                self._lost_takes.add(sent_at, first, room)
             elif room > 0:
                 self.jobs.take_is_over(first)
             if lost:
@@ -269,25 +263,22 @@ class Lanes:
         self.has_answer = True
         if reply.jobs and clock.monotonic() > sent_at + self._life:
             # Others may run them by now (3.3): whoever looks again sees what is still ours.
-            self._lost_takes.append((sent_at, (first, room)))
+            self._lost_takes.add(sent_at, first, room)
             reply.jobs.clear()
             self._wanted += 1  # so that this answer does not tell of a dry queue
         try:
             self._handle(batch, reply, sent_at, first)
         except BaseException:  # asked again, the server tells what was left half-way
             if room > 0:
-                self._lost_takes.append((sent_at, (first, room)))
+                self._lost_takes.add(sent_at, first, room)
             unsettled = [one for one in batch if not one[0].is_over]
             _mark_sent(unsettled)
             self._pending = unsettled + self._pending
             raise
         if room > 0:
-            if not self._lost_takes or not self._is_lost(first):
+            if first not in self._lost_takes:
                 self.jobs.take_is_over(first)
             self._note_supply(reply, room, wanted)
-
-    def _is_lost(self, take: int) -> bool:
-        return any(numbers[0] == take for _, numbers in self._lost_takes)
 
     def _take_back(self, batch: list[Settled], *, unsent: bool) -> None:
         """A call has failed.  If it was for one of its outcomes, that one must hold up no others:
@@ -330,9 +321,7 @@ class Lanes:
                 self._tell_error(error)
         for job_id, why in reply.broken:
             life.skipped(job_id, why)
-        if self._behind:
-            self._lost_takes += self._behind
-            self._behind = []
+        if self._lost_takes.ask_for_those_behind():
             self.wake()
         if LATER in reply.codes:
             codes = zip(batch, reply.codes, strict=True)
@@ -340,58 +329,18 @@ class Lanes:
 
     # -- takes whose answer was lost -------------------------------------------------------
 
-    def _recover(self) -> None:
-        """Find the jobs that were taken by calls whose answer was lost."""
-        lost, self._lost_takes = self._lost_takes, []
-        sent_at = clock.monotonic()
-        try:
-            jobs = self._calls.recover(self._lock_base, [numbers for _, numbers in lost])
-        except BaseException:
-            self._lost_takes = lost + self._lost_takes
-            raise
-        if jobs and clock.monotonic() > sent_at + self._life:
-            self._lost_takes += lost  # as in `_make_call`
-            return
-        # What was found is not asked for again: the answer might come after the job's end.
-        found = sorted(int(lock_token[len(self._lock_base) :]) for _, lock_token, _ in jobs)
-        self._late_takes += [
-            (when, rest)
-            for when, numbers in lost
-            if when > sent_at - _LATE
-            for rest in _without(found, numbers)
-        ]
-        jobs = self._begun_first(jobs, sent_at)
-        if jobs:
-            try:
-                numbers_sent = tuple(numbers[0] for _, numbers in lost)
-                self.jobs.taken(jobs, Take(sent_at, None, numbers=numbers_sent))
-            except BaseException:
-                self._lost_takes += lost
-                raise
-        for _, numbers in lost:
-            self.jobs.take_is_over(numbers[0])
-
-    def _begun_first(self, jobs: list[Taken], sent_at: float) -> list[Taken]:
-        """Those that may begin now.  One whose earlier run has an outcome that is sent again has
-        to wait: its own end could come first, and the script would not know that one any more
-        (3.6)."""
-        sent_again = {
+    def _sent_again(self) -> set[str]:
+        """The ids of the jobs whose outcomes are on their way for a second time."""
+        return {
             execution.job_id
             for batch in (self._pending, *self._in_calls)
             for execution, outcome in batch
             if outcome.is_sent_again
         }
-        for job_id, lock_token, _ in jobs if sent_again else ():
-            if job_id in sent_again:
-                number = int(lock_token[len(self._lock_base) :])
-                self._behind.append((sent_at, (number, 1)))
-        return [taken for taken in jobs if taken[0] not in sent_again]
 
     def recover_late(self) -> None:
         """Ask again for what was lost within the last minute.  Does not yield."""
-        if self._late_takes:
-            self._lost_takes += self._late_takes
-            self._late_takes = []
+        if self._lost_takes.ask_again():
             self.wake()
 
 
@@ -406,16 +355,3 @@ def _may_be_done(error: BaseException) -> bool:
     connection that was never made, and a server that refuses to serve, say that it was not.  A
     script that fails half-way keeps what it has written (3.7)."""
     return not isinstance(error, RedisUnavailableError) or error.may_be_done
-
-
-def _without(found: typing.Iterable[int], numbers: _Numbers) -> typing.Iterator[_Numbers]:
-    """What is left of `numbers` without those that were `found` (in order)."""
-    first, count = numbers
-    end = first + count
-    for number in found:
-        if first <= number < end:
-            if number > first:
-                yield first, number - first
-            first = number + 1
-    if first < end:
-        yield first, end - first

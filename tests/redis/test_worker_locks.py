@@ -377,7 +377,7 @@ def test_looking_for_lost_takes_shortens_no_lock(queue: Queue, make: Make, locks
     job = eventually(lambda: worker.active_jobs)[0]
     job.extend_lock(300)
     lanes = engine_of(worker).lanes
-    lanes._lost_takes.append((clock.monotonic(), (1, lanes._next_lock)))
+    lanes._lost_takes.add(clock.monotonic(), 1, lanes._next_lock)
     lanes.may_be_more()
     eventually(lambda: not lanes._lost_takes)
     other = queue.add("n")

@@ -89,6 +89,7 @@ ROOMS: typing.Final = {
         {"run.hearing"},
         {"run.settle_call"},
         {"run.life"},
+        {"lost_takes"},
         {"lanes", "idle", "renewer", "stalled", "stages", "eviction", "manual", "member"},
         {"subscription"},
         {"engine"},
