@@ -235,6 +235,50 @@ def test_call_command_in_an_unpatched_process_says_what_to_do(shop: Shop) -> Non
     assert "this process is not monkey-patched: run `manage.py geventq_worker`" in program.err
 
 
+LATE = """
+import django
+django.setup()
+from django.db import connection  # as a script does that imports its models first
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from geventq import GeventqError, Queue, Worker
+from geventq.integrations.django import around
+
+def process(job):
+    with connection.cursor() as cursor:
+        gevent.sleep(0.5)
+        cursor.execute("select 1")
+    return "done"
+
+with Queue("q", prefix={prefix!r}) as queue:
+    jobs = [queue.add("n") for _ in range(2)]
+    with Worker("q", process, prefix={prefix!r}, around=[around], concurrency=2):
+        for job in jobs:
+            try:
+                print(job.wait_until_finished(30))
+            except GeventqError as error:
+                print(error)
+"""
+
+
+@pytest.mark.unpatched
+def test_jobs_of_a_process_that_was_patched_too_late_share_no_connection(
+    shop: Shop, prefix: str
+) -> None:
+    """All but one fail, with a sentence that says why; that one is not disturbed."""
+    shop.programs.write("late.py", LATE.format(prefix=prefix))
+    program = shop.programs.start(
+        *("-W", "ignore", "late.py"),
+        DJANGO_SETTINGS_MODULE="tests.apps.shop.settings",
+        **shop.environment,
+    )
+    assert program.ends() == 0, program.told()
+    first, second = program.out.splitlines()
+    assert first == "done"
+    assert "job 1 has the same database connection: Django was imported before" in second
+
+
 # -- in this process -------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["add_on_commit", "around"]
 
 
+_OWNER: typing.Final = "geventq_job"  # the attribute of a connection that says whose it is
 _STOPS_WITHIN: typing.Final = 5.0  # seconds that a database gets to stop a killed job's query
 
 
@@ -49,11 +50,20 @@ def around(job: Job, token: CancellationToken) -> typing.Iterator[None]:
             "jobs would share one database connection; start it as `manage.py geventq_worker`, or "
             "through `python -m gevent.monkey`"
         )
+    mine = [connections[alias] for alias in connections]
+    for connection in mine:
+        if (owner := vars(connection).get(_OWNER)) is not None:  # before anything is closed
+            raise GeventqError(
+                f"geventq.integrations.django.around: job {owner} has the same database "
+                "connection: Django was imported before this process was monkey-patched"
+            )
     with contextlib.ExitStack() as entered:
         entered.callback(connections.close_all)
-        for alias in connections:
-            ends_with_job = functools.partial(_execute, token, connections[alias])
-            entered.enter_context(connections[alias].execute_wrapper(ends_with_job))
+        for connection in mine:
+            vars(connection)[_OWNER] = job.id
+            entered.callback(vars(connection).pop, _OWNER)
+            ends_with_job = functools.partial(_execute, token, connection)
+            entered.enter_context(connection.execute_wrapper(ends_with_job))
         yield
 
 
