@@ -109,7 +109,7 @@ local function read_job(at)
     job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
     return job
   elseif fields.err then
-    error(fields.err)
+    error(fields)
   end
   job.timestamp, job.made = fields[1] or '', fields[3] or fields[2] or '0'
   job.parent, job.scheduler = fields[4], fields[5]
