@@ -172,6 +172,9 @@ options["job_id"] = "mine"
 queue.add("n", None, **options)
 queue.add_bulk([JobSpec("n"), JobSpec("n", {}, {"delay": minute}), JobSpec("n", 1, options)])
 queue.retry_jobs("completed", until=1.0)
+queue.clean(minute, limit=0, state="failed")
+queue.drain(delayed=True)
+queue.obliterate(force=True)
 job.wait_until_finished(minute)
 job.change_delay(minute)
 job.extend_lock(minute)
@@ -355,6 +358,9 @@ WRONG = {
     'Queue("q", max_connections=1.5)': '"max_connections"',
     'Queue("q", max_connection=5)': "max_connection",
     'queue.retry_jobs("delayed")': '"retry_jobs"',
+    'queue.clean(0, state="wait")': '"clean"',
+    'queue.clean("1")': '"clean"',
+    'queue.obliterate("yes")': '"obliterate"',
     "queue.retry_jobs(until=minute)": '"until"',
     'job.retry("active")': '"retry"',
     "queue.cancel_job(job.id, wiat=5)": "wiat",
