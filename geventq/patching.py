@@ -134,13 +134,16 @@ def _unpatched_calls(processors: typing.Iterable[typing.Any]) -> list[str]:
     seen: set[int] = set()
     while pending:
         function = pending.pop()
-        if not isinstance(function, types.FunctionType) or id(function) in seen:
+        if type(function) is not types.FunctionType or id(function) in seen:
             continue
         seen.add(id(function))
         for value in _named_in(function.__code__, function.__globals__):
+            # By its type: a proxy would have to find out what it stands for.
             if id(value) in waiting:
                 found[waiting[id(value)]] = None
-            elif getattr(value, "__module__", None) == function.__module__:
+            elif issubclass(type(value), (types.FunctionType, type)) and (
+                value.__module__ == function.__module__
+            ):
                 pending += vars(value).values() if isinstance(value, type) else [value]
     return list(found)
 
@@ -162,24 +165,26 @@ def _function_of(process: typing.Any) -> object:
     while isinstance(process, functools.partial):
         process = process.func
     process = inspect.unwrap(getattr(process, "__func__", process))
-    return process if inspect.isroutine(process) else vars(type(process)).get("__call__")
+    return process if inspect.isroutine(process) else type(process).__call__
 
 
-def _named_in(code: types.CodeType, namespace: dict[str, typing.Any]) -> typing.Iterator[object]:
+def _named_in(
+    code: types.CodeType, namespace: dict[str, typing.Any]
+) -> typing.Iterator[typing.Any]:
     """What a function looks up: globals, members of modules, also of those that it imports."""
-    imported: dict[str, object] = {}  # inside the function
-    last: object = None
+    imported: dict[str, typing.Any] = {}  # inside the function
+    last: typing.Any = None
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             last = namespace.get(step.argval)
             yield last
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(last, types.ModuleType):
-            last = getattr(last, step.argval, None)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and _is_module(last):
+            last = _members_of(last).get(step.argval)
             yield last
         elif step.opname == "IMPORT_NAME":
             last = sys.modules.get(step.argval)
         elif step.opname == "IMPORT_FROM":
-            yield getattr(last, step.argval, None)
+            yield _members_of(last).get(step.argval) if _is_module(last) else None
         elif step.opname == "STORE_FAST":
             imported[step.argval] = last
         else:
@@ -187,6 +192,10 @@ def _named_in(code: types.CodeType, namespace: dict[str, typing.Any]) -> typing.
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _named_in(constant, namespace)
+
+
+def _is_module(thing: object) -> typing.TypeGuard[types.ModuleType]:
+    return issubclass(type(thing), types.ModuleType)
 
 
 # -- patched too late ---------------------------------------------------------------------------
@@ -205,7 +214,7 @@ def _patched_too_late() -> list[str]:
     found: dict[tuple[str, str], set[str]] = {}
     modules: list[object] = list(sys.modules.values()) if originals else []
     for module in modules:
-        if not isinstance(module, types.ModuleType):
+        if not _is_module(module):
             continue
         holder = _members_of(module)
         name = str(holder.get("__name__"))

@@ -176,6 +176,21 @@ def test_a_driver_that_waits_in_the_hub_is_not_told(programs: Programs, before: 
     assert lines_of(programs, PATCH + before + QUIET + WORKERS) == []
 
 
+def test_proxies_and_lazy_modules_are_left_as_they_are(programs: Programs) -> None:
+    """A worker that starts outside of any context finds Flask's `current_app` in the code."""
+    programs.write(
+        "lazy.py",
+        "def __getattr__(name):\n"
+        "    raise AttributeError if name == '__path__' else SystemExit('was asked for ' + name)\n"
+        "class Proxy:\n"
+        "    def __getattribute__(self, name): raise SystemExit('was asked for ' + name)\n"
+        "proxy = Proxy()\n",
+    )
+    uses = "import lazy\nfrom lazy import proxy\ndef process(job): return proxy.x, lazy.sleep\n"
+    for before in ("", PATCH):
+        assert lines_of(programs, before + uses + WORKERS) == []
+
+
 def test_nothing_is_imported_to_find_out(programs: Programs) -> None:
     program = ended(programs, PATCH + QUIET + WORKERS)
     assert program.out == "ssl\n"  # gevent's patch itself
