@@ -241,22 +241,26 @@ django.setup()
 from django.db import connection  # as a script does that imports its models first
 from gevent import monkey
 monkey.patch_all()
-import gevent
+import gevent.event
 from geventq import GeventqError, Queue, Worker
 from geventq.integrations.django import around
 
+other_failed = gevent.event.Event()
+
 def process(job):
     with connection.cursor() as cursor:
-        gevent.sleep(0.5)
+        assert other_failed.wait(60)
         cursor.execute("select 1")
     return "done"
 
 with Queue("q", prefix={prefix!r}) as queue:
     jobs = [queue.add("n") for _ in range(2)]
-    with Worker("q", process, prefix={prefix!r}, around=[around], concurrency=2):
+    worker = Worker("q", process, prefix={prefix!r}, around=[around], concurrency=2)
+    worker.on("failed", lambda job, error: other_failed.set())
+    with worker:
         for job in jobs:
             try:
-                print(job.wait_until_finished(30))
+                print(job.wait_until_finished(60))
             except GeventqError as error:
                 print(error)
 """
@@ -275,7 +279,7 @@ def test_jobs_of_a_process_that_was_patched_too_late_share_no_connection(
     )
     assert program.ends() == 0, program.told()
     first, second = program.out.splitlines()
-    assert first == "done"
+    assert first == "done", program.told()
     assert "job 1 has the same database connection: Django was imported before" in second
 
 
