@@ -50,7 +50,7 @@ class LostTakes:
 
     def __contains__(self, number: int) -> bool:
         """Whether the take whose first lock token has this number is to be asked for."""
-        return any(numbers[0] == number for _, numbers in self._lost)
+        return bool(self._lost) and any(numbers[0] == number for _, numbers in self._lost)
 
     def add(self, sent_at: float, first: int, count: int) -> None:
         """A call that was sent at `sent_at` (monotonic) may have taken `count` jobs."""
