@@ -596,8 +596,9 @@ def test_a_terminal_that_hangs_up_closes_the_worker(
     """There SIGHUP means what it says: nobody would find the worker again."""
     primary, secondary = os.openpty()
     command = [sys.executable, "-m", "geventq", "worker", "worker:process", "-q", "q", *more]
+    alone = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait"]  # not as under nohup
     process = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", *command, "--health-port", str(production.port)],
+        [*alone, *command, "--health-port", str(production.port)],
         cwd=production.programs.directory,
         env=production.programs.environment,
         stdin=secondary,
