@@ -1,5 +1,5 @@
 """Cancel in process: request -> the waiting processor runs; and the floor, which is the same of a
-bare `AsyncResult`, in turns with it."""
+bare `AsyncResult`, right afterwards."""
 
 from __future__ import annotations
 
@@ -70,7 +70,6 @@ def main() -> None:
             gevent.sleep(0.001)
 
     full()
-    floor = Floor(active)
     gevent.sleep(0.3)
     for _ in range(n):
         full()
@@ -78,8 +77,12 @@ def main() -> None:
         job_id = random.choice(list(waiting))
         asked[job_id] = time.perf_counter_ns()
         worker.cancel_job(job_id, "user")
-        floor.wake_one()
     gevent.sleep(0.05)  # the last one's turn
+    floor = Floor(active)
+    gevent.sleep(0.05)
+    for _ in range(n):
+        floor.wake_one()
+    gevent.sleep(0.05)
     say({"microseconds": microseconds, "floor": floor.microseconds})
     worker.close(timeout=0)
 
