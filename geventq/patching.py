@@ -221,7 +221,10 @@ def _patched_too_late() -> list[str]:
         package = name.partition(".")[0]
         if package in _KNOW_GEVENT or (package in sys.stdlib_module_names and name != "__main__"):
             continue
-        for value in list(holder.values()):
+        held = list(holder.values())
+        if any(value is monkey.get_original for value in held):
+            continue  # it asked for them: a profiler's own thread, as Sentry's
+        for value in held:
             if id(value) in originals:
                 found.setdefault((package, originals[id(value)]), set()).add(name)
     return sorted(

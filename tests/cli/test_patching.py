@@ -140,6 +140,20 @@ def test_requests_that_was_imported_before_the_patch_is_named(programs: Programs
     assert "came too late for urllib3 (ssl.SSLContext): " in line
 
 
+@pytest.mark.parametrize("library", ["profiler", "sentry_sdk"])
+def test_a_library_that_asks_gevent_for_the_originals_is_not_told(
+    programs: Programs, library: str
+) -> None:
+    """For a native thread of its own, as Sentry's profilers do."""
+    if library != "profiler" and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    programs.write(
+        "profiler.py",
+        "from gevent.monkey import get_original\nsleep = get_original('time', 'sleep')\n",
+    )
+    assert lines_of(programs, f"{PATCH}import {library}\n" + QUIET + WORKERS) == []
+
+
 C_DRIVERS: typing.Final = {
     "psycopg2": (PATCH + "import psycopg2\n", "geventq.postgresql.wait_in_hub()"),
     "psycopg": ("import psycopg\n" + PATCH, "imported before monkey-patching"),
