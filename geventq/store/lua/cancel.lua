@@ -354,7 +354,7 @@ local function end_deduplication(job)
   end
 end
 
--- What was asked of the run before: a call of it that comes again is known by it (3.6).
+-- What was asked of the run before: a call of it that comes again is known by it (cancellation.md 3.6).
 local function forget_request(job)
   redis.call('HDEL', job.key, 'gqc', 'defa')
   if job.asked then
