@@ -183,6 +183,8 @@ def test_a_dashboard_sees_all_and_changes_nothing(server: Server, by: As) -> Non
     assert dashboard.get_job_state(job.id) == "delayed"
     assert not dashboard.is_paused()
     dashboard.get_workers()
+    with WorkerGroup("q", _as(server, "dashboard")) as group:
+        assert group.members() == []  # what `geventq workers` shows
     with QueueEvents("q", _as(server, "dashboard"), last_event_id="0-0") as events:
         assert next(iter(events)).name in ("added", "delayed")
 

@@ -60,7 +60,7 @@ ROLES: typing.Final = {
         f"{_READS} publish blpop time",
         "&bullmq:cancel &bullmq:cancel:*",
     ),
-    "dashboard": Role(_READING, f"{_READS} client|list info type"),
+    "dashboard": Role(f"members {_READING}", f"{_READS} client|list info type"),
 }
 
 
