@@ -131,10 +131,11 @@ def _age(seconds: float | None) -> str:
 
 
 def _share(progress: typing.Any) -> float | None:
-    """How much of a job is done, 0 to 1, where its progress tells: a number is percents."""
+    """How much of a job is done, 0 to 1, where its progress tells: a number up to 100 is
+    percents; one above counts something else, and is shown as it is."""
     if isinstance(progress, bool) or not isinstance(progress, int | float):
         return None
-    return min(1.0, max(0.0, progress / 100)) if progress else None
+    return max(0.0, progress / 100) if progress and progress <= 100 else None
 
 
 def _progress(progress: typing.Any) -> str:

@@ -109,6 +109,16 @@ def _polite(job: typing.Any, token: typing.Any) -> None:
     token.sleep(60)
 
 
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [(40, " 40%"), (100, "100%"), (101, "101"), (72_000, "72000"), ("half", "half")],
+)
+def test_a_number_up_to_100_is_percents(progress: typing.Any, shown: str) -> None:
+    """One above counts something else, rows say: no "100%" of a job that has only begun."""
+    line = job_line(RunningJob("q", "1", "export", 1.0, progress, None, cancelling=False), 80)
+    assert re.sub(r".* s  [#.]*", "", line).strip() == shown.strip()
+
+
 # -- the listing ---------------------------------------------------------------------------------
 
 
