@@ -10,6 +10,7 @@ Greenlets: the board's and those of the worker; the story itself is told in the 
 
 from __future__ import annotations
 
+import functools
 import typing
 import uuid
 
@@ -154,7 +155,7 @@ class _Story:
         worker.on("failed", self._failed)
         worker.on("retrying", lambda job, error: show(job.name, "waits", f"{error}; again in 1 s"))
         worker.on("lock_lost", self._lost)
-        worker.on("stalled", self._brought_back)
+        worker.on("stalled", functools.partial(self._brought_back, worker))
 
     def listen_elsewhere(self, events: QueueEvents) -> None:
         """Hear of the job of the second process, as its queue's events tell."""
@@ -190,10 +191,12 @@ class _Story:
         self.lost_locks.add(job.name)
         self.board.set(job.name, "stopped", "its lock is not ours any more")
 
-    def _brought_back(self, job_id: str) -> None:
+    def _brought_back(self, worker: Worker, job_id: str) -> None:
+        runs = any(job.id == job_id for job in worker.active_jobs)  # `active` was told before
         for name, one in self._ids.items():
             if one == job_id:
-                self.board.set(name, "waits", "the stalled check has brought it back")
+                state = "runs" if runs else "waits"
+                self.board.set(name, state, "the stalled check has brought it back")
 
 
 def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
