@@ -28,6 +28,7 @@ _SHUTDOWN_GRACE: typing.Final = 1.0  # seconds between cancel and kill at least 
 _LOOK: typing.Final = 1.0  # seconds without news after which lost runs are looked for
 _TRIES: typing.Final = 3  # of a step that fails
 _LISTENERS: typing.Final = 2.0  # seconds past the deadline for listeners that hang
+_TAKES: typing.Final = 2.0  # the same for a take that hangs, where nothing is to be delivered
 
 log = logging.getLogger("geventq")
 
@@ -180,8 +181,18 @@ class Closing:
         of the jobs whose outcome nobody took."""
         if self._stopper.done.is_set():
             self._stopper.start()
-        if self._stopper.join(self.engine.options.lock_duration):
-            return []
+        began = clock.monotonic()
+        while (left := self._gives_up_at(began) - clock.monotonic()) > 0:
+            if self._stopper.join(min(left, _LOOK)):
+                return []
         undelivered = self.engine.lanes.abandon()
         self._stopper.join()
         return undelivered
+
+    def _gives_up_at(self, began: float) -> float:
+        """When a server that does not answer is waited for no longer.  Where there is no outcome,
+        only a take is under way, or its answer lost: the stalled check brings back its jobs."""
+        lapsed = began + self.engine.options.lock_duration
+        if self._deadline is None or self.engine.lanes.undelivered():
+            return lapsed
+        return min(lapsed, max(began, self._deadline) + _TAKES)

@@ -66,6 +66,7 @@ class IdleWait(Background):
         self._is_dry = False  # there is nothing to take: wait
         self._owes = False  # a marker is to be put back
         self._missed = False  # a call was cut that may have popped a marker
+        self._has_asked = False  # for a marker, ever: it may have one that never arrived here
         self._due_ms = 0  # when the next delayed job is due (0: there is none)
 
     def begin(self, due_ms: int) -> None:
@@ -147,6 +148,8 @@ class IdleWait(Background):
         """The time of the first marker, waited for; `None` if there is none.  Only its answer
         says that an outage is over: a server may let everybody in and refuse every call."""
         try:
+            self._connection.opened()
+            self._has_asked = True
             due_ms = self._marker.pop(self._connection, seconds)
         except GeventqError:
             self._connection.renew()  # nobody else uses it, so a new one costs little
@@ -159,8 +162,9 @@ class IdleWait(Background):
         self._owes = False
 
     def _end(self) -> None:
-        try:
-            self._put_back()
-        except GeventqError as error:
-            self._tell("error", error)
+        if self._has_asked or self._owes:
+            try:
+                self._put_back()
+            except GeventqError as error:
+                self._tell("error", error)
         self._connection.close()

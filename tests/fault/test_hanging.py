@@ -192,6 +192,24 @@ def test_a_worker_without_work_closes_at_once(own_server: Server) -> None:
     at_best(closing, lambda taken: taken < 5.0)
 
 
+def test_a_worker_that_was_started_while_redis_hangs_closes_in_its_own_time(
+    own_server: Server,
+) -> None:
+    """3.7, 7.1: the answer to its first take never comes, and there is nothing to deliver."""
+
+    def closing() -> float:
+        worker = Worker("q", lambda job: None, own_server.url)
+        worker.on("error", lambda error: None)
+        with hanging(own_server):
+            worker.start()
+            gevent.sleep(0.2)
+            began = time.perf_counter()
+            worker.close(0)
+            return time.perf_counter() - began
+
+    at_best(closing, lambda taken: taken < 1.0 + 4.0 + LATE)
+
+
 def test_a_job_taken_by_hand_is_waited_for_in_its_own_time(own_server: Server) -> None:
     """An outage does not end the wait of `get_next_job`, and does not prolong it."""
     worker = Worker("q", lambda job: None, own_server.url, drain_delay=1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import fcntl
 import os
 import pathlib
 import shutil
@@ -609,6 +610,25 @@ def test_a_call_ends_in_its_own_time_while_the_server_hangs(home: _Home) -> None
             eventually(lambda: _is_empty(queue))
             assert queue._store._client._membership is not None
             assert _pid(queue._store._client._membership.socket_path) == pid
+
+
+def test_a_worker_that_closes_before_there_is_a_server_has_nothing_to_tell(home: _Home) -> None:
+    """7.1: it has taken no marker that it would have to put back, and no connection failed it:
+    another process is still starting the server."""
+    os.makedirs(home.path, exist_ok=True)
+    descriptor = os.open(os.path.join(home.path, keeper.START_LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+    errors: list[BaseException] = []
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        worker = Worker("q", lambda job: None, home.url)
+        worker.on("error", errors.append)
+        worker.start()
+        closing = gevent.spawn(worker.close)
+        gevent.sleep(1.5)  # longer than what puts a marker back would wait for a connection
+    finally:
+        os.close(descriptor)
+    closing.get(timeout=20)
+    assert errors == []
 
 
 def _is_empty(queue: Queue) -> bool:
