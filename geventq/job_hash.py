@@ -165,15 +165,21 @@ class JobHash:
         """The request to cancel that is recorded with the job (cancellation.md 4.3): the one that
         it has not followed yet, or that ended it.  `hard` is `False` until a worker has heard of
         a request that leaves it to the worker."""
-        text = self._fields.get(b"gqc")
-        if not text and b"failedReason" in self._fields and b"finishedOn" in self._fields:
-            text = self._fields.get(b"gqe")  # no worker of another language takes it away
+        fields = self._fields  # a worker of another language takes no request away
+        text = fields.get(b"gqc")
+        has_ended = b"finishedOn" in fields
+        if not text and has_ended and b"failedReason" in fields:
+            text = fields.get(b"gqe")
+        elif has_ended and b"returnvalue" in fields:
+            return None
         if not text:
             return None
         from geventq.record import read_record  # rare, so not paid for by the others
 
         record = read_record(text)
-        return None if record is None else record.request
+        if record is None or (text is fields.get(b"gqc") and record.is_void(self.attempts_made)):
+            return None
+        return record.request
 
     def defect(self) -> str | None:
         """Why this job cannot be run: it has no name, or its data are not JSON."""

@@ -42,6 +42,11 @@ class Record(typing.NamedTuple):
     """Requests that are merged in it, whole and with their signatures: what it says itself is
     proven by none (cancellation.md 8)."""
 
+    def is_void(self, attempts_made: int) -> bool:
+        """Whether it was for an earlier run than the one that finds `attempts_made`, and nobody
+        has cleared it since (4.4)."""
+        return self.request.retry and self.attempts_made not in (None, attempts_made)
+
 
 def record_of(
     request: Cancellation, attempts_made: int, timestamp_ms: int, nonces: list[str]

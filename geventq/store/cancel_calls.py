@@ -76,7 +76,7 @@ class CancelCalls:
 
     def _call(self, request: Asked, job_ids: list[str], dry_run: bool) -> list[Answer]:
         while True:
-            flag = "d" if dry_run else "f" if request.force else ""
+            flag = ("f" if request.force else "") + ("d" if dry_run else "")
             looks = not dry_run and (request.force or self._secret is not None)
             args = (
                 self._looked_at(request, job_ids, flag)

@@ -379,6 +379,22 @@ def test_what_did_not_end_the_job_is_not_shown_after_the_run(
     assert after.get_state() == ("failed" if end == "fails" else "completed")
 
 
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("end", ["completed", "failed"])
+def test_what_a_foreign_worker_did_not_heed_is_not_shown_either(
+    queue: Queue, redis_client: redis.Redis, prefix: str, end: str, retry: bool
+) -> None:
+    """4.4: it leaves the record, which says of which run it was."""
+    job = queue.add("n")
+    foreign = Foreign(redis_client, prefix, job)
+    assert queue.cancel_job(job.id, "not heeded", retry=retry).status == "requested"
+    told = {"returnvalue": "1"} if end == "completed" else {"failedReason": "by itself"}
+    foreign.ends(end, finishedOn=1, **told)
+    after = queue.get_job(job.id)
+    assert after is not None
+    assert (after.cancellation is not None) == (end == "failed" and not retry)
+
+
 def test_around_a_removal(
     queue: Queue, proxy: Proxy, prefix: str, redis_client: redis.Redis
 ) -> None:
@@ -565,6 +581,57 @@ def test_a_running_job_is_still_running(
     assert events.count("cancel-requested") == 1
     process.go.set()
     job.wait_until_finished(30)
+
+
+@pytest.mark.parametrize("wait", [None, 30])
+@pytest.mark.parametrize("name", ["n", "completes"])
+def test_a_running_job_has_ended_and_is_not_kept(
+    queue: Queue, proxy: Proxy, prefix: str, make: Make, name: str, wait: float | None
+) -> None:
+    """3.6, 4.3: it is told the same as of one that is kept."""
+    go = gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> str:
+        go.set()
+        token.wait(None)
+        if job.name == "n":
+            token.raise_if_cancelled()
+        return "all the same"
+
+    listens(make(process))
+    job = queue.add(name, remove_on_fail=True, remove_on_complete=True)
+    go.wait()
+    caller, again = lose_answer(proxy, prefix, job, wait=wait)
+    eventually(lambda: job.get_state() == "unknown")
+    again.release()
+    result = caller.get()
+    ended = "stopped" if name == "n" else "completed"
+    assert (result.status, result.state) == (ended if wait else "requested", "active")
+
+
+@pytest.mark.parametrize("end", ["stalls", "is retried by a foreign worker"])
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_running_job_waits_again_and_has_not_answered(
+    queue: Queue,
+    proxy: Proxy,
+    prefix: str,
+    redis_client: redis.Redis,
+    end: str,
+    retry: bool,
+) -> None:
+    """3.6: what was asked of its run is recorded; the job that waits is not failed for it."""
+    job = queue.add("n", attempts=3)
+    foreign = Foreign(redis_client, prefix, job)
+    caller, again = lose_answer(proxy, prefix, job, retry=retry)
+    foreign.ends("wait")
+    if end == "stalls":
+        foreign.set(atm=0)
+    recorded = fields(redis_client, prefix, job)
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("requested", "active")
+    assert in_one_place(redis_client, prefix, job) == "wait"
+    assert fields(redis_client, prefix, job) == recorded
 
 
 @pytest.mark.parametrize("state", ["waiting", "delayed"])

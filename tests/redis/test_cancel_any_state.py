@@ -472,7 +472,7 @@ def test_with_retry_the_jobs_own_rules_decide_what_follows(
     assert queue.get_job_state(job.id) == state
     after = queue.get_job(job.id)
     assert after is not None
-    assert after.attempts_made == 1
+    assert (after.attempts_made, after.cancellation) == (1, None)
     assert places(redis_client, prefix, job.id) == ["wait" if state == "waiting" else state]
 
 

@@ -9,7 +9,8 @@ import typing
 import pytest
 import redis
 
-from geventq import Job, JobSpec, Queue, RedisUnavailableError
+from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
+from tests.support.locks import Locks
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -46,6 +47,23 @@ def test_a_dry_run_tells_and_changes_nothing(
     after = {key: redis_client.dump(key) for key in redis_client.scan_iter(f"{prefix}:*")}
     assert after == before
     assert queue.get_job_counts()["waiting"] == 100
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_dry_run_tells_what_would_become_of_running_jobs(
+    queue: Queue, locks: Locks, redis_client: redis.Redis, prefix: str, force: bool
+) -> None:
+    """4.5: with force they would be taken away; who lacks the secret is told so."""
+    job = queue.add("n")
+    locks.leave_as_a_dead_worker_does(job.id)
+    (told,) = queue.cancel_jobs([job.id], force=force, dry_run=True)
+    assert (told.status, told.state) == ("stopped" if force else "requested", "active")
+    assert queue.get_job_state(job.id) == "active"
+    redis_client.hset(f"{prefix}:q:meta", "gqs", "a secret's key")
+    if force:
+        with pytest.raises(GeventqError, match="cancel_secret"):
+            queue.cancel_jobs([job.id], force=True, dry_run=True)
+    assert queue.get_job_state(job.id) == "active"
 
 
 @pytest.mark.parametrize("count", [40, 60, 1200])

@@ -12,7 +12,7 @@
 --        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `nonces`
 --        4 the text that the job fails with  5 queue name as JSON
 --        6 more members of a message, as JSON without the braces
---        7 'f' = take running jobs away, 'd' = only tell what would happen, '' = neither
+--        7 'f' = take running jobs away, 'd' = only tell what would happen, 'fd' = both, '' = neither
 --        8 what the caller's secret is told by (cancellation.md 8), '' = he has none
 --        9... five values a job:
 --          job id, its `timestamp` and its `atm` as the caller has seen them ('' = not looked),
@@ -33,7 +33,8 @@
 keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
 local request = cjson.decode(ARGV[3])
-local text, mode = ARGV[4], ARGV[7]
+local text = ARGV[4]
+local forces, is_dry = string.find(ARGV[7], 'f') ~= nil, string.find(ARGV[7], 'd') ~= nil
 local FIRST, STRIDE = 9, 5
 local count = (#ARGV - FIRST + 1) / STRIDE
 -- How many list elements one call looks at, some 20 ms; the jobs behind them are for the next.
@@ -100,8 +101,10 @@ local function whole(text)
   return number and number > 0 and number < 2 ^ 53 and math.floor(number) or 0
 end
 
+local NOTHING = {}
+
 local function read_job(at)
-  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
+  local job = { before = NOTHING, id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
   local fields = redis.pcall('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
     'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
@@ -119,6 +122,7 @@ local function read_job(at)
     job.status = 'changed'
   end
   job.timestamp, job.made = whole(job.timestamp), whole(job.made)
+  job.before = job.asked and read_json(job.asked) or NOTHING
   return job
 end
 
@@ -163,6 +167,11 @@ local function first_answer(job)
       return state == 'active' and 'requested' or 'cancelled', state
     end
   end
+  if has(job.before, request.nonce) then -- not answered yet, wherever the job is by now
+    job.lock, job.place = redis.call('GET', job.key .. ':lock'), 'active'
+    job.done = true
+    return 'requested', 'active'
+  end
 end
 
 -- Whether a secret is one that the workers believe; they say which they do, if they need any.
@@ -184,7 +193,7 @@ local function judge(job)
   job.state = job.place == 'wait' and 'waiting' or job.place
   if job.place == 'completed' or job.place == 'failed' then
     job.status = 'finished'
-  elseif job.place == 'active' and mode ~= 'f' then
+  elseif job.place == 'active' and not forces then
     job.status = 'requested'
   elseif job.place == 'active' and not is_believed(ARGV[8]) then
     job.status = 'secret'
@@ -200,7 +209,7 @@ end
 local jobs, in_wait = {}, {}
 local function judge_all()
   look()
-  if mode == 'f' then
+  if forces then
     look_at_all()
   end
   local seen = {}
@@ -213,7 +222,7 @@ local function judge_all()
       jobs[n], seen[job.id] = job, job
       if job.status == 'cancelled' and job.place == 'wait' then
         in_wait[#in_wait + 1] = job
-        if lengths.wait > FILTERED and mode ~= 'd' then
+        if lengths.wait > FILTERED and not is_dry then
           visited = visited + lengths.wait
         end
       end
@@ -232,14 +241,14 @@ end
 -- -- remove -----------------------------------------------------------------------------------
 
 -- The first write frees or changes nothing, so that a full server lets the rest be written.
-if mode ~= 'd' then
+if not is_dry then
   redis.call('DEL', keys.base)
 end
 
 -- Whether each job is in the list, and out of it unless nothing is to be changed.
 local function take_out_one_by_one(list_key, wanted)
   for _, job in ipairs(wanted) do
-    if mode == 'd' then -- in no other place, so it is here, or in none
+    if is_dry then -- in no other place, so it is here, or in none
       job.found = lengths.wait > FILTERED or redis.call('LPOS', list_key, job.id) and true
     else
       job.found = redis.call('LREM', list_key, 1, job.id) > 0
@@ -259,7 +268,7 @@ local function filter(list_key, wanted)
       stay[#stay + 1] = id
     end
   end
-  if mode == 'd' then
+  if is_dry then
     return
   end
   redis.call('DEL', list_key)
@@ -372,7 +381,9 @@ local function fail(job, prev, made)
   else
     local record = record_for(job, { request.nonce })
     forget_request(job)
-    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms, 'gqe', record)
+    local shown = not made or not request.retry -- else it was for that run alone (4.4)
+    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms,
+      shown and 'gqe' or 'gqa', record)
     if made then
       redis.call('HSET', job.key, 'atm', made)
     end
@@ -464,18 +475,14 @@ local function all_signed(before, job)
   return #signed > 0 and signed or nil
 end
 
--- The record to write, and whether this request decides the outcome; nil if it was written by the
--- call whose answer was lost.
+-- The record to write, and whether this request decides the outcome.
 local function merged(job)
-  local before = job.asked and read_json(job.asked) or {}
+  local before = job.before
   if not same_run(before, job) then
     request.signed = all_signed(nil, job)
     local record = record_for(job, { request.nonce })
     request.signed = nil
     return record, true
-  end
-  if has(before, request.nonce) then
-    return nil
   end
   local nonces = type(before.nonces) == 'table' and before.nonces or {}
   nonces[#nonces + 1] = request.nonce
@@ -521,9 +528,6 @@ end
 
 local function ask(job)
   local record, decides = merged(job)
-  if not record then
-    return
-  end
   if decides and not request.retry then
     redis.call('HSET', job.key, 'gqc', record, 'defa', text)
   else
@@ -572,7 +576,7 @@ end
 local replies = {}
 for n = 1, count do
   local job = jobs[n]
-  if mode ~= 'd' and not job.done then
+  if not is_dry and not job.done then
     job.done = true
     if job.status == 'cancelled' and job.place then
       cancel(job)

@@ -7,7 +7,7 @@
 --        undoes the others.
 --
 -- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events
--- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful gq:
 -- ARGV   1 key base `prefix:queue:`
 --        2 now in ms
 --        3 how many jobs to take; -1: the caller does not ask
@@ -202,6 +202,10 @@ local function finish(state, job_id, ended_ms, value, made, more)
   finished = true
   if policy and policy[1] == 0 then
     gone[#gone + 1] = job_key
+    if more.clear then
+      --- include: unkept
+      keep_answers(keys, job_id, more.heard)
+    end
   else
     local wrote
     if state == 'completed' then

@@ -118,7 +118,7 @@ class Hearing:
             heard, record = execution.heard, read_record(text)
             if record is None or (heard is not None and self._is_known(heard, record, text)):
                 return
-            if _is_void(record, execution):
+            if record.is_void(execution.attempts_made):
                 execution.heard = heard or Heard()
                 execution.heard.nonces.update(record.nonces)
                 return
@@ -304,14 +304,8 @@ def answer_late(execution: Execution, text: bytes) -> None:
         heard.nonces.add("*")  # else it would be refused again, for ever
         return
     heard.nonces.update(record.nonces)
-    if not _is_void(record, execution):
+    if not record.is_void(execution.attempts_made):
         execution.attempt.answer(record.request)
-
-
-def _is_void(record: Record, execution: Execution) -> bool:
-    """Whether it is for an earlier run, and nobody has cleared it since (4.4)."""
-    is_for_another = record.attempts_made not in (None, execution.attempts_made)
-    return is_for_another and record.request.retry
 
 
 def _is_for(message: Message, execution: Execution) -> bool:
