@@ -15,6 +15,8 @@ import signal
 import sys
 import typing
 
+from greenlet import getcurrent
+
 from geventq import __version__
 from geventq.commands.console import UsageError, say_error, without_passwords
 from geventq.commands.ending import ending
@@ -70,9 +72,18 @@ def _status(given: argparse.Namespace) -> int:
         return _failed(error, REFUSED)
 
 
-def _interrupted(number: int, frame: object) -> typing.NoReturn:
-    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those."""
-    raise SystemExit(128 + number)
+def _interrupted(number: int, frame: object) -> None:
+    """Ends the command as shells say it.  Not a KeyboardInterrupt: gevent prints those.
+
+    Python calls it in whatever greenlet runs.  A job of the demo would take the exception for its
+    own failure, so it is the main greenlet's, at the hub's next turn."""
+    leave, greenlet = SystemExit(128 + number), getcurrent()
+    if greenlet.parent is None:  # the main greenlet itself; the hub may not even exist
+        raise leave
+    import gevent  # whoever started that greenlet has imported it
+
+    hub: typing.Any = gevent.get_hub()
+    hub.loop.run_callback(hub.handle_system_error, SystemExit, leave)
 
 
 def _failed(error: Exception, status: int) -> int:

@@ -50,6 +50,16 @@ demo._OPTIONS.clear()  # no second attempt
 """,
 }
 
+HIT = """
+import os, signal, sys
+from geventq import cli, demo
+def hit(job, token):
+    os.kill(os.getpid(), signal.SIGINT)
+    demo.gevent.sleep(60)
+demo.JOBS["thumbnail"] = hit
+sys.exit(cli.main(["demo"]))
+"""
+
 
 @dataclasses.dataclass
 class Runs:
@@ -264,6 +274,20 @@ def test_it_takes_some_seconds_and_leaves_nothing_in_redis(runs: Runs, redis_url
     assert time.monotonic() - runs.begun < 120
     with redis.Redis.from_url(redis_url) as client:
         assert list(client.scan_iter("demo-test:*", count=1000)) == []
+
+
+def test_a_ctrl_c_that_hits_a_job_ends_the_demo(tmp_path: pathlib.Path) -> None:
+    """Python calls a signal's handler in whatever greenlet runs: here it is that of a job, which
+    would fail by it, and the story go on."""
+    programs = Programs(tmp_path)
+    programs.write("hit.py", HIT)
+    try:
+        program = programs.start("hit.py")
+        assert program.ends(20) == 130
+        assert program.err == ""
+        assert "What became of each" not in program.out
+    finally:
+        programs.end()
 
 
 def test_without_a_server_the_demo_starts_its_own(tmp_path: pathlib.Path) -> None:
