@@ -8,6 +8,7 @@ One greenlet a failure of a greenlet, ``geventq-log``: the hub must not log.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import os
@@ -232,8 +233,13 @@ def _log_what_is_printed() -> None:
     from geventq.cancellation import tree
 
     def of_a_greenlet(context: object, kind: typing.Any, error: typing.Any, trace: object) -> None:
+        own = None
+        if context is gevent.getcurrent():  # once it has ended nobody knows what it ran, and whose
+            context, own = _shown(context), contextvars.copy_context()
         exc_info = (kind, error, trace)
-        tree.apart(log.error, "%s failed", context, exc_info=exc_info, name="geventq-log")
+        tree.apart(
+            *(log.error, "%s failed", context), exc_info=exc_info, context=own, name="geventq-log"
+        )
 
     def of_a_thread(args: typing.Any) -> None:
         if args.exc_type is not SystemExit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import typing
 
@@ -80,7 +81,9 @@ def test_lines_of_json_are_whole_and_name_the_job(
     assert any(one.startswith("%d rows ('many',) (TypeError") for one in said)
     assert said["in a thread"]["job"] == job.id
     assert said["ends"]["job"] == job.id
-    assert sum("nobody catches this" in one.get("error", "") for one in lines(program)) == 2
+    uncaught = [one for one in lines(program) if "nobody catches this" in one.get("error", "")]
+    assert [one["job"] for one in uncaught] == [job.id] * 2
+    assert re.fullmatch(r"<Greenlet .*: bad> failed", uncaught[0]["message"])
     assert any("UserWarning: old" in one for one in said)
 
 
