@@ -60,7 +60,8 @@ def worker_hooks(factory: str | Factory) -> Hooks:
     The workers stop taking jobs as soon as gunicorn asks the process to stop (TERM, HUP,
     ``max_requests``).  Running jobs may go on until shortly before ``graceful_timeout``, or for
     the worker's own `close_timeout` if that is shorter; then they are cancelled and go back.  At
-    QUIT, INT and gunicorn's ``timeout`` they go back at once.
+    QUIT and INT they go back at once; at gunicorn's ``timeout``, too, unless the process is held up
+    by what no signal reaches, code in C say: then their locks have to lapse.
 
     Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails or
     returns no worker, another worker class than ``gevent``, and a hook that runs before the

@@ -1,4 +1,4 @@
-"""Every wire vector of issue 10's areas: what npm bullmq makes of a keyspace, we make of it.
+"""Every wire vector of what is built: what npm bullmq makes of a keyspace, we make of it.
 
 The list is the index's own, so a vector that is missing from the folder is seen as missing here;
 those of later stages are skipped with their reason.

@@ -83,8 +83,8 @@ class Vector:
         return None
 
 
-# Three more vectors hold what the API refuses or words otherwise (issue 10), and are replayed below
-# its checks: `add-reserved-id`, `add-opts-number-and-array-hazards` and `fail-empty-message`.
+# Three more vectors hold what the API refuses or words otherwise, and are replayed below its
+# checks: `add-reserved-id`, `add-opts-number-and-array-hazards` and `fail-empty-message`.
 _OTHERWISE: typing.Final = {
     "take-missing-hash": "an id without a hash is reported and dropped, no stub is made",
     "drain-scheduler-job-waiting": "it holds a defect: a job without a hash stays, a run is lost",
