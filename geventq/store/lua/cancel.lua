@@ -381,7 +381,7 @@ local function fail(job, prev, made)
   else
     local record = record_for(job, { request.nonce })
     forget_request(job)
-    local shown = not made or not request.retry -- else it was for that run alone (4.4)
+    local shown = not made or not request.retry -- else it was for that run alone (cancellation.md 4.4)
     redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms,
       shown and 'gqe' or 'gqa', record)
     if made then
