@@ -478,6 +478,9 @@ class Queue:
             self._gatherings.clear()
             store.close()
 
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r}>"
+
     def __enter__(self) -> Queue:
         return self
 

@@ -140,4 +140,5 @@ def _route(option: str, process: typing.Any) -> Route:
     if isinstance(process, collections.abc.Mapping) or not callable(process):
         raise TypeError(f"{option}: a callable is needed, got {type(process).__name__}")
     own(process)
-    return Route(process, takes_token(option, process))
+    hint = "; asyncio code runs in one, by token.run_coroutine"
+    return Route(process, takes_token(option, process, hint))

@@ -275,6 +275,9 @@ class Worker:
             greenlets = [*closing.disown(), *engine.disown()]
         return greenlets
 
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} of {self.queue_name!r}>"
+
     def __enter__(self) -> Worker:
         self.start()
         return self

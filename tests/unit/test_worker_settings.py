@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from geventq import Worker, WorkerArguments
+from geventq import Queue, Worker, WorkerArguments
 from geventq.checks import Seconds
 from geventq.job_options import Keep
 from geventq.worker.settings import DEFAULTS, LATER, WorkerOptions
@@ -99,3 +99,16 @@ def test_none_is_the_default_where_none_is_shown_and_nowhere_else() -> None:
         if type(None) in _kinds(hint):
             assert DEFAULTS[name] is None
             assert WorkerOptions.made({name: None}) == WorkerOptions()
+
+
+def test_who_gives_a_coroutine_function_is_told_how_asyncio_code_runs() -> None:
+    async def process(job: object) -> None: ...
+
+    with pytest.raises(TypeError, match=r"process: a plain function .*token\.run_coroutine"):
+        Worker("q", process)
+
+
+def test_queues_and_workers_say_in_a_debugger_which_one_they_are() -> None:
+    worker = Worker("mails", lambda job: None, "redis://:secret@host:1/0")
+    assert repr(worker) == f"<Worker {worker.id} of 'mails'>"
+    assert repr(Queue("mails", "redis://:secret@host:1/0")) == "<Queue 'mails'>"
