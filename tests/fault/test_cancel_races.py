@@ -609,9 +609,9 @@ def test_a_running_job_has_ended_and_is_not_kept(
     assert (result.status, result.state) == (ended if wait else "requested", "active")
 
 
-@pytest.mark.parametrize("end", ["stalls", "is retried by a foreign worker"])
+@pytest.mark.parametrize("end", ["stalls", "is retried by a foreign worker", "by hand"])
 @pytest.mark.parametrize("retry", [False, True])
-def test_a_running_job_waits_again_and_has_not_answered(
+def test_a_running_job_waits_again_and_nobody_has_heeded_the_request(
     queue: Queue,
     proxy: Proxy,
     prefix: str,
@@ -623,7 +623,11 @@ def test_a_running_job_waits_again_and_has_not_answered(
     job = queue.add("n", attempts=3)
     foreign = Foreign(redis_client, prefix, job)
     caller, again = lose_answer(proxy, prefix, job, retry=retry)
-    foreign.ends("wait")
+    if end == "by hand":
+        foreign.ends("failed", finishedOn=1, failedReason="by itself")
+        job.retry()
+    else:
+        foreign.ends("wait")
     if end == "stalls":
         foreign.set(atm=0)
     recorded = fields(redis_client, prefix, job)

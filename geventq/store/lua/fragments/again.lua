@@ -4,12 +4,14 @@
 local function clear_end(job_key, state)
   redis.pcall('HDEL', job_key, 'finishedOn', 'processedOn', 'stc',
     state == 'failed' and 'failedReason' or 'returnvalue')
-  local ended = redis.pcall('HGET', job_key, 'gqe')
-  if type(ended) == 'string' then -- a call that comes again is known by it (cancellation.md 3.6)
-    redis.call('HDEL', job_key, 'gqe')
-    redis.call('HSET', job_key, 'gqa', ended)
-  end
-  if redis.pcall('HDEL', job_key, 'gqc') == 1 then
-    redis.call('HDEL', job_key, 'defa')
+  for _, field in ipairs({ 'gqe', 'gqc' }) do
+    local asked = redis.pcall('HGET', job_key, field)
+    if type(asked) == 'string' then -- a call that comes again is known by it (cancellation.md 3.6)
+      redis.call('HDEL', job_key, field)
+      redis.call('HSET', job_key, 'gqa', asked)
+      if field == 'gqc' then
+        redis.call('HDEL', job_key, 'defa')
+      end
+    end
   end
 end
