@@ -36,8 +36,11 @@ Hooks = tuple[typing.Callable[[typing.Any], None], typing.Callable[[typing.Any, 
 #: Seconds before gunicorn's `graceful_timeout` at which everything has ended.
 RESERVE: typing.Final = 2.0
 #: Seconds that a close may take past its own time-out, beside the workers' `kill_after`
-#: (cancellation.md 7.1): the ladder's throws, and telling the end.
+#: (cancellation.md 7.1): the ladder's throws, and telling the end.  Only jobs that swallow a kill
+#: need it, and they stall either way: of a short `graceful_timeout` it gets half.
 LADDER: typing.Final = 5.0
+#: Seconds that jobs which end when they are killed need to go back.
+GIVE_BACK: typing.Final = 0.5
 _LOOK: typing.Final = 0.1  # seconds between two looks at `worker.alive`
 _NOTIFY: typing.Final = 1.0  # seconds between two signs of life to the master
 
@@ -205,8 +208,10 @@ class _Resident:
         if self._at_once or self._deadline is None:
             return 0.0
         options = worker.options
-        ladder = max(options.kill_after, 1.0) + LADDER
-        seconds = max(0.0, self._deadline - time.monotonic() - ladder)
+        left = self._deadline - time.monotonic()
+        kill_after = max(options.kill_after, 1.0)
+        ending = max(kill_after + GIVE_BACK, min(kill_after + LADDER, left / 2))
+        seconds = max(0.0, left - ending)
         if options.close_timeout is not None:
             seconds = min(seconds, options.close_timeout)
         return seconds

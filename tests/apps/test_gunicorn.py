@@ -291,6 +291,17 @@ def test_jobs_that_do_not_end_in_time_go_back(site: Site, queue: Queue) -> None:
     assert "SIGKILL" not in program.err
 
 
+def test_of_a_short_graceful_timeout_jobs_get_a_share(site: Site, queue: Queue) -> None:
+    """Half of what is left before the reserve of 2 s, here 3 s: time for a job to end."""
+    program = site.start(graceful_timeout=8)
+    site.until_up()
+    ids = fill(queue, 10, rows=15)
+    until_busy(queue, len(ids))
+    program.signal(signal.SIGTERM)
+    assert program.ends(20) == 0, program.told()
+    assert queue.get_job_counts()["completed"] == len(ids)
+
+
 def test_a_workers_own_close_timeout_may_be_shorter(site: Site, queue: Queue) -> None:
     fill(queue, 10, rows=1000)
     program = site.start(graceful_timeout=60, close=0.5)
