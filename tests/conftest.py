@@ -13,6 +13,7 @@ import uuid
 
 import pytest
 import redis
+from gevent import monkey
 
 from geventq import Queue, Worker, clock
 from geventq.patching import warn_of_what_blocks
@@ -33,6 +34,15 @@ Make = collections.abc.Callable[..., Worker]
 # Tests start programs by the hundred: what these import is compiled once, and kept apart.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "bytecode"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs the other kind of process says so, also where `-m` does not leave it out."""
+    patched = monkey.is_module_patched("socket")
+    if item.get_closest_marker("patched") and not patched:
+        pytest.skip("needs a monkey-patched process: python -m gevent.monkey --module pytest")
+    if item.get_closest_marker("unpatched") and patched:
+        pytest.skip("needs a process that is not monkey-patched")
 
 
 def pytest_collection_finish() -> None:
