@@ -37,7 +37,7 @@ os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "bytecode"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that needs the other kind of process says so, also where `-m` does not leave it out."""
+    """A test that needs the other kind of process says so, also where `-m` leaves it in."""
     patched = monkey.is_module_patched("socket")
     if item.get_closest_marker("patched") and not patched:
         pytest.skip("needs a monkey-patched process: python -m gevent.monkey --module pytest")
