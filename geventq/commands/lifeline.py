@@ -7,18 +7,19 @@ end of file tells a child that its parent is gone, however it died.  The reports
 tell the parent that the workers have started, how they are, and that the hub turns: it holds a
 child that is silent for too long for one whose hub stands still.
 
-Greenlets: ``geventq-parent-orders``, ``geventq-parent-close``, and those of the `Vigil`.
+Greenlets: ``geventq-parent-orders``, which is guarded, short ones that carry orders out, and those
+of the `Vigil`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import typing
 
 if typing.TYPE_CHECKING:
+    from geventq.guarded import Guarded
     from geventq.supervisor import Supervisor
     from geventq.vigil import Report, Vigil
     from geventq.worker import Worker
@@ -42,7 +43,9 @@ class Lifeline:
         self._reports = reports
         self.turns = turns
         self.on_order: dict[bytes, typing.Callable[[], object]] = {}
-        self._greenlets: list[typing.Any] = []
+        self._heeding: Guarded | None = None
+        self._greenlets: list[typing.Any] = []  # of the orders that are carried out
+        self._unsent = b""  # of a report: a line is sent whole, whatever its greenlet is hit by
         self._vigil: Vigil | None = None
 
     def hold(self, workers: list[Worker], supervisor: Supervisor | None) -> None:
@@ -58,9 +61,12 @@ class Lifeline:
         unready.remove(worker)
         if unready:
             return
+        import gevent.event
         from gevent.os import make_nonblocking
 
         from geventq.fork.workers import watch
+        from geventq.guarded import Guarded
+        from geventq.outage import Outage
         from geventq.vigil import Vigil
 
         watch(self)
@@ -68,21 +74,27 @@ class Lifeline:
         self._vigil = Vigil([supervisor or worker], self._report)
         self._vigil.start()
         (supervisor or worker).before_closing(self._vigil.look)
-        self._spawn("orders", self._heed, worker, supervisor)
+        heed = functools.partial(self._heed, worker, supervisor)
+        outage = Outage("hearing the parent process", None, gevent.event.Event())
+        self._heeding = Guarded(heed, "parent-orders", outage)
+        self._heeding.start()
 
     def _report(self, report: Report) -> None:
         from gevent.os import nb_write
 
-        line = json.dumps(report).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):
-            while line:
-                line = line[nb_write(self._reports, line) :]
+        self._unsent += json.dumps(report).encode() + b"\n"
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[nb_write(self._reports, self._unsent) :]
+        except BrokenPipeError:  # the parent is gone
+            self._unsent = b""
 
     def _spawn(self, name: str, call: typing.Callable[..., object], *args: object) -> None:
         import gevent
 
         greenlet = gevent.Greenlet(call, *args)
         greenlet.name = f"geventq-parent-{name}"
+        self._greenlets = [one for one in self._greenlets if not one.dead]
         self._greenlets.append(greenlet)
         greenlet.start()
 
@@ -105,12 +117,17 @@ class Lifeline:
 
     def die(self) -> list[typing.Any]:
         """In a process that a job has forked: the orders are not for it (cancellation.md 7.5)."""
-        return self._greenlets
+        heeds = None if self._heeding is None else self._heeding.greenlet
+        return self._greenlets if heeds is None else [*self._greenlets, heeds]
 
     def release(self) -> None:
         """After the worker closed.  Yields."""
         import gevent
 
+        from geventq.guarded import kill_all
+
         if self._vigil is not None:
             self._vigil.stop()
+        if self._heeding is not None:
+            kill_all([self._heeding])
         gevent.killall(self._greenlets)

@@ -218,6 +218,32 @@ def test_a_parent_that_is_killed_takes_its_workers_along(programs: Programs, que
     assert len(program.events("completed")) == 2
 
 
+def test_a_worker_hears_its_parent_although_a_job_has_killed_all_greenlets(
+    programs: Programs, queue: Queue
+) -> None:
+    """What is thrown at the greenlet that waits for orders does not end the waiting: neither an
+    order nor the parent's end is missed."""
+    programs.write(
+        "killing.py",
+        "import gc, gevent\n"
+        "def process(job):\n"
+        "    every = [one for one in gc.get_objects() if isinstance(one, gevent.Greenlet)]\n"
+        "    found = [one for one in every if one.name.startswith('geventq-parent')]\n"
+        "    assert found\n"
+        "    gevent.killall(found)\n",
+    )
+    program = programs.geventq(
+        *("worker", "killing:process", "-q", "q", "--json", "--processes", "2")
+    )
+    program.until_event("ready", 2)
+    queue.add("n")
+    program.until_event("completed")
+    program.signal(signal.SIGKILL)
+    program.ends()
+    until_all_ended(workers(program))
+    assert len(program.events("closing")) == 2
+
+
 def test_every_worker_notices_the_parents_end_by_itself(programs: Programs, queue: Queue) -> None:
     """No child holds the parent's ends of the pipes, not those of older siblings either: else
     the older would notice when the younger has closed.  One of them has been replaced."""
