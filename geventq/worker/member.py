@@ -145,6 +145,11 @@ class GroupMember(Background):
         except RedisUnavailableError:
             self._due = began
             raise
+        except GeventqError:
+            raise
+        except BaseException:  # thrown at it in mid-call: it may be a member, and is to say so
+            self._due, self._is_member = began, True
+            raise
         self._is_member = True
         self._server_clock.told(now, began)
         self._outage.over()

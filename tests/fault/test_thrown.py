@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import typing
 
 import gevent
 import gevent.event
 import pytest
 
-from geventq import Job, Queue, QueueEvents, Worker
+from geventq import Job, Queue, QueueEvents, Worker, WorkerGroup
 from geventq.errors import RedisUnavailableError
 from tests.conftest import Make
+from tests.support.servers import Server
 from tests.support.throws import Thrower
 from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
@@ -148,3 +150,31 @@ def test_a_stuck_job_is_given_up_whatever_is_thrown_at_who_does_it(
     assert not engine_of(worker).slots.held
     assert redis_client.hget(f"{prefix}:q:{job.id}", "gqc") is not None
     go.set()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, gevent.GreenletExit, gevent.Timeout])
+def test_a_heartbeat_that_was_cut_is_made_at_once(
+    own_server: Server, error: type[BaseException]
+) -> None:
+    """3.6: else groups would not know the worker until its next one, ten seconds later."""
+    worker = Worker("q", lambda job: None, own_server.url)
+    worker.on("error", lambda error: None)
+    group = WorkerGroup("q", own_server.url)
+    own_server.pause()
+    try:
+        worker.start()
+        gevent.sleep(0.2)
+        (member,) = [
+            one
+            for one in gc.get_objects()
+            if isinstance(one, gevent.Greenlet) and one.name == "geventq-member-q" and not one.dead
+        ]
+        with pytest.raises(error) if error is KeyboardInterrupt else contextlib.nullcontext():
+            member.kill(error)
+            gevent.sleep(0.2)
+    finally:
+        own_server.resume()
+    eventually(group.members, timeout=6.0, what="it is a member")
+    worker.close()
+    assert group.members() == []
+    group.close()
