@@ -19,6 +19,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import threading
 import typing
 
@@ -73,7 +74,8 @@ class _CoroutineCall:
         watcher = gevent.get_hub().loop.async_()  # keeps the hub waiting, as a timer would
         watcher.start(self._ended.set)
         try:
-            _start_thread(self._run, (contextvars.copy_context(), watcher.send))
+            todo = [functools.partial(self._run, contextvars.copy_context())]
+            _start_thread(_run_thread, (todo, watcher.send))
             while not self._ended.is_set():
                 try:
                     self._ended.wait()
@@ -101,7 +103,7 @@ class _CoroutineCall:
 
     # -- in the thread ------------------------------------------------------------------------
 
-    def _run(self, context: contextvars.Context, ended: typing.Callable[[], object]) -> None:
+    def _run(self, context: contextvars.Context) -> None:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 executor = self._executor = _Executor()
@@ -113,18 +115,6 @@ class _CoroutineCall:
                         executor.stop()  # not before: the coroutine may wait for its calls
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: the caller's  # noqa: BLE001
             self._error = error
-        finally:
-            # Who asks for the current thread here makes a dummy for it, which nothing removes.
-            vars(threading)["_active"].pop(threading.get_ident(), None)
-            hub: typing.Any = get_hub_if_exists()
-            # Look-ups and the like go to their end in the threads of that hub: nobody waits (2.12).
-            is_busy = hub is not None and len(hub.threadpool) > 0
-            if is_busy:
-                ended()
-            if hub is not None:
-                hub.destroy(destroy_loop=True)
-            if not is_busy:
-                ended()
 
     async def _main(self) -> typing.Any:
         with self._lock:
@@ -144,6 +134,32 @@ class _CoroutineCall:
             self._executor.stop()
         for task in asyncio.all_tasks(self._loop) if self._asks > 1 else [self._task]:
             task.cancel()
+
+
+def _run_thread(
+    todo: list[typing.Callable[[], None]], ended: typing.Callable[[], object] | None
+) -> None:
+    """The native thread of one coroutine.
+
+    Its frame must hold nothing of the job in the end: gevent keeps it for ever, with what is left
+    of the hub (seen with gevent 26.9: the hub's last `LoopExit` is never freed).
+    """
+    assert ended is not None
+    try:
+        todo.pop()()
+    finally:
+        # Who asks for the current thread here makes a dummy for it, which nothing removes.
+        vars(threading)["_active"].pop(threading.get_ident(), None)
+        hub: typing.Any = get_hub_if_exists()
+        # Look-ups and the like go to their end in the threads of that hub: nobody waits (2.12).
+        is_busy = hub is not None and len(hub.threadpool) > 0
+        if is_busy:
+            ended()
+        if hub is not None:
+            hub.destroy(destroy_loop=True)
+        if not is_busy:
+            ended()
+        hub = ended = None
 
 
 def _loop_factory() -> typing.Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
+import weakref
 
 from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
@@ -57,3 +60,32 @@ def test_a_close_cancels_a_coroutine_and_its_job_goes_back(queue: Queue, make: M
     eventually(lambda: begun)
     worker.close(0)
     assert job.get_state() == "waiting"
+
+
+def test_nothing_of_a_coroutine_outlives_its_job(queue: Queue, make: Make) -> None:
+    """2.16: neither what it returned nor what it had in its context, whatever gevent keeps of the
+    hubs of ended threads."""
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
+    customer: contextvars.ContextVar[Kept] = contextvars.ContextVar("customer")
+
+    class Kept:
+        def __init__(self) -> None:
+            kept.add(self)
+
+    async def work() -> Kept:
+        await asyncio.to_thread(Kept)
+        return Kept()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        customer.set(Kept())
+        token.run_coroutine(work())
+
+    make(process, concurrency=2)
+    for job in [queue.add("n") for _ in range(6)]:
+        job.wait_until_finished(timeout=30)
+
+    def is_freed() -> bool:
+        gc.collect()
+        return not kept
+
+    eventually(is_freed)
