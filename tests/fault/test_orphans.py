@@ -46,8 +46,10 @@ def test_ctrl_c_at_any_line_leaves_no_run_behind(
     worker.on("error", lambda error: None)
     number, hits, is_last = 1, 0, False
     while not is_last:
-        interrupter.arm(number)
+        worker.pause()  # so that no Ctrl-C reaches the add
         jobs = queue.add_bulk([JobSpec("n") for _ in range(2)])
+        interrupter.arm(number)
+        worker.resume()
         hits += _until_completed(queue, jobs)
         number += interrupter.has_hit
         is_last = interrupter.lines > 0 and not interrupter.has_hit  # fewer lines than `number`
@@ -65,6 +67,7 @@ def _until_completed(queue: Queue, jobs: list[Job]) -> int:
         try:
             for job in jobs:
                 eventually(lambda job=job: queue.get_job_state(job.id) == "completed")  # type: ignore[misc]
+            gevent.idle()  # one that is under way comes here
             return hits
         except KeyboardInterrupt:
             hits += 1
