@@ -90,11 +90,13 @@ def test_it_is_the_last_to_go(
 @pytest.mark.slow
 def test_stuck_jobs_that_hold_every_slot_make_it_unready(queue: Queue, make: Make) -> None:
     let_go: list[bool] = []
+    ended: list[str] = []
 
     def process(job: Job) -> None:
         while not let_go:
             with contextlib.suppress(BaseException):
                 gevent.sleep(0.01)
+        ended.append(job.id)
 
     worker = make(process, cancel_mode="hard", job_timeout=0.05)
     with HealthPort(0, worker) as port:
@@ -104,6 +106,7 @@ def test_stuck_jobs_that_hold_every_slot_make_it_unready(queue: Queue, make: Mak
         assert ask(port, "/ready")[1]["stuck_jobs"] == 2
         let_go.append(True)
         eventually(lambda: status_of(port) == (200, "ready"))
+        eventually(lambda: len(ended) == 3)
 
 
 def test_a_supervisor_is_ready_when_all_of_its_workers_are(redis_url: str, prefix: str) -> None:

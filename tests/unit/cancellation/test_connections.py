@@ -154,13 +154,26 @@ class Databases:
 
     @contextlib.contextmanager
     def of_django(self, proxy: bool) -> collections.abc.Iterator[Held]:
+        """`django.db.connection`, or what it stands for: this greenlet's own, in the place of that
+        of another test's database."""
         from django import db
+        from django.conf import settings
 
-        wrapper = db.connection if proxy else db.connections["default"]
+        if not settings.configured:
+            settings.configure(LOGGING_CONFIG=None)
+            django.setup()
+        host, user, name = (part.partition("=")[2] for part in self.dsn.split())
+        engine = "django.db.backends.postgresql"
+        own = db.utils.ConnectionHandler(
+            {"default": {"ENGINE": engine, "HOST": host, "USER": user, "NAME": name}}
+        )
+        before = db.connections["default"]
+        db.connections["default"] = own["default"]
         try:
-            yield OfDjango(wrapper)
+            yield OfDjango(db.connection if proxy else db.connections["default"])
         finally:
-            db.connections.close_all()
+            own.close_all()
+            db.connections["default"] = before
 
 
 @pytest.fixture(autouse=True)
@@ -176,27 +189,6 @@ def databases(postgresql_dsn: str) -> collections.abc.Iterator[Databases]:  # no
     made = Databases(postgresql_dsn)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def django_settings(postgresql_dsn: str) -> None:  # noqa: F811
-    """One database, `default`.  Django takes settings once a process."""
-    from django.conf import settings
-
-    parts = dict(part.split("=") for part in postgresql_dsn.split())
-    if not settings.configured:
-        settings.configure(
-            DATABASES={
-                "default": {
-                    "ENGINE": "django.db.backends.postgresql",
-                    "HOST": parts["host"],
-                    "USER": parts["user"],
-                    "NAME": parts["dbname"],
-                }
-            },
-            LOGGING_CONFIG=None,
-        )
-    django.setup()
 
 
 #: psycopg 3 waits in the hub only where `select` is patched.
@@ -220,7 +212,7 @@ PATCHED: typing.Final[dict[str, typing.Any]] = {
 @pytest.fixture(
     params=[*OPENERS, *(pytest.param(name, marks=pytest.mark.patched) for name in PATCHED)]
 )
-def opened(request: pytest.FixtureRequest, databases: Databases, django_settings: None) -> Opener:
+def opened(request: pytest.FixtureRequest, databases: Databases) -> Opener:
     """Opens what the user holds, anew or out of its pool."""
     return functools.partial((OPENERS | PATCHED)[request.param], databases)
 
