@@ -56,7 +56,7 @@ def remote(
             asked = asker.ask({})
             worker.say({})
         if len(heard) < requests / 2:
-            raise AssertionError(f"the worker was busy for {len(heard)} of {requests} requests")
+            raise AssertionError(f"the no-op jobs were done at {len(heard)} of {requests} requests")
         calls = [(answered - since) / 1e3 for since, answered in asked.values()]
         told_after = [(at - asked[job_id][0]) / 1e3 for job_id, at in heard.items()]
         return latency(told_after) | {"call p99": percentile(calls, 0.99)}
@@ -207,7 +207,7 @@ CANCELLING: typing.Final = (
     Scenario(
         "remotebusy",
         "cancel_job while no-op jobs saturate the worker",
-        remote(200, geventq="cancel_job", npm="published", noops=500),
+        remote(200, geventq="cancel_job", npm="published", noops=1500),
         200,
         20,
         (
