@@ -18,11 +18,13 @@ import weakref
 import gevent
 import gevent.event
 import gevent.local
+import greenlet
 import pytest
 from gevent import monkey
 
 import geventq
 from geventq import CancellationToken, Job, Queue
+from geventq.worker.run import runners
 from tests.conftest import Make
 from tests.support.told import engine_of
 from tests.support.waiting import eventually
@@ -83,6 +85,32 @@ def test_a_greenlet_is_used_again_where_nobody_can_tell(queue: Queue, make: Make
     turn = InTurn(queue, make, lambda token: "one", lambda token: "two")
     assert turn.run() == ["one", "two"]
     assert turn.greenlets == 1
+
+
+@pytest.mark.parametrize("does", ["keeps", "kills"])
+def test_who_is_watching_when_a_process_starts_its_first_worker_changes_nothing(
+    does: str,
+) -> None:
+    """2.16: what is normal for a greenlet is measured then.  A tool holds one it has seen, or
+    ends it: greenlets are used again nevertheless, those that somebody holds are not."""
+    seen: list[gevent.Greenlet[..., None]] = []
+
+    def watch(event: str, switch: tuple[object, object]) -> None:
+        origin = switch[0]
+        if isinstance(origin, runners.Runner) and not seen:
+            seen.append(origin)
+            if does == "kills":
+                gevent.get_hub().loop.run_callback(origin.throw, gevent.GreenletExit())
+
+    before = runners.untouched()
+    runners.untouched.cache_clear()
+    greenlet.settrace(watch)
+    try:
+        assert runners.untouched() == before
+    finally:
+        greenlet.settrace(None)
+        runners.untouched.cache_clear()
+    assert seen
 
 
 def test_a_job_starts_in_an_empty_context(queue: Queue, make: Make) -> None:
