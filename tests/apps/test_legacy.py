@@ -209,7 +209,6 @@ def test_hard_cancels_stop_old_code_in_the_middle_again_and_again(
         seen.append(queue.add("sane").wait_until_finished(timeout=60))
         eventually(lambda: not postgresql_runs(postgresql_dsn, "legacy report"))
         eventually(lambda: not mariadb_runs(mariadb_socket, "legacy report"))
-    assert {one["children"] for one in seen} == {0}
     # The pools fill in the first rounds, and grow no more.
     for what in ("fds", "threads"):
         early, late = (max(one[what] for one in part) for part in (seen[3:8], seen[-5:]))

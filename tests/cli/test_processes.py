@@ -35,11 +35,10 @@ def workers(program: Program) -> set[int]:
 
 def lives(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for its parent to look
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # before, or while it was read
         return False
-    with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for its parent to look
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
 def until_all_ended(pids: typing.Iterable[int]) -> None:

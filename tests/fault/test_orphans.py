@@ -4,7 +4,6 @@ a close ends."""
 from __future__ import annotations
 
 import contextlib
-import gc
 import typing
 
 import gevent
@@ -14,6 +13,7 @@ from geventq import Job, JobSpec, Queue
 from geventq.worker.run import life, runners
 from tests.conftest import Make
 from tests.support.interrupts import Interrupter
+from tests.support.leaks import greenlets
 from tests.support.told import Told, engine_of
 from tests.support.waiting import eventually
 
@@ -108,11 +108,7 @@ def test_a_kill_of_all_idle_runners_takes_no_job_along(queue: Queue, make: Make)
     for _ in range(3):
         jobs = queue.add_bulk([JobSpec("n") for _ in range(4)])
         eventually(lambda jobs=jobs: all(told.of(job) == ["completed"] for job in jobs))  # type: ignore[misc]
-        idle = [
-            one
-            for one in gc.get_objects()
-            if isinstance(one, gevent.Greenlet) and one.name == "geventq-run-q" and not one.dead
-        ]
+        idle = greenlets("geventq-run-q")
         assert idle
         with contextlib.suppress(gevent.Timeout):
             gevent.killall(idle, gevent.Timeout, timeout=20)

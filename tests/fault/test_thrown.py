@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import gc
 import typing
 
 import gevent
@@ -14,6 +13,7 @@ import pytest
 from geventq import Job, Queue, QueueEvents, Worker, WorkerGroup
 from geventq.errors import RedisUnavailableError
 from tests.conftest import Make
+from tests.support.leaks import greenlets
 from tests.support.servers import Server
 from tests.support.throws import Thrower
 from tests.support.told import Told, engine_of
@@ -164,11 +164,7 @@ def test_a_heartbeat_that_was_cut_is_made_at_once(
     try:
         worker.start()
         gevent.sleep(0.2)
-        (member,) = [
-            one
-            for one in gc.get_objects()
-            if isinstance(one, gevent.Greenlet) and one.name == "geventq-member-q" and not one.dead
-        ]
+        (member,) = greenlets("geventq-member-q")
         with pytest.raises(error) if error is KeyboardInterrupt else contextlib.nullcontext():
             member.kill(error)
             gevent.sleep(0.2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import typing
 
@@ -14,6 +13,7 @@ import redis
 from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
 from geventq.store.scripts import load
 from tests.conftest import Make
+from tests.support.leaks import greenlets
 from tests.support.proxy import Proxy, Trap
 from tests.support.waiting import eventually
 
@@ -304,11 +304,7 @@ def test_a_courier_that_is_killed_leaves_nobody_waiting(redis_url: str, prefix: 
         sent = proxy.hold_request(b"EVALSHA")
         waiting = gevent.spawn(queue.add, "n")
         sent.wait()
-        (courier,) = [
-            one
-            for one in gc.get_objects()
-            if isinstance(one, gevent.Greenlet) and one.name == "geventq-add-q" and not one.dead
-        ]
+        (courier,) = greenlets("geventq-add-q")
         courier.kill()
         with pytest.raises(RedisUnavailableError, match="may have been stored"):
             waiting.get(timeout=20)

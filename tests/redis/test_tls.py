@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import gc
 import pathlib
 import ssl
 import sys
@@ -25,6 +24,7 @@ from geventq import (
     RedisUnavailableError,
     Worker,
 )
+from tests.support.leaks import instances
 from tests.support.waiting import eventually
 
 CERTIFICATE = pathlib.Path(__file__).parent.parent / "support" / "localhost.pem"
@@ -117,8 +117,7 @@ def test_an_idle_connection_that_was_cut_is_not_used_again(url: str, prefix: str
         assert queue.count() == 0
         assert list(pool) == [link]
         link.idle_since -= 10
-        connections = [one for one in gc.get_objects() if isinstance(one, gevent.ssl.SSLSocket)]
-        for connection in connections:
+        for connection in instances(gevent.ssl.SSLSocket):
             if connection.server_side:
                 connection.shutdown(gevent.socket.SHUT_RDWR)
         eventually(link.is_dead)

@@ -11,6 +11,7 @@ import gc
 import os
 import threading
 import traceback
+import typing
 import weakref
 
 import gevent
@@ -18,7 +19,9 @@ import gevent
 from geventq.store.threads import close_hubs_of_ended_threads
 from tests.support.waiting import eventually
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "descriptors", "greenlets", "instances", "native_threads"]
+
+T = typing.TypeVar("T")
 
 _TASKS = "/proc/self/task"
 _FDS = "/proc/self/fd"
@@ -27,14 +30,19 @@ _FDS = "/proc/self/fd"
 _told: weakref.WeakSet[gevent.Greenlet[..., object]] = weakref.WeakSet()
 
 
-def _greenlets() -> list[gevent.Greenlet[..., object]]:
+def instances(kind: type[T]) -> list[T]:
+    """All objects of a class that this process has, those that only a circle keeps too."""
+    # Not by `isinstance`, which asks each object for its class: Django's settings answer that
+    # with an error where nobody has set them.
+    return [found for found in gc.get_objects() if issubclass(type(found), kind)]
+
+
+def greenlets(name: str | None = None) -> list[gevent.Greenlet[..., object]]:
+    """Those that live and are called `name`, or all of geventq's."""
     return [
-        found
-        for found in gc.get_objects()
-        if issubclass(type(found), gevent.Greenlet)
-        and not found.dead
-        and found.name.startswith("geventq-")
-        and found not in _told
+        one
+        for one in instances(gevent.Greenlet)
+        if not one.dead and (one.name.startswith("geventq-") if name is None else one.name == name)
     ]
 
 
@@ -42,13 +50,18 @@ def _say_greenlet(one: gevent.Greenlet[..., object]) -> str:
     return f"{one.name}:\n" + "".join(traceback.format_stack(one.gr_frame))
 
 
+def native_threads() -> int:
+    """Native threads of this process, as the system counts them: one that was joined, or whose
+    work is done, may take a moment more.  So await a number, do not look once."""
+    return len(os.listdir(_TASKS)) if os.path.isdir(_TASKS) else threading.active_count()
+
+
 def _threads() -> int:
-    pool = gevent.get_hub().threadpool
-    running = len(os.listdir(_TASKS)) if os.path.isdir(_TASKS) else threading.active_count()
-    return running - int(pool.size)
+    return native_threads() - int(gevent.get_hub().threadpool.size)
 
 
-def _descriptors() -> dict[str, str]:
+def descriptors() -> dict[str, str]:
+    """What this process has open now: each descriptor's number and target."""
     found = {}
     for number in os.listdir(_FDS) if os.path.isdir(_FDS) else ():
         try:
@@ -65,13 +78,13 @@ class Snapshot:
         # gevent makes its loop's own descriptors at the first use of the thread pool.
         gevent.get_hub().threadpool.apply(int)
         self._threads = _threads()
-        self._descriptors = _descriptors()
+        self._descriptors = descriptors()
 
     def check(self, patience: float = 20.0) -> None:
         """Raises `AssertionError` that names what is left, threads and descriptors after
         `patience` seconds.  Yields to the hub."""
         gevent.sleep(0)  # what was told to end gets the turn it needs, no more
-        if left := _greenlets():
+        if left := [one for one in greenlets() if one not in _told]:
             _told.update(left)
             raise AssertionError("greenlets left behind:\n" + "\n".join(map(_say_greenlet, left)))
         self._settle(lambda: _threads() <= self._threads, self._say_threads, patience)
@@ -81,7 +94,7 @@ class Snapshot:
     def _more_descriptors(self) -> dict[str, str]:
         return {
             number: target
-            for number, target in _descriptors().items()
+            for number, target in descriptors().items()
             if self._descriptors.get(number) != target
         }
 

@@ -25,13 +25,15 @@ def eventually(
     """Give the hub turns until `condition()` is truthy, and return what it returned.
 
     Raises `AssertionError` after `timeout` seconds of real time (a turned clock does not matter)
-    with `what`, or else the condition's name and last value.  The time is for a machine that
-    does much else: where being soon is what is promised, see `at_best`.
+    with `what` (a text, or what tells it then), or else the condition's name, and its last value.
+    The time is for a machine that does much else: where being soon is what is promised, see
+    `at_best`.
     """
     deadline = time.perf_counter() + timeout
     while not (value := condition()):
         if time.perf_counter() > deadline:
-            name = what or getattr(condition, "__qualname__", repr(condition))
+            name = what() if callable(what) else what
+            name = name or getattr(condition, "__qualname__", repr(condition))
             raise AssertionError(f"not within {timeout} s: {name} (last: {value!r})")
         gevent.sleep(every)
     return value

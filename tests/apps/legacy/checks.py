@@ -20,6 +20,7 @@ import typing
 
 from geventq import CancellationToken, Job
 from tests.apps.legacy import jobs
+from tests.support.waiting import eventually
 
 __all__ = ["processors", "stop_report"]
 
@@ -54,8 +55,8 @@ def sane(job: Job) -> dict[str, int]:
     jobs.log.info("sane %s", job.id)
     with open(jobs.LOG_FILE) as file:
         assert f"sane {job.id}\n" in file.read()
+    eventually(lambda: not _children(), 5.0, what="none of the killed jobs' processes is left")
     return {
-        "children": len(_children()),
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
     }

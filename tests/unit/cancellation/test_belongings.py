@@ -286,9 +286,8 @@ def test_a_thread_killed_before_its_first_turn_leaves_nothing() -> None:
                 gevent.sleep(0)
             run.ask()
             run.join()
-        gevent.sleep(0.1)
-        assert not threading._limbo, threading._limbo
-        assert threading.active_count() == 1, threading.enumerate()
+        eventually(lambda: not threading._limbo, what=lambda: threading._limbo)
+        eventually(lambda: threading.active_count() == 1, what=threading.enumerate)
         """
     )
 

@@ -20,6 +20,7 @@ from gevent import monkey
 from geventq import CancellationToken, GeventqError, JobCancelled, JobKilled
 from geventq.cancellation import calls, throws
 from tests.support.attempts import Run
+from tests.support.leaks import descriptors, native_threads
 from tests.support.waiting import at_best, eventually
 
 
@@ -392,7 +393,7 @@ def test_nothing_is_left_of_many_calls() -> None:
     """7.4: threads, descriptors, what `threading` knows; also of those that were cancelled."""
     known = vars(threading)["_active"]
 
-    def many(times: int) -> tuple[int, int, int]:
+    def many(times: int) -> None:
         for n in range(times):
             token = CancellationToken()
             call = gevent.spawn(_raised, token.run_coroutine, asyncio.sleep(0.001))
@@ -400,14 +401,17 @@ def test_nothing_is_left_of_many_calls() -> None:
                 gevent.sleep(n * 1e-5)
                 token.cancel()
             call.join()
-        eventually(lambda: len(os.listdir("/proc/self/task")) <= threads)
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), len(known)
 
     CancellationToken().run_coroutine(asyncio.sleep(0))
     gevent.get_hub().threadpool.apply(int)
-    threads = len(os.listdir("/proc/self/task"))
-    before = many(4)
-    assert many(100) <= before
+    threads, remembered = native_threads(), len(known)
+    many(4)
+    eventually(lambda: native_threads() <= threads)
+    open_before = len(descriptors())
+    many(100)
+    eventually(lambda: native_threads() <= threads)
+    eventually(lambda: len(known) <= remembered)
+    eventually(lambda: len(descriptors()) <= open_before)
 
 
 def test_a_forked_child_ends_without_the_thread(told: Told) -> None:
