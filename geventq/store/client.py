@@ -10,6 +10,7 @@ be re-sent is decided by kind (cancellation.md 3.6).  No greenlets run in this m
 
 from __future__ import annotations
 
+import re
 import typing
 
 import gevent
@@ -35,8 +36,14 @@ __all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "checked", "pack"]
 CALL_TIMEOUT: typing.Final = 10.0
 """Seconds that one call may take, unless its client says otherwise."""
 
+_RIGHTS_KEPT: typing.Final = 1.0
+"""Seconds for which it is known what a user may do: later ones look again (`access.md`)."""
+
 _TRIES: typing.Final = 3  # of a call that may be sent again
 _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles
+
+# Of a call, of a command in a script, and of that in older servers.
+_UNAUTHORIZED: typing.Final = re.compile(r"^NOPERM|\bACL failure in script|can't run this command")
 
 Argument = str | bytes | int | float
 _new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
@@ -65,6 +72,7 @@ class Client:
         self._max_connections = max_connections
         self._server = self._make_server()
         self._pools: dict[object, Pool] = {}  # by hub
+        self._rights: dict[str, float] = {}  # by script: until when the user is known to have them
         self._membership: Membership | None = None
         # Stops other native threads, so not a patched lock; nobody holds it while the hub turns.
         self._guard = _new_guard()
@@ -107,10 +115,12 @@ class Client:
         texts_only: bool = False,
     ) -> Answer:
         """Run a script by its hash; where the server does not know it, by its text.
-        `texts_only`: there is no number among `args`."""
+        `texts_only`: there is no number among `args`.  A user who may not run all of its commands
+        is refused before it has written anything."""
         limit = self.timeout if timeout is None else timeout
         began = clock.monotonic()
-        payload = script.pack(keys, args, texts_only=texts_only)
+        asks = began >= self._rights.get(script.name, 0.0)
+        payload = script.pack(keys, args, texts_only=texts_only, asks=asks)
         answer = self.call(payload, 1, again=again, timeout=limit)[0]
         if isinstance(answer, hiredis.HiredisError):
             if str(answer).startswith("NOSCRIPT"):  # nothing ran, so it may be sent again
@@ -118,8 +128,20 @@ class Client:
                 payload = pack(("SCRIPT", "LOAD", script.source)) + script.pack_whole(keys, args)
                 left = limit - (clock.monotonic() - began)
                 answer = self.call(payload, 2, again=again, timeout=left)[1]
-            checked([answer])
+            self._check_script(script, keys, answer)
+        if asks:
+            self._rights[script.name] = began + _RIGHTS_KEPT
         return answer
+
+    def _check_script(self, script: Script, keys: Keys, answer: Answer) -> None:
+        """Raise a refusal; one for want of rights names who lacks them, for what."""
+        if isinstance(answer, hiredis.HiredisError) and _UNAUTHORIZED.search(str(answer)):
+            user = self.endpoint.settings.get("username")
+            whom = "this user" if user is None else f"the user {user!r}"
+            raise GeventqError(
+                f"Redis refused {whom} the script {script.name} on {keys.base}*: {answer}"
+            )
+        checked([answer])
 
     def call(
         self, payload: bytes, count: int, *, again: bool = False, timeout: float | None = None

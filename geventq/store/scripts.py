@@ -13,6 +13,11 @@ finds each as ``keys.<name>``.  A line ``--- include: name`` brings ``fragments/
 what that one includes, once; an indented one, inside a function, where it is not in sight already.
 What is rare stands inside functions: Redis makes all others anew in each call, and each of them
 costs as much as a third of a command.
+
+Redis does not roll a script back, and looks at each command's rights when the script comes to it.
+So a call may bring one key more than the header names: then the script first asks whether its user
+may run every command that stands in it, and refuses with all that he lacks before it has written
+(`access.md`).  Redis and Valkey can tell from 7.0 on.
 """
 
 from __future__ import annotations
@@ -34,7 +39,21 @@ __all__ = ["Script", "load", "pack"]
 _INCLUDE: typing.Final = re.compile(r"( *)--- include: (\S+)")
 _KEYS: typing.Final = re.compile(r"^-- KEYS +(.+(?:\n--  +.+)*)$", re.MULTILINE)
 _KEY_NAME: typing.Final = re.compile(r"[a-z_]+")
+_CALLED: typing.Final = re.compile(r"\bp?call\([^'(\n]*'([A-Z]+)'(?: or '([A-Z]+)')?")
 _COMMENT: typing.Final = re.compile(r"^\s*--(?!- ).*\n", re.MULTILINE)
+
+
+# May be refused: then nobody is told, and a worker finds what is recorded (cancellation.md 5.2).
+_OPTIONAL: typing.Final = frozenset(("PUBLISH",))
+
+# What a command is asked about with, where it is not its key alone.
+_ASKED_WITH: typing.Final = {
+    "RENAME": "key, key",
+    "TIME": "",
+    "XINFO": "'STREAM', key",
+    "XREAD": "'STREAMS', key, '0'",
+    "ZINTER": "'1', key",
+}
 
 
 _pack: typing.Final[typing.Any] = hiredis.pack_command  # wrongly typed there
@@ -61,7 +80,7 @@ def _text(value: typing.Any) -> str | bytes:
 class Script:
     """One transition, ready to be sent."""
 
-    __slots__ = ("_key_count", "_key_names", "key_names", "name", "sha", "source")
+    __slots__ = ("_key_counts", "_key_names", "commands", "key_names", "name", "sha", "source")
 
     def __init__(self, name: str, source: str) -> None:
         found = _KEYS.search(source)
@@ -70,11 +89,17 @@ class Script:
         self.name = name
         #: Attributes of the queue's keys, in the order in which they are sent.
         self.key_names = tuple(_KEY_NAME.findall(found[1]))
-        self._key_count = str(len(self.key_names))
+        count = len(self.key_names)
+        self._key_counts = (str(count), str(count + 1))
         self._key_names = operator.attrgetter(*self.key_names, "base")  # two at least: a tuple
         places = ", ".join(f"{key} = KEYS[{n}]" for n, key in enumerate(self.key_names, 1))
         body = _COMMENT.sub("", _joined(source, set()))
-        self.source = f"local keys = {{ {places} }}\n{body}"
+        #: The commands that it may come to, sorted.
+        self.commands = tuple(
+            sorted({one for pair in _CALLED.findall(body) for one in pair if one})
+        )
+        asking = _asking(self.commands, count + 1)
+        self.source = f"local keys = {{ {places} }}\n{asking}\n{body}"
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def pack(
@@ -83,23 +108,56 @@ class Script:
         args: typing.Sequence[str | bytes | int | float],
         *,
         texts_only: bool = False,
+        asks: bool = False,
     ) -> bytes:
         """The packed ``EVALSHA`` call.  `texts_only`: no number is among `args`, so none is looked
-        for.  Raises `AttributeError` if `keys` has not all that the header names: a job's are had
-        by `QueueKeys.of_job`."""
-        command = self._command("EVALSHA", self.sha, keys, args)
+        for.  `asks`: whether the user may run all its commands, before anything else.  Raises
+        `AttributeError` if `keys` has not all that the header names: a job's are had by
+        `QueueKeys.of_job`."""
+        command = self._command("EVALSHA", self.sha, keys, args, asks)
         packed: bytes = _pack(command) if texts_only else pack(command)
         return packed
 
     def pack_whole(self, keys: Keys, args: typing.Sequence[str | bytes | int | float]) -> bytes:
-        """The same call with the script's text, for a server that does not know it."""
-        return pack(self._command("EVAL", self.source, keys, args))
+        """The same call with the script's text, for a server that does not know it; it `asks`."""
+        return pack(self._command("EVAL", self.source, keys, args, True))
 
     def _command(
-        self, how: str, what: str, keys: Keys, args: typing.Sequence[str | bytes | int | float]
+        self,
+        how: str,
+        what: str,
+        keys: Keys,
+        args: typing.Sequence[str | bytes | int | float],
+        asks: bool,
     ) -> tuple[str | bytes | int | float, ...]:
-        names = self._key_names(keys)[:-1]
-        return (how, what, self._key_count, *names, *args)
+        names = self._key_names(keys)
+        # The key more is as a job's, and no job's.
+        names = (*names[:-1], f"{names[-1]}0") if asks else names[:-1]
+        return (how, what, self._key_counts[asks], *names, *args)
+
+
+def _asking(commands: tuple[str, ...], place: int) -> str:
+    """The lines that refuse a call with one key more, if its user lacks one of `commands`."""
+    needed = [one for one in commands if one not in _OPTIONAL]
+    plain = " ".join(one for one in needed if one not in _ASKED_WITH)
+    lines = [
+        f"if KEYS[{place}] and redis.acl_check_cmd then",
+        f"  local key, may, lacks = KEYS[{place}], redis.acl_check_cmd, ''",
+        f"  for one in string.gmatch('{plain}', '%S+') do",
+        "    lacks = may(one, key) and lacks or lacks .. ' +' .. string.lower(one)",
+        "  end",
+    ]
+    for one in needed:
+        if one in _ASKED_WITH:
+            arguments = f"'{one}', {_ASKED_WITH[one]}".removesuffix(", ")
+            lines.append(f"  lacks = may({arguments}) and lacks or lacks .. ' +{one.lower()}'")
+    lines += [
+        "  if lacks ~= '' then",
+        "    return redis.error_reply('NOPERM it needs' .. lacks .. ' on keys like ' .. key)",
+        "  end",
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _read(*path: str) -> str:

@@ -8,7 +8,6 @@ those that it sends itself.  A server's file of users knows no comments; they st
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import typing
 
@@ -19,7 +18,6 @@ __all__ = ["PASSWORD", "ROLES", "Role", "table", "written"]
 PASSWORD: typing.Final = "change-me"
 """Of each user in the file, with the user's name behind it."""
 
-_CALLED: typing.Final = re.compile(r"\bp?call\([^'(\n]*'([A-Z]+)'(?: or '([A-Z]+)')?")
 #: What every program sends: how it connects, and calls scripts.
 _EVERYBODY: typing.Final = "ping select client|setname evalsha eval script|load"
 _READS: typing.Final = (
@@ -41,8 +39,7 @@ class Role:
         """All that it needs, sorted."""
         needed = set(f"{_EVERYBODY} {self.sends}".split())
         for name in self.scripts.split():
-            for found in _CALLED.finditer(load(name).source):
-                needed |= {one.lower() for one in found.groups() if one}
+            needed |= {one.lower() for one in load(name).commands}
         return sorted(needed)
 
 

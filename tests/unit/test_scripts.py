@@ -43,7 +43,7 @@ def header(name: str) -> dict[str, str]:
 @functools.cache
 def reached(name: str) -> str:
     """The script without its comments and without the functions that it does not call."""
-    source = load(name).source.split("\n", 1)[1]  # the first line names the keys
+    source = load(name).source.partition("\n\n")[2]  # before it: the keys, and who may call it
     functions = {
         match[1]: match[0]
         for match in re.finditer(r"^local function (\w+)\(.*?^end$", source, re.M | re.S)
