@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     adds.add_argument("queue", metavar="QUEUE")
     adds.add_argument("name", metavar="NAME")
     adds.add_argument("data", nargs="?", metavar="JSON", help="its data ({})")
-    settings.add_arguments(adds, settings.ADD)
+    settings.add_arguments(adds, (*settings.ADD, *settings.LATER_OF_ADD))
 
     lists = command("jobs", "list the jobs of a queue", jobs.listing)
     lists.add_argument("queue", metavar="QUEUE")
@@ -197,7 +197,7 @@ def _add_own_arguments(runs: argparse.ArgumentParser) -> None:
     )
     runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
     runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
-    settings.add_arguments(runs, settings.WORKER)
+    settings.add_arguments(runs, (*settings.WORKER, *settings.LATER_OF_WORKER))
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:

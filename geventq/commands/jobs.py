@@ -43,7 +43,8 @@ def add(given: argparse.Namespace) -> int:
             data = settings.read_json(given.data)
         except UsageError as error:
             raise UsageError(f"data: {error}, got {show(given.data)}") from None
-    options = settings.from_command_line(given, settings.ADD)
+    table = (*settings.ADD, *settings.LATER_OF_ADD)
+    options = settings.from_command_line(given, table)
     with queue_of(given) as queue:
         job = queue.add(given.name, data, **options)
     console = Console(given.json)

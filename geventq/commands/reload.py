@@ -39,8 +39,13 @@ class Change(typing.NamedTuple):
     now: object
     worker: int | None = None
     """Which of the plan's workers; `None`: the process."""
+    is_whole: bool = False
+    """It is the worker itself that is new or gone, and no setting of one."""
 
     def __str__(self) -> str:
+        if self.is_whole:
+            how = "new" if self.before is None else "gone"
+            return f"{self.name}{self.where}: {how}, which takes effect at a restart"
         values = f"{_said(self.before)} -> {_said(self.now)}"
         said = "changed" if self.name in _SECRET else values
         later = "" if self.name in _AT_ONCE else ", which takes effect at a restart"
@@ -97,15 +102,55 @@ def _changes(old: Plan, new: Plan) -> typing.Iterator[Change]:
         before, now = getattr(old, name), getattr(new, name)
         if before != now:
             yield Change("", _NAMES.get(name, name), before, now)
-    if old.is_supervised != new.is_supervised or len(old.workers) != len(new.workers):
-        yield Change("", "workers", len(old.workers), len(new.workers))
-        return
-    for index, (one, other) in enumerate(zip(old.workers, new.workers, strict=True)):
+    if old.is_supervised != new.is_supervised:
+        said = {True: "[[workers]]", False: "one worker"}
+        yield Change("", "workers", said[old.is_supervised], said[new.is_supervised])
+    for index, other_index in _pairs(old.workers, new.workers):
+        if index is None or other_index is None:
+            plan = old.workers[index] if index is not None else new.workers[other_index or 0]
+            before, now = (None, plan) if index is None else (plan, None)
+            yield Change(f" of queue {plan.queue}", "worker", before, now, index, is_whole=True)
+            continue
+        one, other = old.workers[index], new.workers[other_index]
         where = f" of queue {one.queue}"
         for name, before in _settings_of(one).items():
             now = _settings_of(other)[name]
             if before != now:
                 yield Change(where, name, before, now, index)
+
+
+#: By what a worker is known again, wherever its table stands now; what says the most comes first.
+_MARKS: typing.Final[tuple[typing.Callable[[WorkerPlan], object], ...]] = (
+    lambda worker: (worker.queue, worker.name, worker.processor),
+    lambda worker: (worker.queue, worker.name),
+    lambda worker: (worker.queue, worker.processor),
+    lambda worker: worker.queue,
+)
+
+
+def _pairs(
+    old: typing.Sequence[WorkerPlan], new: typing.Sequence[WorkerPlan]
+) -> list[tuple[int | None, int | None]]:
+    """Which worker is which now, by their places; `None` with one that is gone, or new.  A table
+    that stands where one has gone is that one, with another queue."""
+    gone, come = dict(enumerate(old)), dict(enumerate(new))
+    pairs: list[tuple[int | None, int | None]] = []
+
+    def pair(index: int, other: int) -> None:
+        pairs.append((index, other))
+        del gone[index], come[other]
+
+    for mark in _MARKS:
+        for index, one in list(gone.items()):
+            same = [other for other, two in come.items() if mark(two) == mark(one)]
+            if same:
+                pair(index, same[0])
+    if len(old) == len(new):
+        for index in gone.keys() & come.keys():
+            pair(index, index)
+    pairs += [(index, None) for index in gone]
+    pairs.sort(key=lambda one: typing.cast(int, one[0]))
+    return pairs + [(None, other) for other in come]
 
 
 def _settings_of(worker: WorkerPlan) -> dict[str, object]:

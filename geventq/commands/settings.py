@@ -4,7 +4,8 @@ A setting named ``lock_duration`` is ``--lock-duration`` on the command line,
 ``$GEVENTQ_LOCK_DURATION`` in the environment and ``lock_duration`` in the file; the first of
 these that gives it wins.  The tables are made from `WorkerArguments` and `JobOptions`: an option
 that comes there is a flag, a variable and a line of the file at once.  Reading a text is this
-module's business, the rules of a value are those of `WorkerOptions` and `Queue.add`.
+module's business, the rules of a value are those of `WorkerOptions` and `Queue.add`.  So is what
+they say of options that are not supported yet: these can be given, and are not shown.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from geventq.worker import settings as worker_options
 
 __all__ = [
     "ADD",
+    "LATER_OF_ADD",
+    "LATER_OF_WORKER",
     "OF_THE_PROCESS",
     "WORKER",
     "Setting",
@@ -54,6 +57,8 @@ class Setting:
     choices: tuple[str, ...] | None = None
     is_secret: bool = False
     """Not for the command line, which every user of the machine can read."""
+    is_later: bool = False
+    """Not supported yet: whoever gives it is told so by the option's own check."""
 
     @property
     def flag(self) -> str:
@@ -110,6 +115,16 @@ def read_json(text: str) -> typing.Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"JSON is needed ({error})") from None
+
+
+def _anything(text: str) -> typing.Any:
+    """As a program would give it: what is refused is shown, what is the default is accepted."""
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _strategies(text: str) -> dict[str, str]:
@@ -213,13 +228,27 @@ ADD: typing.Final = tuple(
 """Of ``geventq add``."""
 
 
+def _later(names: typing.Iterable[str]) -> tuple[Setting, ...]:
+    hidden = argparse.SUPPRESS
+    return tuple(Setting(name, _anything, hidden, is_later=True) for name in sorted(names))
+
+
+LATER_OF_WORKER: typing.Final = _later(worker_options.LATER)
+"""What the worker command knows besides, only to say that it is not supported yet."""
+
+LATER_OF_ADD: typing.Final = _later(job_options.LATER)
+"""What ``geventq add`` knows besides, likewise."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, table: typing.Iterable[Setting]) -> None:
     """Give `parser` the options of a table.  What is not given is `None`; the rest is text."""
     for setting in table:
         if setting.is_secret:
             continue
         flags = [setting.flag] if setting.short is None else [setting.short, setting.flag]
-        if setting.read is _flag:
+        if setting.is_later:  # whether it takes a value or not
+            parser.add_argument(*flags, nargs="?", const="true", help=setting.help)
+        elif setting.read is _flag:
             parser.add_argument(
                 *flags, action=argparse.BooleanOptionalAction, default=None, help=setting.help
             )
@@ -242,7 +271,7 @@ def from_command_line(
     given: argparse.Namespace, table: typing.Iterable[Setting]
 ) -> dict[str, typing.Any]:
     """What the command line gives of `table`."""
-    texts = ((setting, getattr(given, setting.name)) for setting in table if not setting.is_secret)
+    texts = ((one, getattr(given, one.name, None)) for one in table if not one.is_secret)
     return {
         setting.name: _read(setting, setting.flag, text)
         for setting, text in texts
@@ -303,12 +332,13 @@ def from_file(path: str | None) -> WorkerSettings:
         "connection": _CONNECTION,
         "worker": ("processor", *(setting.name for setting in WORKER)),
     }
+    later = {"connection": frozenset[str](), "worker": worker_options.LATER}
     _refuse_unknown(path, "", tables, (*known, "workers"))
     workers = _workers_in(path, tables)
     for table, names in known.items():
         if not isinstance(tables.setdefault(table, {}), dict):
             raise UsageError(f"--config: {path}: {table}: a table is needed")
-        _refuse_unknown(path, f"{table}.", tables[table], names)
+        _refuse_unknown(path, f"{table}.", tables[table], names, later[table])
     for name, value in tables["connection"].items():
         if not isinstance(value, str):
             raise UsageError(
@@ -330,15 +360,20 @@ def _workers_in(path: str, tables: dict[str, typing.Any]) -> list[dict[str, typi
                     f"--config: {path}: workers[{number}].{name}: all workers live in each "
                     "process, so it belongs into [worker]"
                 )
-        _refuse_unknown(path, f"workers[{number}].", table, names)
+        _refuse_unknown(path, f"workers[{number}].", table, names, worker_options.LATER)
     return workers
 
 
 def _refuse_unknown(
-    path: str, before: str, found: dict[str, typing.Any], known: typing.Iterable[str]
+    path: str,
+    before: str,
+    found: dict[str, typing.Any],
+    known: typing.Collection[str],
+    later: typing.Collection[str] = (),
 ) -> None:
+    """`later` are refused as well, by whoever says so of them."""
     for name, value in found.items():
-        if name not in known:
+        if name not in known and name not in later:
             is_secret = any(part in name.lower() for part in ("pass", "secret"))
             shown = "a secret" if is_secret else without_passwords(show(value))
             raise UsageError(
@@ -351,7 +386,7 @@ def worker_settings(given: argparse.Namespace) -> WorkerSettings:
     """The settings of the worker command from all three sources.  What the environment or the
     command line gives counts for all of the file's ``[[workers]]``."""
     connection, shared, workers = from_file(given.config)
-    table = (*WORKER, _PROCESSOR)
+    table = (*WORKER, *LATER_OF_WORKER, _PROCESSOR)
     in_environment, on_line = from_environment(table), from_command_line(given, table)
     if workers:
         for setting, on_line_as in ((_PROCESSOR, "MODULE:FUNCTION"), (WORKER[0], "-q")):

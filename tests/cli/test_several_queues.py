@@ -188,7 +188,7 @@ WHOLE = '[[workers]]\nqueue = "a"\nprocessor = "m:f"\n'
     ("text", "said"),
     [
         (WHOLE + WHOLE + "speed = 5", "workers[1].speed: unknown, got 5; known are"),
-        (WHOLE + "limiter = 5", "workers[0].limiter: unknown"),
+        (WHOLE + "limiter = 5", "workers[0]: limiter: not supported yet, got 5"),
         (WHOLE + "processes = 2", "workers[0].processes: all workers live in each process"),
         (WHOLE + "health_port = 80", "workers[0].health_port: all workers live in each process"),
         (WHOLE + "log_format = 'json'", "workers[0].log_format: all workers live in each process"),

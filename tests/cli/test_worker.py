@@ -90,7 +90,7 @@ def test_the_server_and_the_prefix_are_found_in_the_same_order(
     ("text", "said"),
     [
         ("[worker]\nconcurency = 5", "worker.concurency: unknown, got 5; known are"),
-        ("[worker]\nlimiter = 5", "worker.limiter: unknown"),
+        ("[worker]\nlimiter = 5", "limiter: not supported yet, got 5"),
         ("[wroker]\n", "wroker: unknown"),
         ("[connection]\npassword = 'secret'", "connection.password: unknown, got a secret"),
         ("[worker]\ncancel_secrets = 'secret'", "worker.cancel_secrets: unknown, got a secret"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import pathlib
 import re
 import shutil
@@ -13,7 +15,9 @@ import typing
 
 import pytest
 
-from geventq.commands import settings
+from geventq import cli, job_options
+from geventq.commands import plan, settings
+from geventq.commands.console import UsageError
 from geventq.commands.settings import WORKER
 from geventq.worker.settings import LATER, WorkerOptions
 from tests.support import access
@@ -53,6 +57,57 @@ def test_the_file_names_every_option_there_is_and_no_other() -> None:
 
 def test_the_command_line_has_every_option_of_the_file() -> None:
     assert {setting.name for setting in WORKER} == set(_options()["worker"]) - {"processor"}
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+@pytest.mark.parametrize("table", ["worker", "workers"])
+def test_what_is_not_supported_yet_is_not_called_unknown(
+    tmp_path: pathlib.Path, table: str, name: str
+) -> None:
+    """In the file as in a program: the option's own check says it."""
+    head, place = ("[worker]", "") if table == "worker" else ("[[workers]]", "workers[0]: ")
+    file = tmp_path / "geventq.toml"
+    given = cli._parser().parse_args(["worker", "--config", str(file)])
+    file.write_text(f'{head}\nqueue = "q"\nprocessor = "m:f"\n{name} = 7\n')
+    with pytest.raises((UsageError, ValueError), match="not supported yet") as caught:
+        plan.made(given)
+    assert str(caught.value).endswith(f"{place}{name}: not supported yet, got 7")
+    default = {"limiter": None, "telemetry": None}.get(name, "false")
+    if default:
+        file.write_text(file.read_text().replace("7", default))
+        plan.made(given)
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_what_is_not_supported_yet_is_said_of_a_flag_and_a_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    flag = "--" + name.replace("_", "-")
+    for more in ([flag], [flag, "7"], [f'{flag}={{"max":1}}']):
+        given = cli._parser().parse_args(["worker", "m:f", "-q", "q", *more])
+        with pytest.raises(ValueError, match=f"^{name}: not supported yet, got "):
+            plan.made(given)
+    monkeypatch.setenv(f"GEVENTQ_{name.upper()}", "7")
+    with pytest.raises(ValueError, match=f"^{name}: not supported yet, got 7"):
+        plan.made(cli._parser().parse_args(["worker", "m:f", "-q", "q"]))
+
+
+def test_what_is_not_supported_yet_is_not_in_the_help() -> None:
+    for command, names in (("worker", LATER), ("add", job_options.LATER)):
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+            cli._parser().parse_args([command, "--help"])
+        assert "--concurrency" in out.getvalue() or "--delay" in out.getvalue()
+        for name in names:
+            assert "--" + name.replace("_", "-") not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", sorted(job_options.LATER))
+def test_what_is_not_supported_yet_is_said_of_a_job(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    value = '{"queue":"q","id":"1"}' if name in ("parent", "deduplication") else "true"
+    given = cli._parser().parse_args(["add", "q", "n", flag, value])
+    with pytest.raises(ValueError, match=f"^{name}: not supported yet, got "):
+        given.run(given)
 
 
 def test_the_command_accepts_the_whole_file(tmp_path: pathlib.Path) -> None:

@@ -92,10 +92,96 @@ def test_a_secret_is_not_shown(file: File, capsys: pytest.CaptureFixture[str]) -
     assert said(capsys) == ["url: changed, which takes effect at a restart"]
 
 
-def test_tables_come_and_go_at_a_restart(file: File, capsys: pytest.CaptureFixture[str]) -> None:
-    file.path.write_text(file.path.read_text() + '[[workers]]\nqueue = "c"\nprocessor = "m:h"\n')
-    assert file.settings.read_anew() == []
-    assert said(capsys) == ["workers: 2 -> 3, which takes effect at a restart"]
+def table(queue: str, processor: str, concurrency: int, name: str = "") -> str:
+    named = f'name = "{name}"\n' if name else ""
+    return (
+        f'[[workers]]\nqueue = "{queue}"\nprocessor = "{processor}"\n'
+        f"concurrency = {concurrency}\n{named}"
+    )
+
+
+HEAD = """
+[connection]
+url = "redis://:first@example.org/0"
+
+[worker]
+log_level = "info"
+close_timeout = 5
+drain_delay = 5
+
+"""
+A, B, C = ("a", "m:f", 1), ("b", "m:g", 2), ("c", "m:h", 3)
+AT_RESTART = ", which takes effect at a restart"
+
+
+@pytest.mark.parametrize(
+    ("tables", "applied", "lines"),
+    [
+        ([B, A], [], []),
+        ([A, B, C], [], ["worker of queue c: new"]),
+        ([C, B, A], [], ["worker of queue c: new"]),
+        ([B], [], ["worker of queue a: gone"]),
+        (
+            [("b", "m:g", 9)],
+            [(1, 9)],
+            ["worker of queue a: gone", "concurrency of queue b: 2 -> 9"],
+        ),
+        (
+            [C, ("b", "m:g", 9), ("a", "m:f", 8)],
+            [(0, 8), (1, 9)],
+            [
+                "concurrency of queue a: 1 -> 8",
+                "concurrency of queue b: 2 -> 9",
+                "worker of queue c: new",
+            ],
+        ),
+        (
+            [("b", "m:g", 2), ("b", "m:other", 7), ("a", "m:f", 4)],
+            [(0, 4)],
+            ["concurrency of queue a: 1 -> 4", "worker of queue b: new"],
+        ),
+        (
+            [("b", "m:other", 2), A],
+            [],
+            ["processor of queue b: 'm:g' -> 'm:other'"],
+        ),
+        (
+            [A, C],
+            [(1, 3)],
+            [
+                "queue of queue b: 'b' -> 'c'",
+                "processor of queue b: 'm:g' -> 'm:h'",
+                "concurrency of queue b: 2 -> 3",
+            ],
+        ),
+    ],
+)
+def test_tables_are_known_wherever_they_stand(
+    file: File,
+    capsys: pytest.CaptureFixture[str],
+    tables: list[tuple[str, str, int]],
+    applied: list[tuple[int, int]],
+    lines: list[str],
+) -> None:
+    """What is new or gone waits for a restart; what changes in the others takes effect."""
+    file.path.write_text(HEAD + "".join(table(*one) for one in tables))
+    found = file.settings.read_anew() or []
+    assert [(change.worker, change.now) for change in found] == applied
+    told = [line.removesuffix(AT_RESTART) for line in said(capsys)]
+    assert told == (lines or ["the settings were read anew, and are as before"])
+
+
+def test_one_worker_instead_of_tables_is_told(
+    file: File, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.path.write_text(HEAD + 'queue = "b"\nprocessor = "m:g"\nconcurrency = 9\n')
+    (change,) = file.settings.read_anew() or ()
+    assert (change.worker, change.now) == (1, 9)
+    assert said(capsys) == [
+        f"workers: '[[workers]]' -> 'one worker'{AT_RESTART}",
+        f"worker of queue a: gone{AT_RESTART}",
+        "concurrency of queue b: 2 -> 9",
+    ]
 
 
 @pytest.mark.parametrize(
