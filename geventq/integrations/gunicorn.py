@@ -33,8 +33,11 @@ log = logging.getLogger("geventq")
 Factory = typing.Callable[[], "Worker | typing.Sequence[Worker]"]
 Hooks = tuple[typing.Callable[[typing.Any], None], typing.Callable[[typing.Any, typing.Any], None]]
 
-#: Seconds before gunicorn's `graceful_timeout` at which everything has ended.
+#: Seconds before gunicorn's `graceful_timeout` at which everything has ended; of a short one less,
+#: if the jobs could not go back otherwise.
 RESERVE: typing.Final = 2.0
+#: Seconds that the process itself needs for its end.
+LAST: typing.Final = 0.5
 #: Seconds that a close may take past its own time-out, beside the workers' `kill_after`
 #: (cancellation.md 7.1): the ladder's throws, and telling the end.  Only jobs that swallow a kill
 #: need it, and they stall either way: of a short `graceful_timeout` it gets half.
@@ -62,9 +65,11 @@ def worker_hooks(factory: str | Factory) -> Hooks:
 
     The workers stop taking jobs as soon as gunicorn asks the process to stop (TERM, HUP,
     ``max_requests``).  Running jobs may go on until shortly before ``graceful_timeout``, or for
-    the worker's own `close_timeout` if that is shorter; then they are cancelled and go back.  At
-    QUIT and INT they go back at once; at gunicorn's ``timeout``, too, unless the process is held up
-    by what no signal reaches, code in C say: then their locks have to lapse.
+    the worker's own `close_timeout` if that is shorter; then they are cancelled and go back.  For
+    that they need `kill_after`, 1 s at least, and 1 s more; the log tells at the start if
+    ``graceful_timeout`` is shorter.  At QUIT and INT they go back at once; at gunicorn's
+    ``timeout``, too, unless the process is held up by what no signal reaches, code in C say: then
+    their locks have to lapse.
 
     Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails or
     returns no worker, another worker class than ``gevent``, and a hook that runs before the
@@ -138,6 +143,11 @@ def _loaded(factory: str) -> Factory:
     return typing.cast(Factory, found)
 
 
+def _kill_after(worker: Worker) -> float:
+    """Seconds from the cancellation of a close to the kill (cancellation.md 7.1)."""
+    return max(worker.options.kill_after, 1.0)
+
+
 class _Resident:
     """The geventq workers of one web process, from its start to its end."""
 
@@ -155,6 +165,7 @@ class _Resident:
         # master that the process lives (seen with gunicorn 27.0).
         self._pulse = os.dup(host.tmp.fileno())
         self._heed_quick_ends()
+        self._tell_if_too_short()
         started: list[Worker] = []
         try:
             for worker in workers:
@@ -192,7 +203,9 @@ class _Resident:
     def _begin(self) -> None:
         """Close all workers, side by side.  Idempotent; a later call may shorten the time."""
         if self._deadline is None:
-            self._deadline = time.monotonic() + max(0.0, self._host.cfg.graceful_timeout - RESERVE)
+            graceful = self._host.cfg.graceful_timeout
+            seconds = max(graceful - RESERVE, min(self._going_back(), graceful - LAST))
+            self._deadline = time.monotonic() + seconds
         elif not self._at_once:
             return
         for worker in self._workers:
@@ -203,13 +216,29 @@ class _Resident:
             self._closing.append(closing)
             closing.start()
 
+    def _going_back(self) -> float:
+        """Seconds in which jobs go back that do not end by themselves, but when they are killed."""
+        return max(_kill_after(worker) for worker in self._workers) + GIVE_BACK
+
+    def _tell_if_too_short(self) -> None:
+        """What no close can mend, while it can still be configured."""
+        needed, graceful = self._going_back() + LAST, self._host.cfg.graceful_timeout
+        if graceful < needed:
+            log.warning(
+                "gunicorn's graceful_timeout of %g s is too short: running jobs need up to %g s to "
+                "go back to their queue (kill_after, at least 1 s, and 1 s more); those that have "
+                "not by then stall, and run again when their locks have lapsed",
+                graceful,
+                needed,
+            )
+
     def _time_for(self, worker: Worker) -> float:
         """Seconds for which running jobs may go on."""
         if self._at_once or self._deadline is None:
             return 0.0
         options = worker.options
         left = self._deadline - time.monotonic()
-        kill_after = max(options.kill_after, 1.0)
+        kill_after = _kill_after(worker)
         ending = max(kill_after + GIVE_BACK, min(kill_after + LADDER, left / 2))
         seconds = max(0.0, left - ending)
         if options.close_timeout is not None:

@@ -55,6 +55,7 @@ class Site:
         *,
         close: float | None = None,
         lock: float = 30.0,
+        kill_after: float = 0.0,
         **settings: object,
     ) -> Program:
         lines = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
@@ -67,6 +68,7 @@ class Site:
             APP_PREFIX=self._prefix,
             APP_CLOSE=json.dumps(close),
             APP_LOCK=str(lock),
+            APP_KILL_AFTER=str(kill_after),
         )
         return self.program
 
@@ -204,10 +206,12 @@ def queue(redis_url: str, prefix: str) -> collections.abc.Iterator[Queue]:
     with_prefix.close()
 
 
-def fill(queue: Queue, count: int, rows: int = 10, pause: float = 0.1) -> list[str]:
+def fill(
+    queue: Queue, count: int, rows: int = 10, pause: float = 0.1, deaf: bool = False
+) -> list[str]:
     from geventq import JobSpec
 
-    data = {"rows": rows, "pause": pause}
+    data = {"rows": rows, "pause": pause, "deaf": deaf}
     return [job.id for job in queue.add_bulk([JobSpec("export", data) for _ in range(count)])]
 
 
@@ -300,6 +304,34 @@ def test_of_a_short_graceful_timeout_jobs_get_a_share(site: Site, queue: Queue) 
     program.signal(signal.SIGTERM)
     assert program.ends(20) == 0, program.told()
     assert queue.get_job_counts()["completed"] == len(ids)
+
+
+@pytest.mark.parametrize("graceful_timeout", [2, 3, 4])
+def test_under_the_shortest_graceful_timeout_jobs_that_do_not_listen_go_back(
+    site: Site, queue: Queue, graceful_timeout: int
+) -> None:
+    """They are killed a second after they were cancelled, and that fits: none has to stall."""
+    program = site.start(graceful_timeout=graceful_timeout)
+    site.until_up()
+    ids = fill(queue, 10, rows=1000, deaf=True)
+    until_busy(queue, len(ids))
+    program.signal(signal.SIGTERM)
+    assert program.ends(20) == 0, program.told()
+    assert queue.get_job_counts()["waiting"] == len(ids), program.err
+    assert "graceful_timeout" not in program.err
+
+
+@pytest.mark.parametrize(("graceful_timeout", "kill_after"), [(1, 0.0), (5, 5.0)])
+def test_a_graceful_timeout_that_is_too_short_is_told_at_the_start(
+    site: Site, graceful_timeout: int, kill_after: float
+) -> None:
+    program = site.start(graceful_timeout=graceful_timeout, kill_after=kill_after)
+    site.until_up()
+    needed = max(kill_after, 1.0) + 1.0
+    assert (
+        f"gunicorn's graceful_timeout of {graceful_timeout} s is too short: running jobs need up "
+        f"to {needed:g} s to go back" in program.err
+    )
 
 
 def test_a_workers_own_close_timeout_may_be_shorter(site: Site, queue: Queue) -> None:
