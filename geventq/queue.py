@@ -374,14 +374,12 @@ class Queue:
         """States, and ids of jobs in them, page by page: of `state` (one that has ended as well),
         or of all in which jobs have not ended.
 
-        The jobs themselves are not read; one that moves meanwhile may come twice.  Raises
-        `ValueError` for an unknown state.  Each page yields to the hub.
+        The jobs themselves are not read.  Without `state` none is missed that moves meanwhile, and
+        none comes twice.  Raises `ValueError` for an unknown state.  Each page yields to the hub.
         """
-        from geventq.store.queue_store import UNFINISHED
-
-        for one in UNFINISHED if state is None else _known_states((state,)):
-            for page in self._store.id_pages(one):
-                yield one, page
+        if state is not None:
+            _known_states((state,))
+        yield from self._store.id_pages(state)
 
     def retry_jobs(
         self, state: typing.Literal["failed", "completed"] = "failed", *, until: float | None = None

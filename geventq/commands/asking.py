@@ -120,10 +120,12 @@ def _all_of(
 ) -> typing.Iterator[_Asked]:
     """Page by page, by their ids alone: the queue may be long, and its jobs large.
 
-    Nobody is waited for before all were asked.  Those that a worker has taken since their page was
-    read are asked, and waited for, with those that run.
+    Nobody is waited for before all were asked.  A job that a worker has taken since its page was
+    read is waited for with those that run, but not where its run may be followed by another one,
+    which the second request would stop as well.
     """
-    running: dict[str, None] = {}
+    running: dict[str, CancelResult | None] = {}  # and what came of asking already
+    waits = options["wait"] is not None and not options["dry_run"]
     at_once = {**options, "wait": None}
     for place, page in queue.unfinished_ids(state):
         if place == "active":
@@ -131,14 +133,29 @@ def _all_of(
             continue
         asked = _call(queue, page, at_once)
         pairs = list(zip(page, asked.results, strict=False))
-        taken = [job_id for job_id, one in pairs if one is not None and one.status == "requested"]
-        running |= dict.fromkeys(taken)
-        pairs = [pair for pair in pairs if pair[0] not in running]
+        if waits and not options["retry"]:
+            running |= {
+                job_id: one for job_id, one in pairs if one is not None and one.stage == "sent"
+            }
+            pairs = [pair for pair in pairs if pair[0] not in running]
         yield _Asked([one for one, _ in pairs], [one for _, one in pairs], asked.failure)
         if isinstance(asked.failure, RedisUnavailableError):
             return
     if running:
-        yield _call(queue, list(running), options)
+        asked = _call(queue, list(running), options)
+        results = [
+            _ended(running[job_id], now)
+            for job_id, now in zip(running, asked.results, strict=False)
+        ]
+        yield asked._replace(results=results)
+
+
+def _ended(first: CancelResult | None, now: CancelResult | None) -> CancelResult | None:
+    """What came of a job that was asked, and had ended when it was to be waited for."""
+    if first is None or now is None or now.status != "finished":
+        return now
+    how: typing.Any = "completed" if now.state == "completed" else "stopped"
+    return dataclasses.replace(first, status=how, stage=None)
 
 
 class _Shown:

@@ -20,7 +20,7 @@ from geventq.record import record_of
 from geventq.store.client import Argument, Client, pack
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
-from geventq.store.walking import LISTS, id_pages
+from geventq.store.walking import LISTS, id_pages, unfinished_pages
 
 if typing.TYPE_CHECKING:
     from geventq.cancel_request import CancelResult, Request
@@ -29,12 +29,9 @@ if typing.TYPE_CHECKING:
     from geventq.store.clearing import Clearing
     from geventq.store.job_ends import JobEnds
 
-__all__ = ["UNFINISHED", "NewJob", "QueueStore"]
+__all__ = ["NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
-
-UNFINISHED: typing.Final = ("waiting", "prioritized", "delayed", "waiting-children", "active")
-"""Where jobs are that have not ended; `active` is the last, for that is where others go."""
 
 _PAGE: typing.Final = 1000  # hashes read in one round trip
 
@@ -291,9 +288,8 @@ class QueueStore:
         where: typing.Callable[[Job], object] | None,
     ) -> list[str]:
         """The ids of the jobs that all of the filters choose; without a state, of all that have
-        not ended.  Active ones are looked at last, so that a take in between hides none."""
-        states = UNFINISHED if state is None else (state,)
-        pages = (page for one in states for page in self.id_pages(one))
+        not ended, wherever they go meanwhile."""
+        pages = (page for _, page in self.id_pages(state))
         if name is None and where is None:
             return list(dict.fromkeys(job_id for page in pages for job_id in page))
         found: dict[str, None] = {}
@@ -305,9 +301,12 @@ class QueueStore:
             )
         return list(found)
 
-    def id_pages(self, state: str) -> typing.Iterator[list[str]]:
-        """The ids of all jobs in a state: see `geventq.store.walking`."""
-        return id_pages(self._client, self.keys, state)
+    def id_pages(self, state: str | None) -> typing.Iterator[tuple[str, list[str]]]:
+        """States, and ids of all jobs in them: of one, or of all in which jobs have not ended.
+        See `geventq.store.walking`."""
+        if state is None:
+            return unfinished_pages(self._client, self.keys)
+        return ((state, page) for page in id_pages(self._client, self.keys, state))
 
     def read_all(self, ids: typing.Sequence[str]) -> list[Job]:
         """The jobs that there are of these ids, in order."""

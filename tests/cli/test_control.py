@@ -282,6 +282,45 @@ def test_all_waits_for_what_runs_when_everybody_was_asked(
     go.set()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--wait", "30"), (0, "stopped", "failed")),
+        ((), (0, "requested", "failed")),
+        # Its run was asked once: a second request would stop what follows it as well.
+        (("--wait", "30", "--retry"), (1, "requested", "delayed")),
+    ],
+)
+def test_a_job_that_was_taken_after_its_page_was_read(
+    here: Here,
+    queue: Queue,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: tuple[int, str, str],
+) -> None:
+    """5.4: it was asked while it ran, so it is not told as one that was over before, also if it
+    has ended when all were asked."""
+    cancel_jobs, calls = Queue.cancel_jobs, 0
+
+    def slowly(self: Queue, *args: typing.Any, **options: typing.Any) -> typing.Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            make(lambda job, token: token.sleep(60))
+            eventually(lambda: queue.get_job_state("a") == "active")
+        results = cancel_jobs(self, *args, **options)
+        if calls == 1:
+            eventually(lambda: queue.get_job_state("a") not in ("active", "waiting"))
+        return results
+
+    queue.add("n", job_id="a", attempts=2, backoff=60)
+    monkeypatch.setattr(Queue, "cancel_jobs", slowly)
+    status, out, _ = here("cancel", "q", "--all", "--json", *words)
+    rows = [row["status"] for row in json.loads(out)]
+    assert (status, *rows, queue.get_job_state("a")) == said
+
+
 def test_an_interrupt_leaves_whole_json(programs: Programs, queue: Queue, make: Make) -> None:
     """What was done is told, also if somebody does not wait for the rest."""
     go = gevent.event.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import operator
 import typing
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 
 from geventq import GeventqError, Job, JobSpec, Queue, RedisUnavailableError
+from geventq.store import walking
 from tests.support.locks import Locks
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -33,6 +35,52 @@ def test_filters_combine_by_and(queue: Queue) -> None:
     assert [one.job_id for one in results] == [two.id]
     assert queue.cancel_jobs(name="no such") == []
     assert len(queue.cancel_jobs(where=lambda job: True)) == 2, "unfinished ones alone"
+
+
+def test_a_job_that_moves_while_others_are_looked_at_is_not_missed(
+    queue: Queue, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.2: its run fails meanwhile, and the next attempt waits, behind what was looked at."""
+    runs = queue.add("n")
+    redis_client.lmove(f"{prefix}:q:wait", f"{prefix}:q:active", "RIGHT", "LEFT")
+    waits = queue.add("n")
+
+    def where(job: Job) -> bool:
+        redis_client.lmove(f"{prefix}:q:active", f"{prefix}:q:wait", "LEFT", "LEFT")
+        return True
+
+    results = queue.cancel_jobs(where=where)
+    assert [(one.job_id, one.status) for one in results] == [
+        (waits.id, "cancelled"),
+        (runs.id, "cancelled"),
+    ]
+
+
+def test_a_job_that_moves_while_a_long_queue_is_gone_through_is_not_missed(
+    queue: Queue, redis_client: redis.Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4.2: it was not looked at yet, is taken, fails, and waits where the others were looked at."""
+    pages = functools.partial(walking.unfinished_pages, size=2)
+    monkeypatch.setattr("geventq.store.queue_store.unfinished_pages", pages)
+    queue.add_bulk([JobSpec("n", options={"delay": 60 * n}) for n in (0, 0, 0, 0, 0, 1, 2, 3, 4)])
+    found: list[tuple[str, list[str]]] = []
+    for state, ids in queue.unfinished_ids():
+        if not found:
+            redis_client.lmove(f"{prefix}:q:wait", f"{prefix}:q:wait", "RIGHT", "LEFT")
+        found.append((state, ids))
+    assert sorted(one for _, ids in found for one in ids) == [str(n) for n in range(1, 10)]
+    assert found[0] == ("waiting", ["5", "4"])
+    assert found[-1] == ("waiting", ["1"])
+
+
+def test_what_a_version_5_has_paused_is_found_too(
+    queue: Queue, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.2: its jobs would wait again at the next resume."""
+    job = queue.add("n")
+    redis_client.rename(f"{prefix}:q:wait", f"{prefix}:q:paused")
+    assert [one.status for one in queue.cancel_jobs(name="n")] == ["cancelled"]
+    assert queue.get_job_state(job.id) == "failed"
 
 
 def test_a_dry_run_tells_and_changes_nothing(

@@ -53,7 +53,7 @@ ROLES: typing.Final = {
         "&bullmq:cancel &bullmq:cancel:*",
     ),
     "canceller": Role(
-        f"cancel members {_READING}",
+        f"cancel unfinished members {_READING}",
         f"{_READS} publish blpop time",
         "&bullmq:cancel &bullmq:cancel:*",
     ),
