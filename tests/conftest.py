@@ -18,7 +18,7 @@ from gevent import monkey
 from geventq import Queue, Worker, clock
 from geventq.patching import warn_of_what_blocks
 from geventq.store.scripts import load
-from tests.support.leaks import Snapshot
+from tests.support.leaks import Snapshot, forget_children
 from tests.support.locks import Locks
 from tests.support.programs import ROOT
 from tests.support.proxy import Proxy
@@ -69,7 +69,10 @@ def nothing_left_behind() -> collections.abc.Iterator[None]:
     """
     before = Snapshot()
     yield
-    before.check()
+    try:
+        before.check()
+    finally:
+        forget_children()
 
 
 @pytest.fixture(scope="session")

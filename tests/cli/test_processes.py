@@ -12,7 +12,7 @@ import typing
 import pytest
 
 from geventq import JobSpec, Queue
-from tests.support.programs import ROOT, Program, Programs
+from tests.support.programs import ROOT, Program, Programs, lives
 from tests.support.waiting import eventually, never
 
 pytestmark = pytest.mark.slow  # all together
@@ -31,14 +31,6 @@ def start(programs: Programs, *options: str, count: int = 2) -> Program:
 
 def workers(program: Program) -> set[int]:
     return {one["pid"] for one in program.events("ready")}
-
-
-def lives(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for its parent to look
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # before, or while it was read
-        return False
 
 
 def until_all_ended(pids: typing.Iterable[int]) -> None:

@@ -8,7 +8,6 @@ import os
 import pathlib
 import typing
 
-import gevent
 import pytest
 import redis
 
@@ -31,12 +30,6 @@ def npm() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def child_watcher() -> None:
-    """gevent's watcher of child processes keeps a descriptor from its first use on."""
-    gevent.get_hub().loop.install_sigchld()
 
 
 class Sides:

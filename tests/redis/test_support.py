@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import collections.abc
 import pathlib
+import subprocess
 
 import gevent
 import gevent.socket
+import gevent.subprocess
 import pytest
 import redis
 
-from tests.support.leaks import Snapshot
+from tests.support.leaks import Snapshot, forget_children
+from tests.support.programs import lives
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.waiting import TurnedClock, eventually
@@ -214,6 +217,23 @@ def test_a_socket_that_is_left_open_is_told() -> None:
     finally:
         ours.close()
         theirs.close()
+
+
+@pytest.mark.unpatched
+def test_the_children_of_the_next_test_are_its_own() -> None:
+    """gevent's loop takes the ends of all children from the first that gevent starts."""
+
+    def status() -> int:
+        child = subprocess.Popen(["sh", "-c", "exit 3"])
+        eventually(lambda: not lives(child.pid))
+        gevent.sleep(0.01)  # what gevent's loop would take, it takes now
+        return child.wait()
+
+    assert gevent.subprocess.call(["sh", "-c", "exit 2"]) == 2
+    assert status() == 0
+    forget_children()
+    assert status() == 3
+    assert gevent.subprocess.call(["sh", "-c", "exit 2"]) == 2
 
 
 def test_a_turned_clock_moves_stops_and_goes_on(turned_clock: TurnedClock) -> None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import collections.abc
 import gc
 import os
+import signal
 import threading
 import traceback
 import typing
 import weakref
 
 import gevent
+import gevent.signal
+from gevent import monkey
 
 from geventq.store.threads import close_hubs_of_ended_threads
 from tests.support.waiting import eventually
 
-__all__ = ["Snapshot", "descriptors", "greenlets", "instances", "native_threads"]
+__all__ = ["Snapshot", "descriptors", "forget_children", "greenlets", "instances", "native_threads"]
 
 T = typing.TypeVar("T")
 
@@ -69,6 +72,14 @@ def descriptors() -> dict[str, str]:
         except FileNotFoundError:  # the one that listdir itself had open
             continue
     return found
+
+
+def forget_children() -> None:
+    """Let gevent's loop take the ends of child processes no more, which it does for all of them
+    from the first one that its `subprocess` has started: a plain `subprocess.Popen` would find
+    its child's status lost, and say 0.  In a patched process there are none but gevent's."""
+    if not monkey.is_module_patched("subprocess"):
+        gevent.signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Snapshot:

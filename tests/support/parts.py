@@ -20,8 +20,6 @@ import typing
 __all__ = ["SUITES", "main"]
 
 ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
-# In this order: some of tests/unit and tests/interop start children by gevent's subprocess.  From
-# then on its loop takes the ends of plain children too, whose status is lost.
 _IN_BOTH: typing.Final = ("tests/fault", "tests/redis", "tests/unit")
 #: What users have in patched processes, and some in others.
 _INTEGRATIONS: typing.Final = tuple(

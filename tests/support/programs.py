@@ -15,9 +15,18 @@ import typing
 
 from tests.support.waiting import eventually
 
-__all__ = ["ROOT", "Program", "Programs"]
+__all__ = ["ROOT", "Program", "Programs", "lives"]
 
 ROOT: typing.Final = pathlib.Path(__file__).resolve().parents[2]
+
+
+def lives(pid: int) -> bool:
+    """Whether the process has not ended; one that waits for its parent to look has."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # before, or while it was read
+        return False
 
 
 class Program:

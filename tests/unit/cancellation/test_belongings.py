@@ -24,6 +24,7 @@ import pytest
 from geventq import JobKilled, detach
 from geventq.cancellation import whose
 from tests.support.attempts import Run
+from tests.support.programs import lives
 from tests.support.waiting import eventually
 
 PREAMBLE = """
@@ -542,13 +543,6 @@ def test_what_an_import_has_started_is_held_with_it(tmp_path: pathlib.Path) -> N
 # -- child processes, here without monkey-patching -------------------------------------------------
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def _sleeping(pids: list[int], *command: str, **options: typing.Any) -> typing.Any:
     process = gevent.subprocess.Popen(command or ["sleep", "60"], **options)
     pids.append(process.pid)
@@ -578,7 +572,7 @@ def test_child_processes_end_with_the_job(by: str) -> None:
 
     run = _killed(process, pids)
     assert isinstance(run.error, JobKilled)
-    assert not any(map(_runs, pids))
+    assert not any(map(lives, pids))
 
 
 @pytest.mark.parametrize("how", ["Popen", "run"])
@@ -602,7 +596,7 @@ def test_a_shells_own_children_end_with_it(how: str, tmp_path: pathlib.Path) -> 
     pids += _children_of(pids[1])
     run.ask()
     run.join()
-    assert not any(map(_runs, pids))
+    assert not any(map(lives, pids))
 
 
 def _children_of(pid: int) -> list[int]:
@@ -629,7 +623,7 @@ def test_a_child_that_ignores_sigterm_is_killed_two_seconds_later() -> None:
 
     said: list[typing.Any] = []
     _killed(process, pids)
-    assert not _runs(pids[0])
+    assert not lives(pids[0])
     with said[0].stdout as output:
         assert output.readline() == b"asked\n"
     assert said[0].wait() == -signal.SIGKILL
@@ -657,12 +651,12 @@ def test_who_shall_outlive_the_job_does(how: str) -> None:
 
     _killed(process, inside)
     gevent.sleep(0.05)
-    assert [_runs(pid) for pid in pids] == [True]
+    assert [lives(pid) for pid in pids] == [True]
     os.kill(pids[0], signal.SIGKILL)
     if other is not None:
         other.ask()
         other.join()
-    eventually(lambda: not _runs(pids[0]))
+    eventually(lambda: not lives(pids[0]))
 
 
 def test_a_kill_while_a_child_is_being_started_leaves_none() -> None:
@@ -699,9 +693,9 @@ def test_a_job_that_ends_by_itself_leaves_its_children() -> None:
     pids: list[int] = []
     Run(lambda token: _sleeping(pids)).start().join()
     gevent.sleep(0.05)
-    assert _runs(pids[0])
+    assert lives(pids[0])
     os.kill(pids[0], signal.SIGKILL)
-    eventually(lambda: not _runs(pids[0]))
+    eventually(lambda: not lives(pids[0]))
 
 
 def test_children_that_have_ended_are_let_go() -> None:
