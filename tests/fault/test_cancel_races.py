@@ -19,7 +19,7 @@ from tests.conftest import Make
 from tests.support.calls import takes
 from tests.support.locks import Locks
 from tests.support.proxy import Proxy
-from tests.support.told import Told, stream_of
+from tests.support.told import Told, engine_of, listens, stream_of
 from tests.support.waiting import eventually
 
 TERMINAL: typing.Final = {"completed", "failed"}
@@ -62,12 +62,6 @@ def process() -> Process:
 
 def sha(name: str) -> bytes:
     return load(name).sha.encode()
-
-
-def listens(worker: Worker) -> None:
-    engine = worker._engine
-    assert engine is not None
-    eventually(lambda: engine.subscription.is_up)
 
 
 def is_outcome(request: bytes) -> bool:
@@ -128,8 +122,7 @@ def test_between_a_take_and_its_answer(
         held.wait()
         eventually(lambda: job.get_state() == "active")
         assert queue.cancel_job(job.id, "between", retry=retry).status == "requested"
-        engine = worker._engine
-        assert engine is not None
+        engine = engine_of(worker)
         eventually(lambda: engine.hearing._kept)
         held.release()
         if retry:
@@ -243,8 +236,7 @@ def test_between_a_renewal_and_its_answer(
     renews = sha("renew")
     with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
         listens(worker)
-        engine = worker._engine
-        assert engine is not None
+        engine = engine_of(worker)
         job = queue.add("n")
         eventually(lambda: process.begun)
         engine.subscription.heard = lambda data: None
@@ -263,8 +255,7 @@ def test_a_renewal_that_is_on_its_way_brings_no_lock_back(
     with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
         listens(worker)
         told = Told(worker)
-        engine = worker._engine
-        assert engine is not None
+        engine = engine_of(worker)
         job = queue.add("n")
         eventually(lambda: process.begun)
         engine.subscription.heard = lambda data: None

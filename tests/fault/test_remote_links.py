@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import typing
 import urllib.parse
 
 import pytest
@@ -13,6 +12,7 @@ from geventq import CancellationToken, Job, Queue, Worker
 from tests.support.calls import takes
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
+from tests.support.told import engine_of, listens
 from tests.support.waiting import eventually
 
 
@@ -35,15 +35,6 @@ def held() -> Held:
     return Held()
 
 
-def engine_of(worker: Worker) -> typing.Any:
-    assert worker._engine is not None
-    return worker._engine
-
-
-def up(worker: Worker) -> None:
-    eventually(lambda: engine_of(worker).subscription.is_up)
-
-
 def is_subscribe(request: bytes) -> bool:
     return b"SUBSCRIBE" in request
 
@@ -62,7 +53,7 @@ def test_a_request_while_the_subscription_is_not_confirmed(
         assert not held.stopped
         late.release()
         eventually(lambda: held.stopped == ["unheard"])
-        up(worker)
+        listens(worker)
 
 
 def test_a_take_that_the_sweep_came_too_early_for(
@@ -78,7 +69,7 @@ def test_a_take_that_the_sweep_came_too_early_for(
         eventually(lambda: job.get_state() == "active")
         assert queue.cancel_job(job.id, "between").status == "requested"
         late.release()
-        up(worker)
+        listens(worker)
         answer.release()
         eventually(lambda: held.stopped == ["between"])
 
@@ -88,14 +79,14 @@ def test_a_subscription_that_is_cut(
 ) -> None:
     """5.2: it polls meanwhile, tells the outage once and the recovery, and trusts hints again."""
     with Worker("q", held.process, proxy.url, prefix, concurrency=2, lock_duration=600) as worker:
-        up(worker)
+        listens(worker)
         first, second = queue.add("n"), queue.add("n")
         eventually(lambda: len(held.begun) == 2)
         with caplog.at_level(logging.WARNING, "geventq"), proxy.refusing():
             assert queue.cancel_job(first.id, "while it was cut")
             eventually(lambda: not engine_of(worker).subscription.is_up)
         eventually(lambda: held.stopped == ["while it was cut"])
-        up(worker)
+        listens(worker)
         told = [one for one in caplog.messages if one.startswith("hearing of requests")]
         assert len(told) == 2, told
         assert queue.cancel_job(second.id, "again")
@@ -107,7 +98,7 @@ def test_a_link_that_is_dead_without_being_closed(
 ) -> None:
     """5.2: nothing comes any more, and nobody says so; it asks, and connects anew."""
     with Worker("q", held.process, proxy.url, prefix, lock_duration=600) as worker:
-        up(worker)
+        listens(worker)
         job = queue.add("n")
         eventually(lambda: held.begun)
         proxy.half_open()
@@ -122,7 +113,7 @@ def test_redis_is_restarted(own_server: Server, held: Held) -> None:
         Queue("q", own_server.url) as queue,
         Worker("q", held.process, own_server.url, lock_duration=600) as worker,
     ):
-        up(worker)
+        listens(worker)
         job = queue.add("n")
         eventually(lambda: held.begun)
         own_server.restart()
@@ -179,7 +170,7 @@ def test_a_request_is_read_in_the_renewal(
 ) -> None:
     """5.2: its message was published to nobody, and no subscription is made anew."""
     with Worker("q", held.process, proxy.url, prefix, lock_duration=1.0) as worker:
-        up(worker)
+        listens(worker)
         job = queue.add("n")
         eventually(lambda: held.begun)
         # As a server does that has lost the subscriptions' state: the link stays open.

@@ -12,7 +12,7 @@ from geventq import CancellationToken, Job
 from tests.interop.child import Child
 from tests.interop.conftest import NodeQueue, Sides
 from tests.support.guides import GUIDES, snippets
-from tests.support.told import ended, engine_of
+from tests.support.told import ended, engine_of, listens
 from tests.support.waiting import eventually
 
 Side = typing.Literal["geventq", "node"]
@@ -152,7 +152,7 @@ def test_node_signs_and_a_worker_with_the_secret_kills(sides: Sides, secret: str
         gevent.sleep(600)
 
     worker = sides.worker(deaf, cancel_secret=secret, concurrency=2)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     queue = sides.queue()
     node = cancels(sides, autorun=False)
     job, other = queue.add("a/b"), queue.add("n")

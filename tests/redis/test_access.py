@@ -21,7 +21,7 @@ from geventq import (
 from geventq.control.bridge import publish_cancel
 from tests.support.access import PASSWORD
 from tests.support.servers import Server, server_binaries
-from tests.support.told import Told, ended, engine_of
+from tests.support.told import Told, ended, engine_of, listens
 from tests.support.waiting import eventually
 
 SECRET = "seven horses in a row"
@@ -133,7 +133,7 @@ def test_one_who_cancels_reaches_every_state(
     delayed, prioritized = producer.add("n", delay=60), producer.add("n", priority=3)
     assert all(canceller.cancel_jobs([delayed.id, prioritized.id], "no"))
     worker = work(patient)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     for options in ({}, {"hard": True}, {"force": True}):
         job = producer.add("n")
         eventually(lambda: worker.active_jobs)

@@ -29,7 +29,7 @@ from geventq.control.messages import CHANNEL
 from tests.conftest import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
-from tests.support.told import ended, engine_of
+from tests.support.told import ended, engine_of, listens
 from tests.support.waiting import eventually
 
 
@@ -101,9 +101,7 @@ def test_without_workers_a_running_job_of_any_worker_hears_of_it(
 ) -> None:
     """5.8: it is published anew on the channel where all listen."""
     worker = make(endless)
-    engine = worker._engine
-    assert engine is not None
-    eventually(lambda: engine.subscription.is_up)
+    listens(worker)
     job = queue.add("n")
     eventually(lambda: worker.active_jobs)
     with CancelBridge(redis_url, channel):

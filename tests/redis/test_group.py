@@ -31,7 +31,7 @@ from geventq import (
 from geventq.control.messages import channel_of
 from tests.conftest import Make
 from tests.support.proxy import Proxy
-from tests.support.told import engine_of
+from tests.support.told import engine_of, listens
 from tests.support.waiting import TurnedClock, eventually
 
 
@@ -286,7 +286,7 @@ def test_a_call_counts_once_and_not_for_ever(
     worker = make(idle)
     joined(group, worker)
     channel = channel_of(worker.id)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     database = engine_of(worker).hearing._database
     seconds, _ = redis_client.time()
 

@@ -12,8 +12,9 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, Job, Queue, Worker
+from geventq import CancellationToken, Job, Queue
 from tests.conftest import Make
+from tests.support.told import engine_of, listens
 from tests.support.waiting import eventually
 
 
@@ -34,11 +35,6 @@ class Watched:
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
-
-
-def engine_of(worker: Worker) -> typing.Any:
-    assert worker._engine is not None
-    return worker._engine
 
 
 def ours(prefix: str, job: Job, **members: object) -> dict[str, object]:
@@ -109,7 +105,7 @@ def test_what_is_meant_for_another_job_stops_nothing(
 ) -> None:
     """5.1: pub/sub crosses databases and prefixes, and ids come again."""
     worker = make(watched.process)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     job = queue.add("n")
     eventually(lambda: watched.tokens)
     channel = f"bullmq:cancel:{worker.id}"
@@ -127,7 +123,7 @@ def test_a_plain_message_cancels_softly_and_for_this_run(
 ) -> None:
     """5.1: as Node publishes it, whatever else it claims."""
     worker = make(watched.process, concurrency=2)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     job = queue.add("n", attempts=2)
     eventually(lambda: watched.tokens)
     token = watched.tokens[job.id]
@@ -153,8 +149,7 @@ def test_a_message_that_comes_twice_counts_once(
         gevent.event.Event().wait()
 
     worker = make(process)
-    engine = engine_of(worker)
-    eventually(lambda: engine.subscription.is_up)
+    listens(worker)
     job = queue.add("n")
     inside.wait()
     channel = f"bullmq:cancel:{worker.id}"
@@ -162,6 +157,7 @@ def test_a_message_that_comes_twice_counts_once(
     redis_client.publish(channel, json.dumps(first))
     redis_client.publish(channel, json.dumps(first | {"killAfter": 0}))
     redis_client.publish(channel, json.dumps(first | {"nonce": "n2", "killAfter": 500}))
+    engine = engine_of(worker)
     (execution,) = engine.slots.running
     eventually(lambda: execution.heard and execution.heard.nonces == {"n1", "n2"})
     assert execution.attempt.stage == "grace"
@@ -183,7 +179,7 @@ def test_a_stuck_job_says_where_it_sits(queue: Queue, make: Make) -> None:
                 continue
 
     worker = make(swallows)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     job = queue.add("n")
     inside.wait()
     result = queue.cancel_job(job.id, hard=True, wait=6)
@@ -205,7 +201,7 @@ def test_two_requests_meet_in_one_record(
         token.raise_if_cancelled()
 
     worker = make(process)
-    eventually(lambda: engine_of(worker).subscription.is_up)
+    listens(worker)
     job = queue.add("n", attempts=5)
     inside.wait()
     waiters = [

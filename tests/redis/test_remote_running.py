@@ -15,7 +15,7 @@ from geventq import CancellationToken, DelayedError, GeventqError, Job, Queue, W
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
-from tests.support.told import Told, engine_of, stream_of
+from tests.support.told import Told, engine_of, listens, stream_of
 from tests.support.waiting import eventually, never
 
 
@@ -40,13 +40,6 @@ def obedient() -> Obedient:
     return Obedient()
 
 
-def subscribed(worker: Worker) -> None:
-    """Wait until a message reaches the worker."""
-    engine = worker._engine
-    assert engine is not None
-    eventually(lambda: engine.subscription.is_up)
-
-
 def of(events: list[dict[str, str]], name: str) -> list[dict[str, str]]:
     return [event for event in events if event["event"] == name]
 
@@ -57,7 +50,7 @@ def test_it_is_told_at_once_and_the_receipt_says_how(
     """5.1, 5.4, 4.4: by a message to this worker alone; the record goes with the end."""
     worker = make(obedient.process)
     told = Told(worker)
-    subscribed(worker)
+    listens(worker)
     job = queue.add("n", attempts=3)
     eventually(lambda: obedient.begun)
     result = queue.cancel_job(job.id, {"why": []}, wait=30)
@@ -80,7 +73,7 @@ def test_it_is_told_at_once_and_the_receipt_says_how(
 def test_with_retry_the_job_runs_again(queue: Queue, make: Make, obedient: Obedient) -> None:
     """4.4: the request covers the run that it found, and nothing is left of it."""
     worker = make(obedient.process)
-    subscribed(worker)
+    listens(worker)
     job = queue.add("n", attempts=2)
     eventually(lambda: obedient.begun)
     assert queue.cancel_job(job.id, "this run", retry=True)
@@ -100,7 +93,7 @@ def test_a_request_between_the_processors_end_and_the_outcome(
 ) -> None:
     """2.5, 4.6: the script finds it, the worker decides again, and the result counts."""
     with Worker("q", obedient.process, proxy.url, prefix) as worker:
-        subscribed(worker)
+        listens(worker)
         job = queue.add("n")
         eventually(lambda: obedient.begun)
         held = hold_end(proxy)
@@ -179,7 +172,7 @@ def test_a_soft_request_to_a_processor_without_a_token(
         go.wait()
         raise RuntimeError("by itself")
 
-    subscribed(make(process))
+    listens(make(process))
     job = queue.add("n", attempts=5)
     inside.wait()
     assert queue.cancel_job(job.id, "stop", wait=0.5).stage == "seen"
@@ -198,7 +191,7 @@ def test_the_grace_counts_from_the_moment_it_is_heard(
         inside.set()
         gevent.event.Event().wait()
 
-    subscribed(make(process))
+    listens(make(process))
     job = queue.add("n")
     inside.wait()
     result = queue.cancel_job(job.id, kill_after=0.2, wait=30)
@@ -215,7 +208,7 @@ def test_a_forced_cancel_is_heard_as_a_lost_lock(
     """4.5: the worker stops at once, and tells no failure."""
     worker = make(obedient.process)
     told = Told(worker)
-    subscribed(worker)
+    listens(worker)
     job = queue.add("n")
     eventually(lambda: obedient.begun)
     assert queue.cancel_job(job.id, "taken", force=True).status == "stopped"
@@ -230,15 +223,14 @@ def test_a_hint_that_comes_before_the_answer_to_the_take(
     """5.3: it is kept until then, and stops the job before its first turn."""
     sha = load("settle").sha.encode()
     with Worker("q", obedient.process, proxy.url, prefix) as worker:
-        subscribed(worker)
+        listens(worker)
         told = Told(worker)
         held = proxy.hold_answer(lambda sent: sha in sent and b"\r\n-1\r\n" not in sent)
         job = queue.add("n")
         held.wait()
         eventually(lambda: job.get_state() == "active")
         assert queue.cancel_job(job.id, "early").status == "requested"
-        engine = worker._engine
-        assert engine is not None
+        engine = engine_of(worker)
         eventually(lambda: engine.hearing._kept)
         held.release()
         told.wait("failed")
@@ -251,7 +243,7 @@ def test_recorded_only_reads_the_record_first(
 ) -> None:
     """5.1: a message with our members and no record behind it stops nothing."""
     worker = make(obedient.process, hints="recorded-only", concurrency=2)
-    subscribed(worker)
+    listens(worker)
     jobs = [queue.add("n"), queue.add("n")]
     eventually(lambda: len(obedient.begun) == 2)
     forged = {"queue": "q", "jobId": jobs[0].id, "reason": "x", "prefix": prefix, "db": 0}
@@ -262,8 +254,7 @@ def test_recorded_only_reads_the_record_first(
     queue.cancel_job(jobs[1].id, "recorded")
     eventually(lambda: jobs[1].get_state() == "failed")
     assert jobs[0].get_state() == "active"
-    engine = worker._engine
-    assert engine is not None
+    engine = engine_of(worker)
     assert engine.subscription.ignored.counts["no record"] == 1
     obedient.go.set()
     assert jobs[0].wait_until_finished(30) == "done"
@@ -300,7 +291,7 @@ def test_a_soft_request_takes_nothing_from_the_grace_of_a_hard_one(
     with Queue("q", redis_url, prefix, cancel_secret=secret) as queue:
         job = queue.add("n")
         eventually(lambda: obedient.tokens)
-        subscribed(worker)
+        listens(worker)
         engine = engine_of(worker)
         engine.subscription.stop()
         queue.cancel_job(job.id, "first", **first)
@@ -351,7 +342,7 @@ def test_counters_of_another_program_hold_no_request_up(
     with Queue("q", redis_url, prefix, cancel_secret=secret) as queue:
         queue.add("n")
         eventually(lambda: "f" in obedient.begun)
-        subscribed(worker)
+        listens(worker)
         assert queue.cancel_job("f", "x", **how)
         # The message may mean another run: what is recorded counts.
         engine_of(worker).subscription.look_at_all()

@@ -9,7 +9,7 @@ from geventq.worker.engine import Engine
 from geventq.worker.listeners import EVENTS
 from tests.support.waiting import eventually
 
-__all__ = ["OUTCOMES", "Told", "ended", "engine_of", "stream_of"]
+__all__ = ["OUTCOMES", "Told", "ended", "engine_of", "listens", "stream_of"]
 
 #: The events that tell of an attempt's end.
 OUTCOMES: typing.Final = (*("completed", "failed", "retrying", "cancelled", "lock_lost", "stuck"),)
@@ -64,3 +64,8 @@ def engine_of(worker: Worker) -> Engine:
     engine = worker._engine
     assert engine is not None
     return engine
+
+
+def listens(worker: Worker) -> None:
+    """Wait until it hears cancels from afar at once."""
+    eventually(lambda: engine_of(worker).subscription.is_up)

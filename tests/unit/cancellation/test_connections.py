@@ -191,6 +191,13 @@ def databases(postgresql_dsn: str) -> collections.abc.Iterator[Databases]:  # no
     made.close()
 
 
+@pytest.fixture(params=["new", "older than 17"])
+def libpq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What psycopg 3 is built on; the older one has no cancel connections."""
+    if request.param != "new":
+        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+
+
 #: psycopg 3 waits in the hub only where `select` is patched.
 OPENERS: typing.Final[dict[str, typing.Any]] = {
     "psycopg2": lambda made: _psycopg2(made.dsn),
@@ -230,9 +237,7 @@ def test_a_soft_cancel_ends_the_query_and_the_connection_goes_on(
     """2.11: the query of 30 s ends at the server; after a rollback the same connection, also one
     that was opened after `cancels` began, answers the next query."""
     token, mark = CancellationToken(), uuid.uuid4().hex
-    gevent.spawn(
-        lambda: eventually(lambda: postgresql_runs(postgresql_dsn, mark)) and token.cancel()
-    )
+    _cancel_once(lambda: postgresql_runs(postgresql_dsn, mark), token)
     with opened() as held:
         with pytest.raises(Exception, match="due to user request"), token.cancels(held.handle):
             held.execute(SLEEP.format(mark))
@@ -266,20 +271,14 @@ def test_a_kill_ends_the_query_and_the_next_user_is_served(
 
 @pytest.mark.database
 @pytest.mark.unpatched
-@pytest.mark.parametrize("libpq", ["new", "older than 17"])
+@pytest.mark.usefixtures("libpq")
 def test_psycopg_in_a_native_thread_is_cancelled(
     postgresql_dsn: str,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    libpq: str,
 ) -> None:
     """2.11: unpatched, psycopg 3 blocks its thread; a query in a thread of its own is cancelled
     all the same, also with a libpq that has no cancel connections."""
-    if libpq != "new":
-        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
     token, mark = CancellationToken(), uuid.uuid4().hex
-    gevent.spawn(
-        lambda: eventually(lambda: postgresql_runs(postgresql_dsn, mark)) and token.cancel()
-    )
+    _cancel_once(lambda: postgresql_runs(postgresql_dsn, mark), token)
     with _psycopg(postgresql_dsn) as held:
         with pytest.raises(psycopg.errors.QueryCanceled), token.cancels(held.handle):
             gevent.get_hub().threadpool.apply(held.execute, (SLEEP.format(mark),))
@@ -289,16 +288,12 @@ def test_psycopg_in_a_native_thread_is_cancelled(
 
 @pytest.mark.database
 @pytest.mark.patched
-@pytest.mark.parametrize("libpq", ["new", "older than 17"])
+@pytest.mark.usefixtures("libpq")
 def test_a_silent_server_does_not_stop_the_hub(
     postgresql_dsn: str,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    libpq: str,
 ) -> None:
     """2.11: psycopg 3's own `cancel()` keeps the interpreter for itself while the postmaster
     sleeps, which takes cancels; ours gives other greenlets their turns all the while."""
-    if libpq != "new":
-        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
     token, mark = CancellationToken(), uuid.uuid4().hex
     home = postgresql_dsn.partition("host=")[2].split()[0]
     with open(os.path.join(home, "data", "postmaster.pid")) as file:
@@ -338,9 +333,7 @@ def test_a_session_over_two_engines_is_stopped_on_both(
     other = sqlalchemy.create_engine(
         "postgresql+psycopg2://", creator=functools.partial(psycopg2.connect, postgresql_dsn)
     )
-    gevent.spawn(
-        lambda: eventually(lambda: postgresql_runs(postgresql_dsn, mark)) and token.cancel()
-    )
+    _cancel_once(lambda: postgresql_runs(postgresql_dsn, mark), token)
     with orm.Session() as session, token.cancels(session):
         session.execute(sqlalchemy.text("select 1"), bind_arguments={"bind": engine})
         with pytest.raises(sqlalchemy.exc.OperationalError, match="due to user request"):
@@ -445,9 +438,7 @@ def test_mysqlclient_in_a_native_thread_is_cancelled_through_what_wraps_it(
             handle.connection = handle.get_new_connection(handle.get_connection_params())
             stack.callback(handle.connection.close)
             call = handle.connection.query
-        gevent.spawn(
-            lambda: eventually(lambda: mariadb_runs(mariadb_socket, mark)) and token.cancel()
-        )
+        _cancel_once(lambda: mariadb_runs(mariadb_socket, mark), token)
         with token.cancels(handle):
             gevent.get_hub().threadpool.apply(run, (call,))
         assert token.cancelled, "the query went to its end"
