@@ -3,8 +3,9 @@
 
 One greenlet with a connection of its own.  It subscribes, and when that is confirmed it looks at
 the records of all jobs that run here; from then on a message tells of each new one.  While the
-link is down it looks each second instead.  So nothing is missed, whoever was cut off and how long.
-What is heard is `run.hearing`'s business.
+link is down it looks each second instead, and every few seconds while it is up: who asks may not
+be allowed to publish.  So nothing is missed, whoever was cut off and how long.  What is heard is
+`run.hearing`'s business.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Subscription"]
 
 _TURN: typing.Final = 1.0  # seconds between two looks while the link is down
+_SILENT: typing.Final = 5.0  # seconds between two looks while it is up
 _REFUSED: typing.Final = 10.0  # seconds before a channel that was refused is asked for again
 _BATCH: typing.Final = 1000  # jobs a look
 _LIMIT: typing.Final = 5.0  # seconds for the answer to one
@@ -65,6 +67,7 @@ class Subscription(Background):
         self.on_call: typing.Callable[[Call], object] | None = None
         #: Whether each new request is told by a message: subscribed, and all records looked at.
         self.is_up = False
+        self._looked_at = 0.0  # when the last look at all records began, by the monotonic clock
 
     def stop(self) -> None:
         """End the greenlet and join it.  Idempotent.  Yields."""
@@ -95,6 +98,8 @@ class Subscription(Background):
         if push is not None:
             self.heard(push[1])
         self._look_at_some()
+        if self._held and clock.monotonic() - self._looked_at > _SILENT:
+            self.look_at_all()
 
     # -- messages ----------------------------------------------------------------------------
 
@@ -122,6 +127,7 @@ class Subscription(Background):
 
     def look_at_all(self) -> None:
         """Read what is asked of all jobs that run here, unless nothing was since the last look."""
+        self._looked_at = clock.monotonic()
         held = [one for one in self._held.values() if not one.settling]
         known = self._look(held[:_BATCH], self._hearing.requests_known)
         if known != self._hearing.requests_known:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import typing
 import urllib.parse
 
 import pytest
 import redis
 
-from geventq import CancellationToken, Job, Queue, Worker
+from geventq import CancellationToken, Job, LockLost, Queue, Worker
 from tests.support.calls import takes
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -33,6 +35,32 @@ class Held:
 @pytest.fixture
 def held() -> Held:
     return Held()
+
+
+SECRET: typing.Final = "no secret to the server"
+
+
+@contextlib.contextmanager
+def user_without_channels(
+    redis_url: str, redis_client: redis.Redis, prefix: str
+) -> typing.Iterator[str]:
+    """The URL of a user who may do all, but neither subscribe nor publish."""
+    name = f"{prefix}-user"
+    redis_client.acl_setuser(
+        *(name,),
+        enabled=True,
+        passwords=[f"+{SECRET}"],
+        keys=["*"],
+        commands=["+@all"],
+        channels=[],
+        reset=True,
+    )
+    parts = urllib.parse.urlsplit(redis_url)
+    place = f"{name}:{urllib.parse.quote(SECRET)}@{parts.netloc.rpartition('@')[2]}"
+    try:
+        yield urllib.parse.urlunsplit(parts._replace(netloc=place))
+    finally:
+        redis_client.acl_deluser(name)
 
 
 def is_subscribe(request: bytes) -> bool:
@@ -131,38 +159,49 @@ def test_users_without_channels(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """5.2: SUBSCRIBE and PUBLISH are refused: told once, and the records are looked at."""
-    name, secret = f"{prefix}-user", "secret"
-    redis_client.acl_setuser(
-        *(name,),
-        enabled=True,
-        passwords=[f"+{secret}"],
-        keys=["*"],
-        commands=["+@all"],
-        channels=[],
-        reset=True,
-    )
-    parts = urllib.parse.urlsplit(redis_url)
-    url = urllib.parse.urlunsplit(
-        parts._replace(netloc=f"{name}:{secret}@{parts.netloc.rpartition('@')[2]}")
-    )
-    try:
-        with (
-            caplog.at_level(logging.WARNING, "geventq"),
-            Worker("q", held.process, url, prefix, concurrency=2, lock_duration=600) as worker,
-            Queue("q", url, prefix) as refused,
-        ):
-            jobs = [queue.add("n"), queue.add("n")]
-            eventually(lambda: len(held.begun) == 2)
-            assert refused.cancel_job(jobs[0].id, "by the record").status == "requested"
-            eventually(lambda: held.stopped == ["by the record"])
-            assert queue.cancel_job(jobs[1].id, "once more")
-            eventually(lambda: len(held.stopped) == 2)
-            assert not engine_of(worker).subscription.is_up
-        told = [one for one in caplog.messages if one.startswith("hearing of requests")]
-        assert len(told) == 1, told
-        assert secret not in caplog.text
-    finally:
-        redis_client.acl_deluser(name)
+    with (
+        user_without_channels(redis_url, redis_client, prefix) as url,
+        caplog.at_level(logging.WARNING, "geventq"),
+        Worker("q", held.process, url, prefix, concurrency=2, lock_duration=600) as worker,
+        Queue("q", url, prefix) as refused,
+    ):
+        jobs = [queue.add("n"), queue.add("n")]
+        eventually(lambda: len(held.begun) == 2)
+        assert refused.cancel_job(jobs[0].id, "by the record").status == "requested"
+        eventually(lambda: held.stopped == ["by the record"])
+        assert queue.cancel_job(jobs[1].id, "once more")
+        eventually(lambda: len(held.stopped) == 2)
+        assert not engine_of(worker).subscription.is_up
+    told = [one for one in caplog.messages if one.startswith("hearing of requests")]
+    assert len(told) == 1, told
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("options", [{"lock_duration": 600}, {"skip_lock_renewal": True}])
+def test_who_asks_may_not_publish_and_no_lock_is_renewed_soon(
+    redis_url: str,
+    redis_client: redis.Redis,
+    queue: Queue,
+    prefix: str,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, typing.Any],
+    force: bool,
+) -> None:
+    """5.2: no message comes, and no renewal; the worker looks by itself, its link being whole."""
+    monkeypatch.setattr("geventq.worker.subscription._SILENT", 0.2)
+    with (
+        user_without_channels(redis_url, redis_client, prefix) as url,
+        Worker("q", held.process, redis_url, prefix, **options) as worker,
+        Queue("q", url, prefix) as refused,
+    ):
+        listens(worker)
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        assert refused.cancel_job(job.id, "silently", force=force)
+        eventually(lambda: held.stopped == [LockLost(job.id) if force else "silently"])
+        assert engine_of(worker).subscription.is_up
 
 
 def test_a_request_is_read_in_the_renewal(
