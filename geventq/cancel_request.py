@@ -42,7 +42,8 @@ class CancelOptions(typing.TypedDict, total=False):
     """Cancel its unfinished children, too."""
     force: bool
     """Do not wait for its worker, dead or alive: a running job is taken away from it, and a
-    result of it will be refused.  Where workers have a `cancel_secret`, only for who has it."""
+    result of it will be refused; with `hard`, a worker that lives kills it, too.  Where workers
+    have a `cancel_secret`, only for who has it."""
 
 
 DEFAULTS: typing.Final[typing.Mapping[str, object]] = {
@@ -79,8 +80,9 @@ class CancelResult:
     worker: str | None = None
     """Who runs it: the worker's id where its lock token tells, else its `name`."""
     stage: Stage | None = None
-    """How far stopping it has come, of a job that is running.  ``"refused"``: it was asked softly,
-    because its worker wants the kill signed (`cancel_secret`)."""
+    """How far stopping it has come, of a job that was running: where it has stopped, how far that
+    had to go.  ``"refused"``: it was asked softly, because its worker wants the kill signed
+    (`cancel_secret`)."""
     stack: str | None = None
     """Where a stuck job sits."""
     seconds: float | None = None

@@ -25,12 +25,30 @@ __all__ = ["Receipt", "refuse_own_job"]
 
 #: How a run ends that is followed by another one.
 _MOVED: typing.Final = (b"waiting", b"delayed", b"waiting-children")
+#: What follows the end of a run that was asked to stop, in the same moment.
+_ANSWERED: typing.Final = (b"cancelled", b"cancel-ignored")
+#: The stages that it tells.
+_STAGES: typing.Final[dict[bytes, Stage]] = {
+    b"seen": "seen",
+    b"grace": "grace",
+    b"thrown": "thrown",
+    b"stuck": "stuck",
+}
 
 
 class Receipt(Waiter):
     """One who waits for the end of what he has asked for."""
 
-    __slots__ = ("_asked_at", "_made", "_nonce", "_retry", "seconds", "stack", "stage")
+    __slots__ = (
+        "_asked_at",
+        "_is_answered",
+        "_made",
+        "_nonce",
+        "_retry",
+        "seconds",
+        "stack",
+        "stage",
+    )
 
     def __init__(self, nonce: str, *, retry: bool) -> None:
         super().__init__(Life(None))
@@ -38,6 +56,7 @@ class Receipt(Waiter):
         self._retry = retry
         self._asked_at = clock.monotonic()
         self._made: bytes | None = None  # attempts, as first seen
+        self._is_answered = False  # the stream has told how its run ended
         self.stage: Stage = "sent"
         self.stack: str | None = None
         self.seconds: float | None = None
@@ -45,12 +64,16 @@ class Receipt(Waiter):
     def heed(self, fields: Fields) -> None:
         event = fields.get(b"event")
         if event in (b"cancel-stage", b"cancel-refused"):
-            if fields.get(b"nonce") == self._nonce:
+            if fields.get(b"nonce") == self._nonce and not self._is_answered:
                 self.stage = typing.cast("Stage", fields.get(b"stage", b"seen").decode())
                 stack = fields.get(b"stack")
                 self.stack = self.stack if stack is None else stack.decode("utf-8", "replace")
         elif self._nonce in fields.get(b"refused", b"").split():
             self.stage = "refused"
+        elif event in _ANSWERED and self.answer.ready():
+            if not self._is_answered and self.stage != "refused":
+                self.stage = _STAGES.get(fields.get(b"stage", b""), self.stage)
+            self._is_answered = True
         elif event in _MOVED and self._retry and fields.get(b"prev", b"active") == b"active":
             self._settled("stopped")
         else:

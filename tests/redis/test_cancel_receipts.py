@@ -9,7 +9,8 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import GeventqError, Job, JobSpec, Queue
+from geventq import CancellationToken, GeventqError, Job, JobSpec, Queue
+from geventq.worker.stages import Stages
 from tests.conftest import Make
 from tests.support.waiting import eventually
 
@@ -63,6 +64,42 @@ def test_the_end_of_a_running_job_is_told(
     assert (result.status, result.state) == (status, "active")
     assert result.seconds is not None
     assert 0 < result.seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("options", "stage"),
+    [({}, "seen"), ({"kill_after": 60}, "grace"), ({"hard": True}, "thrown")],
+)
+@pytest.mark.parametrize("retry", [False, True])
+def test_the_stage_is_the_runs_last_one_however_late_the_others_are_told(
+    queue: Queue,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, typing.Any],
+    stage: str,
+    retry: bool,
+) -> None:
+    """5.4: the events of the stages are sent by another greenlet than the outcome."""
+    send, held = Stages._send, gevent.event.Event()
+
+    def late(self: Stages, timeout: float | None = None) -> None:
+        held.wait()
+        send(self, timeout)
+
+    monkeypatch.setattr(Stages, "_send", late)
+
+    def process(job: Job, token: CancellationToken) -> None:
+        if options.get("hard"):
+            gevent.sleep(60)
+        token.sleep(60)
+
+    worker = make(process)
+    job = queue.add("n", attempts=2, backoff=60)
+    eventually(lambda: worker.active_jobs)
+    result = job.cancel("enough", wait=30, retry=retry, **options)
+    held.set()
+    assert (result.status, result.stage) == ("stopped", stage)
+    assert job.get_state() == ("delayed" if retry else "failed")
 
 
 def test_with_retry_the_end_of_the_run_counts(queue: Queue, make: Make, gate: Gate) -> None:

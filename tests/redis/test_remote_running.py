@@ -11,7 +11,7 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, DelayedError, GeventqError, Job, Queue, Worker
+from geventq import CancellationToken, DelayedError, GeventqError, Job, JobKilled, Queue, Worker
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
@@ -215,6 +215,49 @@ def test_a_forced_cancel_is_heard_as_a_lost_lock(
     eventually(lambda: obedient.tokens[0].cancelled)
     assert obedient.tokens[0].get().kind == "lock_lost"
     told.wait("lock_lost")
+
+
+@pytest.mark.parametrize("options", [{"hard": True}, {"kill_after": 0.2}])
+def test_a_forced_cancel_that_is_hard_kills_the_run_as_well(
+    queue: Queue, make: Make, options: dict[str, typing.Any]
+) -> None:
+    """4.5: the worker is a soft one, and its processor takes no token."""
+    killed: list[JobKilled] = []
+
+    def process(job: Job) -> None:
+        try:
+            gevent.sleep(60)
+        except JobKilled as error:
+            killed.append(error)
+            raise
+
+    worker = make(process)
+    told = Told(worker)
+    listens(worker)
+    job = queue.add("n", attempts=3)
+    eventually(lambda: worker.active_jobs)
+    assert queue.cancel_job(job.id, "taken", force=True, **options).status == "stopped"
+    eventually(lambda: killed)
+    assert killed[0].cancellation.kind == "lock_lost"
+    told.wait("lock_lost")
+    eventually(lambda: not worker.active_jobs)
+    assert job.get_state() == "failed"
+
+
+def test_a_forced_cancel_that_is_not_hard_kills_nothing(queue: Queue, make: Make) -> None:
+    """4.5: what the run returns is refused."""
+    go = gevent.event.Event()
+    worker = make(lambda job: go.wait())
+    told = Told(worker)
+    listens(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    assert queue.cancel_job(job.id, "taken", force=True).status == "stopped"
+    told.wait("lock_lost")
+    assert worker.active_jobs
+    go.set()
+    eventually(lambda: not worker.active_jobs)
+    assert job.get_state() == "failed"
 
 
 def test_a_hint_that_comes_before_the_answer_to_the_take(

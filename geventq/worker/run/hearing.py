@@ -209,6 +209,8 @@ class Hearing:
             self.to_read.append(execution)
         elif message.is_forced:
             self._giving_up.lock_lost(execution)
+            if message.hard:  # the run is over in Redis, and is to end here, too (4.5)
+                execution.attempt.request(message.request, hard=True, kill_after=message.kill_after)
         elif message.nonce is None:
             execution.attempt.request(message.request, hard=False, kill_after=None)
         elif self._is_news(message.nonce, execution):
