@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import time
 import typing
 
 import gevent
@@ -18,7 +17,7 @@ from geventq.store.scripts import load
 from geventq.store.stream import look_by
 from tests.conftest import Make
 from tests.support.told import Told
-from tests.support.waiting import at_best, eventually
+from tests.support.waiting import at_best, eventually, own_time
 
 MEGABYTE: typing.Final = 1 << 20
 
@@ -42,9 +41,9 @@ def longest_gap(call: collections.abc.Callable[[], object]) -> float:
     def pulse() -> None:
         nonlocal longest
         while True:
-            since = time.perf_counter()
+            since = own_time()
             gevent.sleep(0.001)
-            longest = max(longest, time.perf_counter() - since)
+            longest = max(longest, own_time() - since)
 
     pulsing = gevent.spawn(pulse)
     gevent.sleep(0.01)
