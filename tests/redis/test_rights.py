@@ -109,6 +109,7 @@ OWN: typing.Final = [
     by_queue(lambda queue: queue.cancel_jobs(list("1234567"), "no")),
     by_queue(lambda queue: queue.cancel_jobs(list("1256"), "no", force=True)),
     by_queue(lambda queue: queue.cancel_jobs(["5"], "no", retry=False)),
+    by_queue(lambda queue: queue.cancel_jobs(where=lambda job: True)),
     by_queue(
         lambda queue: queue.add_bulk(
             [
