@@ -263,7 +263,7 @@ class _Term:
     # -- the end -----------------------------------------------------------------------------
 
     def _give_up(self, life: _Life, error: BaseException | None) -> None:
-        why = "it was closed" if error is None else f"{type(error).__name__}: {error}"
+        why = "it ended, unasked" if error is None else f"{type(error).__name__}: {error}"
         self.given_up = GeventqError(
             f"supervisor: {life.name} died {life.deaths.counted} times within "
             f"{self._within:g} s and is given up; the last time: {why}"

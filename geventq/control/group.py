@@ -19,9 +19,9 @@ from geventq.checks import (
     check_duration,
     check_integer,
     check_known_id,
+    check_name,
     check_prefix,
     check_queue_name,
-    check_text,
     show,
 )
 from geventq.codec import decode, encode
@@ -134,15 +134,15 @@ class WorkerGroup:
           ``uptime`` in seconds.
 
         Raises `ValueError` for an unknown method, `TypeError` or `ValueError` for bad arguments;
-        `RedisUnavailableError`; and `GeventqError` if a worker refused, with the replies of the
-        others in `results`.  Yields.
+        `RedisUnavailableError`; and `GeventqError` if a worker refused, which names those that did
+        not answer as well, with the replies of the others in `results`.  Yields.
         """
         arguments = _checked(method, args)
         return self._call(method, arguments, None, check_duration("timeout", timeout))
 
     def _count(self, method: str, args: tuple[typing.Any, ...], node: str | None) -> int:
         if node is not None:
-            check_text("node", node)
+            check_name("node", node)
         replies = self._call(method, _checked(method, args), node, _PATIENCE).replies
         return sum(count for count in replies.values() if isinstance(count, int))
 
@@ -261,11 +261,12 @@ def _read(data: bytes) -> tuple[str, dict[str, typing.Any]]:
 def _result(asked: list[str], replies: dict[str, dict[str, typing.Any]]) -> MultiCallResult:
     results = {one: replies[one].get("result") for one in asked if one in replies}
     refused = [f"worker {one}: {said['error']}" for one, said in replies.items() if "error" in said]
+    missing = [one for one in asked if one not in replies]
     if refused:
-        error = GeventqError("; ".join(refused))
+        error = GeventqError("; ".join(refused + [f"worker {one}: no answer" for one in missing]))
         error.results = [results[one] for one in asked if one in replies]
         raise error
-    return MultiCallResult(results, [one for one in asked if one not in replies])
+    return MultiCallResult(results, missing)
 
 
 def _info(worker_id: str, queue_name: str, active_jobs: int, told: dict[str, str]) -> WorkerInfo:

@@ -256,18 +256,23 @@ def test_what_cannot_be_asked_is_refused_before_anybody_is(
         group.multi_call("ping", timeout=0)
     with pytest.raises(TypeError, match="node"):
         group.cancel_all_jobs(node=typing.cast(str, 1))
+    with pytest.raises(ValueError, match="node"):
+        group.cancel_job("1", node="")
     assert not engine_of(worker).member._nonces
 
 
 def test_a_call_that_a_worker_does_not_know_is_an_error(
-    make: Make, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch
+    make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
 ) -> None:
-    """One of a later geventq: the others' replies are told."""
+    """5.7: one of a later geventq. The others' replies are told, and who has not answered."""
     old, new = make(idle), make(idle)
     joined(group, old, new)
+    redis_client.zadd(f"{prefix}:q:gq:workers", {"ghost": 10**15})
+    redis_client.hset(f"{prefix}:q:gq:worker:ghost", "node", "x")
     del engine_of(old).member._methods["stats"]
     with pytest.raises(GeventqError, match=f"worker {old.id}: it knows no stats") as raised:
-        group.multi_call("stats")
+        group.multi_call("stats", timeout=1)
+    assert str(raised.value).endswith("; worker ghost: no answer")
     assert {new.id} == {one["id"] for one in raised.value.results if one}
 
 

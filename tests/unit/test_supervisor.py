@@ -160,6 +160,18 @@ def test_one_that_keeps_dying_is_given_up_and_all_are_closed(kind: type[Child]) 
     assert not supervisor.is_running
 
 
+def test_one_whose_run_returns_again_and_again_is_given_up_as_that() -> None:
+    class Short:
+        def run(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(GeventqError, match=r"Short died 1 times.*last time: it ended, unasked"):
+        Supervisor([Short()], max_restarts=0).run()
+
+
 def test_who_only_started_it_learns_of_it_from_join() -> None:
     child = Child()
     child.fails = OSError("no")
