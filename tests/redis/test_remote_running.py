@@ -11,7 +11,16 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, DelayedError, GeventqError, Job, JobKilled, Queue, Worker
+from geventq import (
+    CancellationToken,
+    DelayedError,
+    GeventqError,
+    Job,
+    JobCancelled,
+    JobKilled,
+    Queue,
+    Worker,
+)
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
@@ -258,6 +267,45 @@ def test_a_forced_cancel_that_is_not_hard_kills_nothing(queue: Queue, make: Make
     go.set()
     eventually(lambda: not worker.active_jobs)
     assert job.get_state() == "failed"
+
+
+@pytest.mark.parametrize("remote_first", [False, True])
+def test_a_run_that_was_asked_here_and_from_afar_ends_by_the_stronger_request(
+    queue: Queue, make: Make, remote_first: bool
+) -> None:
+    """2.2, 4.4: everything tells of that one; a record that was for the run alone is not shown as
+    what ended the job."""
+    go = gevent.event.Event()
+
+    def process(job: Job, token: CancellationToken) -> None:
+        go.wait()
+        token.raise_if_cancelled()
+
+    worker = make(process)
+    told = Told(worker)
+    listens(worker)
+    job = queue.add("n", attempts=5)
+    eventually(lambda: worker.active_jobs)
+    if remote_first:
+        assert queue.cancel_job(job.id, "this run", retry=True).status == "requested"
+        eventually(lambda: engine_of(worker).slots.running.find(job.id)[0].heard)
+        assert worker.cancel_job(job.id, "for good", retry=False)
+    else:
+        assert worker.cancel_job(job.id, "this run")
+        assert queue.cancel_job(job.id, "for good").status == "requested"
+        eventually(lambda: engine_of(worker).slots.running.find(job.id)[0].heard)
+    go.set()
+    text = "Job cancelled: for good"
+    assert told.cancellation().reason == "for good"
+    here, error = told.wait("failed")
+    assert (str(error), type(error)) == (text, JobCancelled)
+    stored = queue.get_job(job.id)
+    assert stored is not None
+    assert stored.failed_reason == text
+    assert stored.stacktrace[-1].endswith(text)
+    shown = None if remote_first else "for good"
+    for one in (here, stored):
+        assert (one.cancellation and one.cancellation.reason) == shown
 
 
 def test_a_hint_that_comes_before_the_answer_to_the_take(

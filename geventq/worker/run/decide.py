@@ -14,6 +14,7 @@ from geventq.codec import encode
 from geventq.errors import (
     DelayedError,
     JobCancelled,
+    JobKilled,
     RateLimitError,
     UnrecoverableError,
     WaitingChildrenError,
@@ -186,6 +187,8 @@ class _Ending:
     def _cancelled(self, request: Cancellation, error: BaseException) -> Outcome:
         """A failure with the text of what was asked (2.6)."""
         self._request = request
+        if type(error) in (JobCancelled, JobKilled):
+            error = _with(error, request)
         return self._failed(error, text=request.failed_reason())
 
     def _failed(self, error: BaseException, *, text: str | None = None) -> Outcome:
@@ -248,3 +251,14 @@ class _Ending:
         heard = self._execution.heard
         if heard is not None and heard.refused:  # who waits may hear of the end first
             more["event"] += ["refused", " ".join(heard.refused)]
+
+
+def _with(error: BaseException, request: Cancellation) -> BaseException:
+    """What a token raised, who keeps the first request, with the one that decides (2.2)."""
+    assert isinstance(error, JobCancelled)
+    if error.cancellation == request:
+        return error
+    told = type(error)(request).with_traceback(error.__traceback__)
+    told.__cause__, told.__context__ = error.__cause__, error.__context__
+    told.__suppress_context__ = error.__suppress_context__
+    return told

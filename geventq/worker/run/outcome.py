@@ -132,7 +132,7 @@ class Outcome:
             fields[b"defa"] = None
         if more.get("clear"):
             fields[b"gqc"] = None
-        if more.get("shown") and self.cancellation is not None:
+        if more.get("shown") and self.cancellation is not None and self.cancellation.kind != "user":
             # As far as it is shown: which run of which job it was for, nobody asks any more.
             fields[b"gqe"] = record_of(self.cancellation, 0, 0, more["heard"])
         return fields
