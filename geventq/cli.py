@@ -9,6 +9,7 @@ that is ended while it starts ends with status 0 too.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import signal
@@ -123,88 +124,98 @@ class _FreeOrder(_Parser):
             self._is_within = False
 
 
+class _Command(_FreeOrder):
+    """One of the commands.  What it takes is asked for when it is the one that was given: nobody
+    waits for what the others import."""
+
+    def __init__(
+        self,
+        *args: typing.Any,
+        complete: typing.Callable[[argparse.ArgumentParser], None],
+        **options: typing.Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._complete: typing.Callable[[argparse.ArgumentParser], None] | None = complete
+
+    def parse_known_args(  # type: ignore[override]
+        self,
+        args: typing.Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> tuple[argparse.Namespace, list[str]]:
+        complete, self._complete = self._complete, None
+        if complete is not None:
+            complete(self)
+        return super().parse_known_args(args, namespace)
+
+
 _NEGATIVE: typing.Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from geventq.commands import asking, jobs, queues, settings, top, worker
+_COMMANDS: typing.Final = {
+    "demo": "watch jobs run and be cancelled",
+    "worker": "run the jobs of a queue",
+    "add": "add a job",
+    "jobs": "list the jobs of a queue",
+    "cancel": "cancel jobs, wherever they are",
+    "retry": "run failed jobs again",
+    "clean": "delete old jobs",
+    "top": "watch queues and running jobs, and cancel them",
+    "pause": "let no worker take jobs of a queue",
+    "resume": "undo pause",
+    "workers": "show the workers of a queue",
+}
 
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="geventq", description="Run background jobs, and stop them.")
     parser.add_argument("--version", action="version", version=f"geventq {__version__}")
     parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_FreeOrder)
-
-    def command(name: str, what: str, run: typing.Callable[..., int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
-        made.set_defaults(run=run)
-        _add_common_arguments(made)
-        return made
-
-    command("demo", "watch jobs run and be cancelled", _demo)
-    runs = command("worker", "run the jobs of a queue", worker.run)
-    runs.epilog = (
-        "An option that is not given here is taken from the environment ($GEVENTQ_CONCURRENCY for "
-        "--concurrency), else from the file. SIGTERM or Ctrl-C lets running jobs end; a second one "
-        "puts them back into the queue at once. SIGUSR1 prints the stacks of running jobs, SIGHUP "
-        "reads the file anew."
-    )
-    _add_own_arguments(runs)
-
-    adds = command("add", "add a job", jobs.add)
-    adds.add_argument("queue", metavar="QUEUE")
-    adds.add_argument("name", metavar="NAME")
-    adds.add_argument("data", nargs="?", metavar="JSON", help="its data ({})")
-    settings.add_arguments(adds, (*settings.ADD, *settings.LATER_OF_ADD))
-
-    lists = command("jobs", "list the jobs of a queue", jobs.listing)
-    lists.add_argument("queue", metavar="QUEUE")
-    lists.add_argument(
-        "--state", action="append", choices=jobs.STATES, help="only these; may be repeated"
-    )
-    lists.add_argument("--limit", metavar="N", help="of each state (100; with --json all of them)")
-
-    asking.add_arguments(command("cancel", "cancel jobs, wherever they are", asking.cancel))
-    queues.add_retry_arguments(command("retry", "run failed jobs again", queues.retry))
-    queues.add_clean_arguments(command("clean", "delete old jobs", queues.clean))
-    top.add_arguments(command("top", "watch queues and running jobs, and cancel them", top.top))
-    for name, what, run in (
-        ("pause", "let no worker take jobs of a queue", queues.pause),
-        ("resume", "undo pause", queues.resume),
-        ("workers", "show the workers of a queue", queues.workers),
-    ):
-        command(name, what, run).add_argument("queue", metavar="QUEUE")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Command)
+    for name, what in _COMMANDS.items():
+        complete = functools.partial(_complete, name)
+        commands.add_parser(
+            name, help=what, description=what, allow_abbrev=False, complete=complete
+        )
     return parser
 
 
-def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of all commands."""
-    parser.add_argument(
-        "--redis", metavar="URL", help="where Redis is ($GEVENTQ_REDIS_URL, else embedded:)"
-    )
-    parser.add_argument("--prefix", help="the first part of every key (bull)")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-
-
-def _add_own_arguments(runs: argparse.ArgumentParser) -> None:
-    """Of ``worker``."""
+def _complete(name: str, parser: argparse.ArgumentParser) -> None:
+    """Give the parser of a command its arguments, and what runs it."""
     from geventq.commands import settings
 
-    runs.add_argument(
-        "processor",
-        nargs="?",
-        metavar="MODULE:FUNCTION",
-        help="what runs a job, or a mapping from job names to that",
-    )
-    runs.add_argument("--config", metavar="FILE", help="settings, see conf/geventq.toml")
-    runs.add_argument("--quiet", action="store_true", help="do not tell of jobs that go well")
-    settings.add_arguments(runs, (*settings.WORKER, *settings.LATER_OF_WORKER))
+    settings.add_common_arguments(parser)
+    if name == "demo":
+        parser.set_defaults(run=_demo)
+    elif name == "worker":
+        from geventq.commands import worker, worker_settings
+
+        worker_settings.add_arguments(parser)
+        parser.set_defaults(run=worker.run)
+    elif name in ("add", "jobs"):
+        from geventq.commands import jobs
+
+        jobs.add_arguments(name, parser)
+    elif name == "cancel":
+        from geventq.commands import asking
+
+        asking.add_arguments(parser)
+    elif name == "top":
+        from geventq.commands import top
+
+        top.add_arguments(parser)
+    else:
+        from geventq.commands import queues
+
+        queues.add_arguments(name, parser)
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``worker``, for who starts one from a program of his own; what they give
     is for `carry_out`."""
-    _add_common_arguments(parser)
-    _add_own_arguments(parser)
+    from geventq.commands import settings, worker_settings
+
+    settings.add_common_arguments(parser)
+    worker_settings.add_arguments(parser)
 
 
 def _demo(given: argparse.Namespace) -> int:

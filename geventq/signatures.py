@@ -11,8 +11,10 @@ Knows no option and nothing of what they do; no greenlets run here.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 import types
@@ -33,7 +35,8 @@ class Described(typing.NamedTuple):
     default: object
 
 
-def texts(owner: type) -> dict[str, str]:
+@functools.cache
+def texts(owner: type) -> typing.Mapping[str, str]:
     """The text that stands below each field or method of a class in its source, by name."""
     found: dict[str, str] = {}
     body = _body(owner)
@@ -46,14 +49,14 @@ def texts(owner: type) -> dict[str, str]:
 
 
 def _body(owner: type) -> list[ast.stmt]:
+    """The statements of a class; of its own lines alone, for a worker's start waits for this."""
     try:
         source = inspect.getsource(sys.modules[owner.__module__])
     except (OSError, TypeError):
         return []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
-            return node.body
-    return []
+    lines = re.search(rf"^class {owner.__name__}\b.*\n(?:[ \t)].*\n|\n)*", source, re.MULTILINE)
+    found = None if lines is None else ast.parse(lines[0]).body[0]
+    return found.body if isinstance(found, ast.ClassDef) else []
 
 
 def _text_of(statement: ast.stmt | None) -> str:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 done; 1 if a job was not found, was over already or was refused, and with "
         "--wait if one completed or still runs; 2 wrong usage; 3 Redis could not be reached."
     )
+    parser.set_defaults(run=cancel)
     add = parser.add_argument
     add("queue", metavar="QUEUE")
     add("ids", nargs="*", metavar="ID", help="the jobs; or choose them by the filters")

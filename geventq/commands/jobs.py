@@ -7,6 +7,7 @@ import json
 import time
 import typing
 
+from geventq import job_options
 from geventq.checks import seconds_text, show
 from geventq.commands import settings
 from geventq.commands.console import Console, UsageError, safe
@@ -15,7 +16,7 @@ if typing.TYPE_CHECKING:
     from geventq.job import Job
     from geventq.queue import Queue
 
-__all__ = ["STATES", "add", "listing", "queue_of"]
+__all__ = ["ADD", "STATES", "add", "add_arguments", "listing", "queue_of"]
 
 # As they are listed: what runs, what is to run, what is over.
 STATES: typing.Final = (
@@ -23,7 +24,36 @@ STATES: typing.Final = (
     *("completed", "failed"),
 )
 
+ADD: typing.Final = tuple(
+    settings.table_of(
+        job_options.JobOptions,
+        job_options.DEFAULTS,
+        {*job_options.LATER, "telemetry", "timestamp"},  # which programs set, nobody by hand
+    )
+)
+"""The settings of ``geventq add``."""
+
+_LATER: typing.Final = settings.later(job_options.LATER)
+
 _PAGE: typing.Final = 100  # jobs a state that are shown to people
+
+
+def add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
+    """Give `parser` what one of the two commands reads."""
+    parser.add_argument("queue", metavar="QUEUE")
+    if command == "add":
+        parser.set_defaults(run=add)
+        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("data", nargs="?", metavar="JSON", help="its data ({})")
+        settings.add_arguments(parser, (*ADD, *_LATER))
+    else:
+        parser.set_defaults(run=listing)
+        parser.add_argument(
+            "--state", action="append", choices=STATES, help="only these; may be repeated"
+        )
+        parser.add_argument(
+            "--limit", metavar="N", help="of each state (100; with --json all of them)"
+        )
 
 
 def queue_of(given: argparse.Namespace) -> Queue:
@@ -43,8 +73,7 @@ def add(given: argparse.Namespace) -> int:
             data = settings.read_json(given.data)
         except UsageError as error:
             raise UsageError(f"data: {error}, got {show(given.data)}") from None
-    table = (*settings.ADD, *settings.LATER_OF_ADD)
-    options = settings.from_command_line(given, table)
+    options = settings.from_command_line(given, (*ADD, *_LATER))
     with queue_of(given) as queue:
         job = queue.add(given.name, data, **options)
     console = Console(given.json)

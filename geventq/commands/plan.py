@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import typing
 
-from geventq.commands import settings
+from geventq.commands import settings, worker_settings
 from geventq.commands.console import UsageError
 
 if typing.TYPE_CHECKING:
@@ -53,9 +53,8 @@ def made(given: argparse.Namespace) -> Plan:
     ``given.outermost``, where a program has set it, stands before each worker's own ``around``.
     """
     from geventq.checks import check_integer, check_prefix
-    from geventq.health import Place  # imports gevent, but starts no hub
 
-    connection, shared, tables = settings.worker_settings(given)
+    connection, shared, tables = worker_settings.from_all(given)
     of_process = _taken_out(shared)
     outermost = getattr(given, "outermost", [])
     workers = []
@@ -63,12 +62,11 @@ def made(given: argparse.Namespace) -> Plan:
         _taken_out(table)
         with told_where(f"--config: {given.config}: workers[{number}]: ") as place:
             workers.append(_worker_plan(place, table, outermost))
-    health = of_process["health_port"]
     return Plan(
         url=settings.url(given, connection.get("url")),
         prefix=check_prefix(settings.prefix(given, connection.get("prefix"))),
         processes=check_integer("processes", of_process["processes"], 1),
-        health=None if health is None else Place.of(health),
+        health=_place(of_process["health_port"]),
         log_format=_chosen("log_format", of_process["log_format"]),
         log_level=_chosen("log_level", of_process["log_level"]),
         workers=workers or [_worker_plan("", shared, outermost)],
@@ -76,9 +74,17 @@ def made(given: argparse.Namespace) -> Plan:
     )
 
 
+def _place(given: typing.Any) -> Place | None:
+    if given is None:
+        return None
+    from geventq.health import Place  # imports gevent, but starts no hub
+
+    return Place.of(given)
+
+
 def _taken_out(options: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """What concerns the process and not a worker, which is left with the rest."""
-    taken = {name: options.pop(name, None) for name in settings.OF_THE_PROCESS}
+    taken = {name: options.pop(name, None) for name in worker_settings.OF_THE_PROCESS}
     if taken["processes"] is None:
         taken["processes"] = 1
     return taken
@@ -87,7 +93,7 @@ def _taken_out(options: dict[str, typing.Any]) -> dict[str, typing.Any]:
 def _chosen(name: str, value: typing.Any) -> typing.Any:
     from geventq.checks import show
 
-    choices = next(one.choices or () for one in settings.WORKER if one.name == name)
+    choices = next(one.choices or () for one in worker_settings.WORKER if one.name == name)
     if value is None or value in choices:
         return value
     raise UsageError(f"{name}: {' or '.join(map(repr, choices))} is needed, got {show(value)}")

@@ -16,8 +16,7 @@ if typing.TYPE_CHECKING:
     from geventq.queue import Queue
 
 __all__ = [
-    "add_clean_arguments",
-    "add_retry_arguments",
+    "add_arguments",
     "clean",
     "pause",
     "resume",
@@ -26,6 +25,18 @@ __all__ = [
 ]
 
 _REFUSED: typing.Final = 1
+
+
+def add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
+    """Give `parser` what one of the five commands reads."""
+    parser.add_argument("queue", metavar="QUEUE")
+    if command == "retry":
+        _add_retry_arguments(parser)
+    elif command == "clean":
+        _add_clean_arguments(parser)
+    else:
+        run = {"pause": pause, "resume": resume, "workers": workers}[command]
+        parser.set_defaults(run=run)
 
 
 def pause(given: argparse.Namespace) -> int:
@@ -49,13 +60,12 @@ def _paused(given: argparse.Namespace, *, is_paused: bool) -> int:
     return 0
 
 
-def add_retry_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` what `retry` reads."""
+def _add_retry_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=retry)
     parser.epilog = (
         "Without ids all jobs go that had failed when the command began.  Exit status 1: a job "
         "was not found, or is not in that state."
     )
-    parser.add_argument("queue", metavar="QUEUE")
     parser.add_argument("ids", nargs="*", metavar="ID", help="the jobs (all that have failed)")
     parser.add_argument(
         "--state", choices=("failed", "completed"), default="failed", help="where they are (failed)"
@@ -96,13 +106,12 @@ def _retried(queue: Queue, job_id: str, state: typing.Any) -> str:
     return "retried"
 
 
-def add_clean_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` what `clean` reads."""
+def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
     from geventq.store.clearing import CLEANED
 
+    parser.set_defaults(run=clean)
     parser.epilog = "Of active jobs only those go that no worker holds a lock of."
     add = parser.add_argument
-    add("queue", metavar="QUEUE")
     add("--state", choices=CLEANED, default="completed", help="where they are (completed)")
     add("--grace", metavar="SECONDS", help="leave those that are younger (0)")
     add("--limit", metavar="N", help="the N oldest at most (all)")

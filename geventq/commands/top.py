@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Keys: up and down choose a job, c cancels it softly, k kills it, q quits.  Where standard "
         "output is no terminal, one listing is printed."
     )
+    parser.set_defaults(run=top)
     parser.add_argument("queues", nargs="*", metavar="QUEUE", help="only these (all)")
 
 

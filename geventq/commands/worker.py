@@ -54,9 +54,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _work(settings: Settings, console: Console, lifeline: Lifeline | None, *, quiet: bool) -> int:
-    from gevent import monkey
+    from geventq.commands.patch import patch_all
 
-    monkey.patch_all()  # before the user's module is imported
+    patch_all()  # before the user's module is imported
     ending.take_over()
     plan = settings.plan
     log_lines(
@@ -72,10 +72,10 @@ def _health_port(
     plan: Plan, lifeline: Lifeline | None
 ) -> contextlib.AbstractContextManager[HealthPort | None]:
     """That of a single process: of several the parent has it."""
-    from geventq.health import HealthPort
-
     if plan.health is None or lifeline is not None:
         return contextlib.nullcontext()
+    from geventq.health import HealthPort
+
     return HealthPort(str(plan.health))
 
 
@@ -90,7 +90,6 @@ def _work_on(
     """All that has to happen before the health port is closed."""
     from geventq import postgresql
     from geventq.commands.hangups import Hangups
-    from geventq.supervisor import Supervisor
 
     plan = settings.plan
     postgresql.wait_in_hub()
@@ -109,7 +108,7 @@ def _work_on(
         )
         report.listen(quiet)
         report.starting(one.processor, address)
-    supervisor = Supervisor(workers) if plan.is_supervised else None
+    supervisor = _supervised(workers) if plan.is_supervised else None
     outcome = _Outcome(workers, supervisor)
     if lifeline is not None:
         lifeline.hold(workers, supervisor)
@@ -121,6 +120,12 @@ def _work_on(
     if lifeline is not None:
         lifeline.release()
     return outcome.status
+
+
+def _supervised(workers: list[Worker]) -> Supervisor:
+    from geventq.supervisor import Supervisor
+
+    return Supervisor(workers)
 
 
 def _prepared(one: WorkerPlan, plan: Plan) -> typing.Callable[[], Worker]:

@@ -14,7 +14,6 @@ import typing
 import gevent.monkey
 from gevent import get_hub
 from gevent.event import AsyncResult
-from gevent.resolver.thread import Resolver
 
 from geventq import clock
 from geventq.fork import connections as fork
@@ -42,6 +41,8 @@ def addresses(host: str, port: int) -> list[Address]:
         return _system(host, port, _socket.AI_NUMERICHOST)
     except OSError:  # a name
         pass
+    from gevent.resolver.thread import Resolver  # a worker's start waits for it
+
     hub: typing.Any = get_hub()
     if not isinstance(hub.resolver, Resolver):  # one without threads, which the program has chosen
         return list(hub.resolver.getaddrinfo(host, port, 0, _socket.SOCK_STREAM))

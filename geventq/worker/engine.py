@@ -7,7 +7,6 @@ jobs are led by `run.life`, and taken and settled by the lanes.  The close begin
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 
 from gevent import get_hub
@@ -46,8 +45,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Engine", "Part", "Setup"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Setup:
+class Setup(typing.NamedTuple):
     """What a worker gives to its engine."""
 
     queue_name: str

@@ -7,7 +7,6 @@ then, and nothing where all run by one callable.  No greenlets run here.
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import typing
 
 from geventq.cancellation import CancellationToken
@@ -77,8 +76,7 @@ class Processors(dict[str, GivenProcessor | str]):
         return keep
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Route:
+class Route(typing.NamedTuple):
     """What runs a job."""
 
     process: Processor

@@ -11,7 +11,7 @@ import typing
 import pytest
 
 from geventq import JobSpec, Queue, cli
-from geventq.commands import plan, settings
+from geventq.commands import plan, worker_settings
 from geventq.commands.console import UsageError
 from tests.support.programs import Program, Programs
 from tests.support.waiting import eventually
@@ -173,7 +173,7 @@ def test_the_command_line_wins_over_the_table_and_that_over_what_they_share(
 
     def concurrencies(*more: str) -> list[int]:
         given = cli._parser().parse_args(["worker", "--config", str(path), *more])
-        return [one["concurrency"] for one in settings.worker_settings(given).workers]
+        return [one["concurrency"] for one in worker_settings.from_all(given).workers]
 
     assert concurrencies() == [3, 5]
     monkeypatch.setenv("GEVENTQ_CONCURRENCY", "7")

@@ -11,9 +11,10 @@ import typing
 import pytest
 
 from geventq import Queue, cli
-from geventq.commands import plan, settings
+from geventq.commands import plan, settings, worker_settings
 from geventq.commands.console import UsageError
-from geventq.commands.settings import WORKER, Setting
+from geventq.commands.settings import Setting
+from geventq.commands.worker_settings import WORKER
 from tests.support.programs import Programs
 from tests.support.waiting import eventually
 
@@ -43,7 +44,7 @@ def _in_toml(setting: Setting, text: str) -> str:
 
 def _settings(path: pathlib.Path, *arguments: str) -> dict[str, typing.Any]:
     given = cli._parser().parse_args(["worker", "--config", str(path), *arguments])
-    return settings.worker_settings(given)[1]
+    return worker_settings.from_all(given)[1]
 
 
 @pytest.mark.parametrize("setting", WORKER, ids=lambda setting: setting.name)

@@ -16,9 +16,9 @@ import typing
 import pytest
 
 from geventq import cli, job_options
-from geventq.commands import plan, settings
+from geventq.commands import plan, worker_settings
 from geventq.commands.console import UsageError
-from geventq.commands.settings import WORKER
+from geventq.commands.worker_settings import WORKER
 from geventq.worker.settings import LATER, WorkerOptions
 from tests.support import access
 from tests.support.conf_file import NOT_OF_THE_WORKER, written
@@ -118,7 +118,7 @@ def test_the_command_accepts_the_whole_file(tmp_path: pathlib.Path) -> None:
         processor=None,
         **{setting.name: None for setting in WORKER},
     )
-    options = settings.worker_settings(given).shared
+    options = worker_settings.from_all(given).shared
     for name in NOT_OF_THE_WORKER:
         del options[name]
     assert options.pop("backoff_strategies") == {"mine": "myapp.tasks:backoff"}
@@ -136,7 +136,7 @@ def test_the_command_accepts_the_example_of_several_workers(tmp_path: pathlib.Pa
         processor=None,
         **{setting.name: None for setting in WORKER},
     )
-    workers = settings.worker_settings(given).workers
+    workers = worker_settings.from_all(given).workers
     assert [one.pop("queue") for one in workers] == ["exports", "mails"]
     for options in workers:
         assert options.pop("processor").startswith("myapp.")

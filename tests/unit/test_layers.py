@@ -102,8 +102,9 @@ ROOMS: typing.Final = {
         {"django.apps", "django.management.commands.geventq_worker"},
     ],
     "commands": [
-        {"console", "terminal"},
+        {"console", "terminal", "patch"},
         {"ending", "logs", "board", "settings", "watching", "lifeline"},
+        {"worker_settings"},
         {"plan", "report", "children", "parent_port"},
         {"reload", "processes"},
         {"hangups"},

@@ -6,7 +6,6 @@ Redis, nor who runs it; no greenlets run here.
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 
 from geventq import clock
@@ -34,24 +33,26 @@ class Overseer(AttemptObserver, typing.Protocol):
         `surely`, may have."""
 
 
-@dataclasses.dataclass(slots=True)
 class Heard:
     """The requests to cancel that an attempt was told of from elsewhere."""
 
-    nonces: set[str] = dataclasses.field(default_factory=set)
-    """Of all of them; ``"*"``: what is recorded cannot be read, and is not heeded."""
-    proven: set[str] = dataclasses.field(default_factory=set)
-    """Of those whose signature was found right, by a worker with a secret."""
-    refused: list[str] = dataclasses.field(default_factory=list)
-    """Of those that asked for a kill, and were not signed."""
-    record: bytes = b""
-    """The last one that such a worker has read."""
-    waiting: list[str] = dataclasses.field(default_factory=list)
-    """Of those whose callers wait: they are told of each stage (5.4)."""
-    seen_at: float = 0.0
-    """When the first one was seen (monotonic)."""
-    stopped_at: float = 0.0
-    """When the processor had ended (monotonic); 0 before."""
+    __slots__ = ("nonces", "proven", "record", "refused", "seen_at", "stopped_at", "waiting")
+
+    def __init__(self) -> None:
+        #: Of all of them; ``"*"``: what is recorded cannot be read, and is not heeded.
+        self.nonces: set[str] = set()
+        #: Of those whose signature was found right, by a worker with a secret.
+        self.proven: set[str] = set()
+        #: Of those that asked for a kill, and were not signed.
+        self.refused: list[str] = []
+        #: The last one that such a worker has read.
+        self.record = b""
+        #: Of those whose callers wait: they are told of each stage (5.4).
+        self.waiting: list[str] = []
+        #: When the first one was seen (monotonic).
+        self.seen_at = 0.0
+        #: When the processor had ended (monotonic); 0 before.
+        self.stopped_at = 0.0
 
 
 class Take(typing.NamedTuple):
