@@ -13,7 +13,7 @@ import typing
 
 from geventq.checks import show
 
-__all__ = ["DEEPEST", "decode", "encode", "encode_in_parts", "is_large"]
+__all__ = ["DEEPEST", "decode", "encode", "encode_in_parts", "is_large", "is_sound"]
 
 DEEPEST: typing.Final = 500
 """Lists and dicts inside each other that are written.  Reading gives up only where the
@@ -244,6 +244,11 @@ def _members(value: object) -> typing.Iterator[tuple[object, object]]:
     if isinstance(value, dict):
         return iter(value.items())
     return enumerate(value) if isinstance(value, list | tuple) else iter(())
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text can be written: it holds no lone surrogate.  JSON of others may."""
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def _why_not(value: object) -> _Why | None:

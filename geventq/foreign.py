@@ -19,6 +19,7 @@ _SPACE: typing.Final = " \t\n\v\f\r\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufef
     map(chr, range(0x2000, 0x200B))
 )
 _LONGEST: typing.Final = 400  # characters that a number can have
+_MOST_BITS: typing.Final = 1023  # of a whole number that is no infinity for JavaScript
 
 
 def number_in(value: object) -> int | float | None:
@@ -27,9 +28,12 @@ def number_in(value: object) -> int | float | None:
     bool: who wrote one did not mean a number."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return None if isinstance(value, float) and math.isnan(value) else value
-    return _number_in_text(value.strip(_SPACE)) if isinstance(value, str) else None
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    number = _number_in_text(value.strip(_SPACE)) if isinstance(value, str) else value
+    if isinstance(number, int) and number.bit_length() > _MOST_BITS:
+        return math.inf if number > 0 else -math.inf
+    return number if isinstance(number, int | float) else None
 
 
 def _number_in_text(text: str) -> int | float | None:

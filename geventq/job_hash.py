@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import typing
 
-from geventq.checks import MAX_SECONDS
 from geventq.codec import decode
 from geventq.errors import GeventqError
+from geventq.foreign import number_in
 from geventq.options import from_wire
 
 if typing.TYPE_CHECKING:
@@ -33,6 +33,8 @@ def _parsed_options(text: bytes) -> dict[str, typing.Any]:
 
 _NO_OPTIONS: typing.Final[dict[str, typing.Any]] = {}
 UNREAD: typing.Final = object()
+_BITS: typing.Final = 53  # of a whole number that every reader takes for the same one
+_HUGE: typing.Final = 2**_BITS
 
 
 class JobHash:
@@ -59,7 +61,10 @@ class JobHash:
     @property
     def opts(self) -> dict[str, typing.Any]:
         """The options it was added with, as `Queue.add` names them, in seconds."""
-        return from_wire(self.wire_options)
+        wire = self.wire_options
+        if any(isinstance(value, dict | list) for value in wire.values()):
+            wire = decode(self._fields[b"opts"])  # anew: the parsed text is shared by many jobs
+        return from_wire(wire)
 
     @property
     def wire_options(self) -> typing.Mapping[str, typing.Any]:
@@ -75,6 +80,11 @@ class JobHash:
     @property
     def timestamp(self) -> float:
         return self._number(b"timestamp") / 1000
+
+    @property
+    def timestamp_ms(self) -> int:
+        """It, in milliseconds, as the scripts read it: it tells lives of one id apart."""
+        return int(self._number(b"timestamp"))
 
     @property
     def delay(self) -> float:
@@ -104,7 +114,13 @@ class JobHash:
         get = self._fields.get
         try:
             if b"attemptsMade" not in self._fields:
-                return int(get(b"atm", 0)), int(get(b"ats", 0)), int(get(b"stc", 0))
+                made, started, stalls = (
+                    int(get(b"atm", 0)),
+                    int(get(b"ats", 0)),
+                    int(get(b"stc", 0)),
+                )
+                if not (made | started | stalls) >> _BITS:  # none is below 0 or too large
+                    return made, started, stalls
         except ValueError:  # foreign values, which are worth more work
             pass
         return self.attempts_made, self.attempts_started, self.stalled_counter
@@ -206,19 +222,17 @@ class JobHash:
         return f"{field.decode()} of job {self.id} is not JSON: {error}"
 
     def _number(self, field: bytes) -> float:
-        """A number as Node writes it; 0 where it is missing or something else."""
+        """A number from 0 on as Node writes it; 0 where it is missing or something else, as the
+        scripts read it."""
         value = self._fields.get(field)
         if value is None:
             return 0
+        number: float | None
         try:
-            return int(value)
+            number = int(value)
         except ValueError:
-            pass
-        try:
-            number = float(value)
-        except ValueError:
-            return 0
-        return number if abs(number) <= MAX_SECONDS * 1000 else 0
+            number = number_in(value.decode(errors="replace"))
+        return number if number is not None and 0 <= number < _HUGE else 0
 
     def changed(self, fields: typing.Mapping[bytes, bytes | None]) -> None:
         """These fields of its hash were written, or deleted (`None`)."""

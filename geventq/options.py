@@ -242,7 +242,7 @@ NO_OPTIONS: typing.Final = StoredOptions({"attempts": 0})
 def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
     """Stored options as `Queue.add` names them, in seconds; numeric text is a number (see
     `geventq.foreign`).  Names that are not ours, and values of foreign types,
-    are handed back as they are."""
+    are handed back as they are, not copied."""
     options: dict[str, typing.Any] = {}
     traced = {name: wire[short] for name, short in _TELEMETRY.items() if short in wire}
     if traced:
@@ -262,8 +262,7 @@ def from_wire(wire: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
             value = _members_in_seconds(value, "ttl")
             if "keepLastIfActive" in value:
                 value["keep_last_if_active"] = value.pop("keepLastIfActive")
-        # A copy: the parsed text is shared by all jobs with equal options.
-        options[name] = copy.deepcopy(value) if isinstance(value, dict | list) else value
+        options[name] = value
     options.setdefault("attempts", 0)
     return options
 

@@ -7,15 +7,23 @@ of its JSON, which no script ever encodes anew.  Pure functions.
 
 from __future__ import annotations
 
+import re
 import typing
 
 from geventq.cancellation import Cancellation
-from geventq.codec import decode, encode
+from geventq.checks import MAX_SECONDS
+from geventq.codec import decode, encode, is_sound
+from geventq.foreign import times_in
 
-__all__ = ["Record", "read_record", "record_of"]
+__all__ = ["UNREADABLE", "Record", "is_nonce", "read_record", "record_of"]
+
+UNREADABLE: typing.Final = "*"
+"""Stands for what a record holds and nobody can read: an outcome is decided with it as well."""
+_NONCE: typing.Final = re.compile(r"[0-9a-zA-Z-]{1,64}", re.ASCII)
 
 #: Kinds that concern a single worker, and are never recorded: the job would come back for ever.
 _OF_ONE_WORKER: typing.Final = ("shutdown", "lock_lost")
+_HUGE: typing.Final = 2**53 - 1
 
 
 class Record(typing.NamedTuple):
@@ -96,17 +104,17 @@ def read_record(text: bytes) -> Record | None:
             told["kind"],
             hard is True,
             told["retry"] is True,
-            told["at"] / 1000,
-            told.get("by"),
+            _moment(told["at"]),
+            _sent_by(told.get("by")),
         )
         return Record(
             request,
             hard if isinstance(hard, bool) else None,
-            float(kill_after) if isinstance(kill_after, int | float) else None,
+            times_in(kill_after, MAX_SECONDS) if isinstance(kill_after, int | float) else None,
             None if grace == "mode" else bool(grace),
             _whole(told.get("atm")),
             _whole(told.get("ts")),
-            tuple(map(str, nonces)),
+            tuple(one if is_nonce(one) else UNREADABLE for one in nonces),
             told.get("waits") is True,
             tuple(str(one).encode() for one in told.get("signed") or ()),
         )
@@ -114,5 +122,23 @@ def read_record(text: bytes) -> Record | None:
         return None
 
 
+def is_nonce(value: object) -> typing.TypeGuard[str]:
+    """Whether it can name a request: it becomes part of keys, and scripts have to read it."""
+    return isinstance(value, str) and _NONCE.fullmatch(value) is not None
+
+
+def _sent_by(value: object) -> str | None:
+    return value if isinstance(value, str) and is_sound(value) else None
+
+
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
+    number = times_in(value, _HUGE) if isinstance(value, int | float) else None
+    return None if number is None else int(number)
+
+
+def _moment(value: object) -> float:
+    """Seconds since the epoch, of milliseconds.  Raises `ValueError`."""
+    number = times_in(value, _HUGE) if isinstance(value, int | float) else None
+    if number is None:
+        raise ValueError("at: a moment is needed")
+    return number / 1000

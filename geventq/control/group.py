@@ -284,7 +284,7 @@ def _info(worker_id: str, queue_name: str, active_jobs: int, told: dict[str, str
 def _number(told: dict[str, str], name: str) -> int:
     """What another version may have left out, or told otherwise, is 0."""
     text = told.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 # -- the arguments of each method ----------------------------------------------------------------

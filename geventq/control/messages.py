@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import collections
 import logging
-import re
 import typing
 
 from geventq.cancellation import Cancellation
-from geventq.codec import decode
+from geventq.codec import decode, is_sound
+from geventq.record import is_nonce
 
 __all__ = ["CHANNEL", "LARGEST", "Call", "Ignored", "Message", "Refused", "channel_of", "parse"]
 
@@ -23,7 +23,6 @@ LARGEST: typing.Final = 64 * 1024
 """Bytes that a message may have."""
 _NEWEST: typing.Final = 2**53  # of whole numbers: what JSON carries safely
 
-_NONCE: typing.Final = re.compile(r"[0-9a-zA-Z-]{1,64}", re.ASCII)
 
 log = logging.getLogger("geventq")
 
@@ -118,15 +117,20 @@ def _call(told: dict[str, typing.Any], queue: str, signed: bytes | None) -> Call
     if None in texts or database is None or at is None:
         raise Refused("wrong types", "call, prefix, nonce, db, at: needed in a call")
     method, prefix, nonce = map(str, texts)
-    if not _NONCE.fullmatch(nonce):  # it becomes part of a key
-        raise Refused("wrong types", "nonce: 1 to 64 letters and digits are needed")
+    _check_nonce(nonce)
     node = _member(told, "node", str)
     return Call(queue, method, args or [], prefix, database, nonce, at, node, signed)
+
+
+def _check_nonce(nonce: object) -> None:
+    if not is_nonce(nonce):
+        raise Refused("wrong types", "nonce: 1 to 64 letters and digits are needed")
 
 
 def _with_record(
     told: dict[str, typing.Any], queue: str, job_id: str, signed: bytes | None
 ) -> Message:
+    _check_nonce(told["nonce"])
     prefix, database = _member(told, "prefix", str), _whole(told, "db")
     if prefix is None or database is None:
         raise Refused("wrong types", "prefix, db: needed beside a nonce")
@@ -168,6 +172,8 @@ def _member(told: dict[str, typing.Any], name: str, kind: type[T]) -> T | None:
         return None
     if type(value) is not kind:
         raise Refused("wrong types", f"{name}: no {type(value).__name__} is possible")
+    if isinstance(value, str) and not is_sound(value):
+        raise Refused("wrong types", f"{name}: it holds a lone surrogate")
     return value
 
 

@@ -153,7 +153,7 @@ def _then(request: Asked, made: bytes, opts: bytes) -> str | int | float:
     """What becomes of a job whose run is ended from outside: the script's `then_what`."""
     try:
         options = decode(opts)
-        attempts_made = int(made) + 1
+        attempts_made = _whole(made) + 1
     except ValueError:
         return "f"
     options = options if isinstance(options, dict) else {}
@@ -170,11 +170,7 @@ def _then(request: Asked, made: bytes, opts: bytes) -> str | int | float:
 
 def _whole(text: bytes) -> int:
     """As the script reads it, where another program has stored what is none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return 0
-    return int(number) if 0 < number < 2**53 else 0
+    return int(times_in(text.decode(errors="replace"), 2**53 - 1) or 0)
 
 
 def _json(value: object) -> str:

@@ -14,6 +14,7 @@ import gevent
 
 from geventq import clock
 from geventq.errors import GeventqError, LockLostError, RedisUnavailableError
+from geventq.foreign import number_in
 from geventq.job import STATES, Job, Life
 from geventq.options import StoredOptions
 from geventq.record import record_of
@@ -363,7 +364,8 @@ class QueueStore:
         keys = self.keys
         commands = [("HGET", keys.meta, "concurrency"), ("LLEN", keys.active)]
         most, active = self._client.pipeline(commands, again=True)
-        return most is not None and most.isdigit() and active >= int(most)
+        limit = number_in((most or b"").decode(errors="replace").strip() or None)
+        return limit is not None and active >= limit
 
     def retry_jobs(self, state: str, until_ms: int) -> int:
         """Run finished jobs again that ended until a moment; how many."""

@@ -183,13 +183,14 @@ class Lanes:
         """The task of each lane (`geventq.guarded`): begun anew, it sees by itself what to do."""
         while True:
             asks = self.hungry
-            if self._lost_takes:
+            if has_looked := bool(self._lost_takes):
                 asks = True
                 self._lost_takes.look(self.jobs, self._sent_again)
-                self._outage.over()
             room = self._free_slots() if asks or self._pending else 0
             if self._pending or room > 0:
                 self._make_call(room)
+                self._outage.over()
+            elif has_looked:  # else the call tells: what lets us look may refuse to let us take
                 self._outage.over()
             elif self._stopping:
                 return

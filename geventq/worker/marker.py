@@ -19,6 +19,7 @@ __all__ = ["Marker"]
 
 _LONGEST: typing.Final = 10.0  # seconds of one blocking call (wire-format 17.13)
 _SHORTEST: typing.Final = 0.002
+_LATEST: typing.Final = 2.0**53  # ms
 _PUT_BACK: typing.Final = 1.0  # seconds that putting one back may take: a close waits for it
 
 
@@ -34,7 +35,8 @@ class Marker:
         in ms of the wire (0: now); `None` if none came."""
         wait = max(_SHORTEST, min(seconds, _LONGEST))
         reply = connection.call(("BZPOPMIN", self._keys.marker, f"{wait:.3f}"), wait)
-        return None if reply is None else int(float(reply[2]))
+        # The score is any program's, "inf" and "-inf" as well.
+        return None if reply is None else int(min(max(float(reply[2]), 0.0), _LATEST))
 
     def put_back(self) -> None:
         """Wake another one, for what waits or for the next delayed job, if there is any."""

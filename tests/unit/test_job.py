@@ -80,10 +80,28 @@ def test_an_old_spelling_of_the_attempts_wins() -> None:
     assert job(**WHOLE, attemptsMade="3", atm="1").attempts_made == 3
 
 
-@pytest.mark.parametrize("number", ["", "x", "1e999", "nan", "--1"])
+@pytest.mark.parametrize(
+    "number", ["", "x", "1e999", "nan", "--1", "-1", "9" * 400, "9" * 5000, "9007199254740993"]
+)
 def test_numbers_that_are_none_read_as_zero(number: str) -> None:
-    read = job(**WHOLE, timestamp=number, atm=number)
-    assert (read.timestamp, read.attempts_made) == (0, 0)
+    read = job(**WHOLE, timestamp=number, atm=number, ats=number, stc=number, processedOn=number)
+    assert (read.timestamp, read.timestamp_ms, read.processed_on) == (0, 0, 0)
+    assert read.counters() == (0, 0, 0) == (read.attempts_made, read.attempts_started, 0)
+
+
+def test_numbers_are_read_as_the_scripts_read_them() -> None:
+    read = job(**WHOLE, timestamp="2.9", atm="0x10", ats=" 7 ", stc="1e3")
+    assert read.timestamp_ms == 2
+    assert read.counters() == (16, 7, 1000)
+
+
+def test_options_of_any_depth_and_size_can_be_looked_at() -> None:
+    deep = '{"a":' * 800 + "1" + "}" * 800
+    huge = "9" * 400
+    read = job(**{**WHOLE, "opts": f'{{"x":{deep},"delay":{huge},"backoff":{{"delay":{huge}}}}}'})
+    assert read.opts["delay"] == float("inf") == read.opts["backoff"]["delay"]
+    read.opts["x"]["a"] = 5
+    assert read.opts["x"]["a"] != 5
 
 
 def test_unreadable_results_and_traces_read_as_none() -> None:

@@ -139,7 +139,7 @@ def test_a_header_names_the_events(name: str) -> None:
 def test_the_names_that_a_script_takes_for_no_jobs_are_those_that_are_refused() -> None:
     from geventq import checks
 
-    text = (LUA / "fragments" / "clear.lua").read_text(encoding="utf-8")
+    text = (LUA / "fragments" / "reserved.lua").read_text(encoding="utf-8")
     words = {
         name: " ".join(re.findall(r"'([^']*)'", found[1])).split()
         for name in ("RESERVED", "PARTS")

@@ -7,7 +7,7 @@
 --
 -- KEYS   wait paused active prioritized delayed waiting_children completed failed stalled meta pc
 --        marker events schedulers answers
--- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat:
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat: meta:
 -- ARGV   1 key base  2 now in ms
 --        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `nonces`
 --        4 the text that the job fails with  5 queue name as JSON
@@ -28,6 +28,7 @@
 --- include: types
 --- include: keep
 --- include: remove
+--- include: reserved
 --- include: scheduler
 
 keys.base = ARGV[1]
@@ -50,7 +51,7 @@ local function look()
   redis.call('STRLEN', keys.pc) -- none may call this but who may cancel (access.md)
   lengths.active = redis.call('LLEN', keys.active)
   local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents', 'gqs')
-  requests, max_events, secrets = tonumber(meta[1] or 0) or 0, meta[2], meta[3]
+  requests, max_events, secrets = whole_in(digits_in(meta[1])), meta[2], meta[3]
   redis.call('XLEN', keys.events)
 end
 
@@ -63,7 +64,7 @@ local function look_at_all()
   has_looked = true
   lengths.wait, lengths.paused = redis.call('LLEN', keys.wait), redis.call('LLEN', keys.paused)
   redis.call('ZINTER', 7, keys.prioritized, keys.delayed, keys.waiting_children, keys.completed,
-    keys.failed, keys.schedulers, keys.base) -- the last never exists, so that nothing is compared
+    keys.failed, keys.schedulers, keys.base .. 'meta:none') -- never there, so that nothing is compared
   redis.call('ZCARD', keys.marker)
   redis.call('SCARD', keys.stalled)
 end
@@ -95,17 +96,15 @@ local function needs_flows(job)
       job.key .. ':failed', job.key .. ':unsuccessful') > 0
 end
 
--- A number that any program may have stored: 0 where it is none.
-local function whole(text)
-  local number = tonumber(text)
-  return number and number > 0 and number < 2 ^ 53 and math.floor(number) or 0
-end
-
 local NOTHING = {}
 
 local function read_job(at)
   local job = { before = NOTHING, id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
+  if is_queue_key(job.id) then
+    job.status = 'not_found'
+    return job
+  end
   local fields = redis.pcall('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
     'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
   if not fields[1] and not is_job(job.key) then
@@ -121,7 +120,7 @@ local function read_job(at)
   if ARGV[at + 1] ~= '' and (job.timestamp ~= ARGV[at + 1] or job.made ~= ARGV[at + 2]) then
     job.status = 'changed'
   end
-  job.timestamp, job.made = whole(job.timestamp), whole(job.made)
+  job.timestamp, job.made = whole_in(job.timestamp), whole_in(job.made)
   job.before = job.asked and read_json(job.asked) or NOTHING
   return job
 end
@@ -242,7 +241,7 @@ end
 
 -- The first write frees or changes nothing, so that a full server lets the rest be written.
 if not is_dry then
-  redis.call('DEL', keys.base)
+  redis.call('DEL', keys.base .. 'meta:none')
 end
 
 -- Whether each job is in the list, and out of it unless nothing is to be changed.
@@ -476,7 +475,8 @@ local function all_signed(before, job)
 end
 
 -- The record to write, and whether this request decides the outcome.
-local function merged(job)
+local merged
+merged = function(job)
   local before = job.before
   if not same_run(before, job) then
     request.signed = all_signed(nil, job)
@@ -484,7 +484,10 @@ local function merged(job)
     request.signed = nil
     return record, true
   end
-  local nonces = type(before.nonces) == 'table' and before.nonces or {}
+  local nonces = {}
+  for _, nonce in ipairs(type(before.nonces) == 'table' and before.nonces or NOTHING) do
+    nonces[#nonces + 1] = type(nonce) == 'string' and nonce or nil
+  end
   nonces[#nonces + 1] = request.nonce
   while #nonces > 8 do
     table.remove(nonces, 1)
@@ -503,7 +506,12 @@ local function merged(job)
   base.waits = base.waits or other.waits
   base.nonce, base.nonces = request.nonce, nonces
   base.signed = all_signed(before.signed, job)
-  return cjson.encode(base), decides
+  local written, record = pcall(cjson.encode, base)
+  if not written then -- what somebody else wrote there, as NaN, is no JSON: then this request stands alone
+    job.before = NOTHING
+    return merged(job)
+  end
+  return record, decides
 end
 
 local function message_for(job)
@@ -564,7 +572,7 @@ local function take_away(job)
       tell('event', 'delayed', 'jobId', job.id, 'delay', due_ms)
       mark_next_delayed(keys)
     else
-      enqueue(keys, job.id, math.max(0, tonumber(job.priority) or 0))
+      enqueue(keys, job.id, priority_in(job.priority))
       tell('event', 'waiting', 'jobId', job.id, 'prev', 'active')
     end
   end

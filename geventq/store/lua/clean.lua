@@ -3,7 +3,7 @@
 --
 -- KEYS   wait paused active prioritized delayed completed failed schedulers events meta marker
 --        stalled
--- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: dn:
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: dn: meta:
 -- ARGV   1 key base  2 which of the keys  3 the moment in ms  4 how many jobs at most
 --        5 the anchor that the last call answered, '' at first  6 '1' = this is the first call
 -- Reply  {ids that went, 1 if there is more: call again, the anchor}
@@ -28,7 +28,7 @@ local ALL = { 5, 6, 7 }
 
 local function is_old(fields)
   for _, n in ipairs(MOMENTS[place] or ALL) do
-    local told = tonumber(fields[n] or '')
+    local told = number_in(fields[n])
     if told then
       return told <= oldest
     end
@@ -56,7 +56,7 @@ if has_ended then -- their scores are the moments of their ends
 else
   ids, before = ids_behind(key, is_list, ARGV[5], page)
 end
-redis.call('DEL', keys.base) -- never there: a full Redis lets it pass as the first write, and the rest
+redis.call('DEL', keys.base .. 'meta:none') -- never there: a full Redis lets that pass, and the rest
 local gone, anchor, looked = clear_ids(keys, key, is_list, ids, before, most, is_meant)
 if place == 'active' and #gone > 0 then
   redis.call('SREM', keys.stalled, unpack(gone))

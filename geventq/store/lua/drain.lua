@@ -2,7 +2,7 @@
 -- living scheduler has planned.
 --
 -- KEYS   wait paused prioritized delayed schedulers active meta marker
--- Also   <id> :logs :dependencies :processed :failed :unsuccessful de: dn:
+-- Also   <id> :logs :dependencies :processed :failed :unsuccessful de: dn: meta:
 -- ARGV   1 key base  2 '1' = delayed ones, too
 --        3 which of the keys to go on with, 'wait' at first  4 the anchor in it, '' at first
 -- Reply  {which of the keys to go on with, or 'done', the anchor in it}
@@ -15,7 +15,7 @@ local wrong = wrong_type(keys)
 if wrong then
   return wrong
 end
-redis.call('DEL', keys.base) -- never there: a full Redis lets it pass as the first write, and the rest
+redis.call('DEL', keys.base .. 'meta:none') -- never there: a full Redis lets that pass, and the rest
 
 local function is_meant(job_id, fields)
   return fields.err or not is_pending_run(job_id, fields[1])

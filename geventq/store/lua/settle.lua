@@ -7,7 +7,7 @@
 --        undoes the others.
 --
 -- KEYS   wait active prioritized delayed completed failed stalled meta pc marker events
--- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful gq:
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful gq: meta:
 -- ARGV   1 key base `prefix:queue:`
 --        2 now in ms
 --        3 how many jobs to take; -1: the caller does not ask
@@ -35,6 +35,7 @@
 --        not be carried out; or {record}: the request that it was decided without.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: bound
+--- include: number
 --- include: take
 --- include: keep
 
@@ -50,7 +51,7 @@ local LATER, UNREADABLE = 2, -21
 -- When the head of delayed is due, in ms (its score has 12 bits more: wire-format 2.2), or nil.
 local function next_due()
   local head = redis.call('ZRANGE', keys.delayed, '0', '0', 'WITHSCORES')
-  return head[2] and math.max(0, math.floor(tonumber(head[2]) / 4096))
+  return head[2] and math.min(HUGE, math.max(0, math.floor(tonumber(head[2]) / 4096)))
 end
 
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
@@ -62,15 +63,15 @@ local due_ms = next_due()
 local active_count = redis.call('LLEN', keys.active)
 redis.call('LLEN', keys.wait)
 redis.call('ZINTER', '6', keys.prioritized, keys.completed, keys.failed, keys.stalled, keys.marker,
-  keys.base)
+  keys.base .. 'meta:none')
 if room > 0 and not string.find(ARGV[6], '^[1-9]%d*$') then
   return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
 end
 
 -- What meta says (wire-format 5); foreign text is as good as none.
-local paused, most_active = meta[1] ~= false, tonumber(meta[2])
-local requests = meta[3] and string.match(meta[3], '^%d+$') or '0' -- to cancel: it only ever rises
-local max_events = meta[4] and string.match(meta[4], '^%d+$') or '10000'
+local paused, most_active = meta[1] ~= false, limit_in(meta[2])
+local requests = digits_in(meta[3]) or '0' -- to cancel: it only ever rises
+local max_events = digits_in(meta[4]) or '10000'
 
 -- judge ---------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@
 --- include: job
 --- include: place
 --- include: types
+--- include: reserved
 --- include: scheduler
 
 keys.base = ARGV[1]
@@ -38,7 +39,7 @@ redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_len(keys))
 
 -- A live scheduler's job may stall for ever.
 local function count_stall(job_key)
-  local stalls = (tonumber(redis.call('HGET', job_key, 'stc')) or 0) + 1
+  local stalls = whole_in(redis.call('HGET', job_key, 'stc')) + 1
   redis.call('HSET', job_key, 'stc', stalls)
   if stalls > tonumber(ARGV[4]) and not is_scheduled(redis.call('HGET', job_key, 'rjk')) then
     redis.call('HSET', job_key, 'defa', 'job stalled more than allowable limit')
@@ -73,7 +74,7 @@ local function recover(ids, dead)
   redis.call('SREM', keys.stalled, unpack(recovered))
   for n = #recovered, 1, -1 do
     local job_id = recovered[n]
-    if is_job(keys.base .. job_id) then -- else whoever takes the id tells of it
+    if is_job(keys.base .. job_id) and not is_queue_key(job_id) then -- else whoever takes the id tells of it
       count_stall(keys.base .. job_id)
     end
     redis.call('XADD', keys.events, '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'active')

@@ -11,7 +11,7 @@ import typing
 
 from geventq.cancellation import Attempt
 from geventq.job import Job
-from geventq.record import read_record
+from geventq.record import UNREADABLE, read_record
 from geventq.worker.run.execution import Execution, Heard, Overseer, Take
 from geventq.worker.run.policy import Policies
 
@@ -134,7 +134,7 @@ def _heed_record(execution: Execution, fields: dict[bytes, bytes], first_run: bo
     heard = execution.heard = Heard()
     record = read_record(fields[b"gqc"])
     if record is None:
-        heard.nonces.add("*")
+        heard.nonces.add(UNREADABLE)
         return
     heard.nonces.update(record.nonces)
     request = record.request

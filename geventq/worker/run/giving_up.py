@@ -200,6 +200,6 @@ class GivingUp:
                 execution.lock_token,
                 request,
                 execution.attempts_made,
-                round(execution.job.timestamp * 1000),
+                execution.job.timestamp_ms,
                 sorted(execution.heard.nonces) if execution.heard is not None else [],
             )

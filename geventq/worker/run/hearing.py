@@ -20,7 +20,7 @@ import logging
 import typing
 
 from geventq import clock
-from geventq.record import read_record
+from geventq.record import UNREADABLE, read_record
 from geventq.worker.run.demand import Demand
 from geventq.worker.run.execution import Heard
 
@@ -303,7 +303,7 @@ def answer_late(execution: Execution, text: bytes) -> None:
     heard = execution.heard = execution.heard or Heard()
     record = read_record(text)
     if record is None or heard.nonces.issuperset(record.nonces):
-        heard.nonces.add("*")  # else it would be refused again, for ever
+        heard.nonces.add(UNREADABLE)  # else it would be refused again, for ever
         return
     heard.nonces.update(record.nonces)
     if not record.is_void(execution.attempts_made):
@@ -315,4 +315,4 @@ def _is_for(message: Message, execution: Execution) -> bool:
     if message.nonce is None:
         return True
     same_run = message.attempts_made == execution.attempts_made
-    return same_run and message.timestamp == round(execution.job.timestamp * 1000)
+    return same_run and message.timestamp == execution.job.timestamp_ms

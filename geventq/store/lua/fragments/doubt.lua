@@ -15,7 +15,7 @@ local function make_closer_look(keys, all_exist, children, has_news)
     if more.lapsed then
       return is_end and job[3] == ended_ms
     end
-    local made, stalls = tonumber(job[1]) or 0, tonumber(job[2]) or 0
+    local made, stalls = whole_in(job[1]), whole_in(job[2])
     if is_end then
       if redis.call('EXISTS', job_key) == 0 then
         return more.keep ~= nil

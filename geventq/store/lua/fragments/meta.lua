@@ -1,3 +1,5 @@
+--- include: number
+
 -- Reading the queue's meta hash (wire-format 5, 8.1, 8).  Foreign text is as good as none.
 
 -- The approximate length of the event stream; written where nobody has said it yet.  `length` is
@@ -7,19 +9,16 @@ local function max_len(keys, length)
     length = redis.call('HGET', keys.meta, 'opts.maxLenEvents')
   end
   if not length then
-    length = '10000'
-    redis.call('HSET', keys.meta, 'opts.maxLenEvents', length)
-  elseif not string.match(length, '^%d+$') then
-    length = '10000'
+    redis.call('HSET', keys.meta, 'opts.maxLenEvents', '10000')
   end
-  return length
+  return digits_in(length) or '10000'
 end
 
 -- Whether the queue is paused, how many jobs may run in all, or nil, and the count of the requests
 -- to cancel that running jobs got: it only ever rises (cancellation.md 4.3).
 local function read_meta(keys)
   local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency', 'gqn')
-  return meta[1] ~= false, tonumber(meta[2]), tonumber(meta[3] or 0) or 0
+  return meta[1] ~= false, limit_in(meta[2]), whole_in(digits_in(meta[3]))
 end
 
 -- Whether no job may be taken now: the queue is paused, or as many run as may.

@@ -67,7 +67,12 @@ local function enqueue(keys, job_id, priority, first)
   end
 end
 
--- What the hash says of a job's priority; foreign text says nothing.
+-- What a job's hash says of its priority, as a number that scores have room for; foreign text says
+-- nothing.
+local function priority_in(text)
+  return math.min(number_in(text) or 0, 2097152)
+end
+
 local function priority_of(job_key)
-  return math.max(0, tonumber(redis.call('HGET', job_key, 'priority') or 0) or 0)
+  return priority_in(redis.call('HGET', job_key, 'priority'))
 end

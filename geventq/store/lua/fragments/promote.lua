@@ -3,7 +3,8 @@
 local function promote_due(keys, now_ms, blocked)
   --- include: job
   --- include: place
-  local due = redis.call('ZRANGEBYSCORE', keys.delayed, '0', (now_ms + 1) * DELAY_STEP - 1,
+  --- include: reserved
+  local due = redis.call('ZRANGEBYSCORE', keys.delayed, '-inf', (now_ms + 1) * DELAY_STEP - 1,
     'LIMIT', '0', '1000')
   if #due == 0 then
     return
@@ -12,9 +13,9 @@ local function promote_due(keys, now_ms, blocked)
   for _, job_id in ipairs(due) do
     local job_key = keys.base .. job_id
     local found = redis.pcall('HGET', job_key, 'priority')
-    enqueue(keys, job_id, tonumber(found) or 0)
+    enqueue(keys, job_id, priority_in(found))
     redis.call('XADD', keys.events, '*', 'event', 'waiting', 'jobId', job_id, 'prev', 'delayed')
-    if type(found) == 'string' or is_job(job_key) then
+    if (type(found) == 'string' or is_job(job_key)) and not is_queue_key(job_id) then
       redis.call('HSET', job_key, 'delay', '0')
     end
   end

@@ -1,3 +1,4 @@
+--- include: number
 --- include: wake
 
 local MOST_DATA = 1048576 -- bytes of all jobs that one call takes, but for the last one
@@ -6,12 +7,13 @@ local MOST_DATA = 1048576 -- bytes of all jobs that one call takes, but for the 
 -- An id without a readable hash is not taken: it leaves the lists and is named in the reply.
 
 -- Up to `room` ids, and whether one of them may need a closer look: nearly all are ASCII without a
--- colon.  Where wait has too few, or markers of version 4, the second list has the scores of those
+-- colon, and not the name of the hash that the queue has itself.  Where wait has too few, or markers of version 4, the second list has the scores of those
 -- that were in prioritized.
 local function pop_ids(keys, room)
   local ids, scores = redis.call('RPOP', keys.wait, room) or {}, {}
   room = tonumber(room)
-  local is_odd = string.find(table.concat(ids, ' '), '[:\128-\255]')
+  local names = table.concat(ids, ' ')
+  local is_odd = string.find(names, '[:\128-\255]') or string.find(names, 'meta', 1, true)
   if #ids == room and not is_odd then
     return ids, scores, false
   end
@@ -54,7 +56,7 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
   local function take(job_id)
     local job_key = keys.base .. job_id
     local fields = redis.pcall('HGETALL', job_key)
-    if is_odd or #fields == 0 then
+    if #fields == 0 or (is_odd and not string.find(job_id, '^%d+$')) then
       --- include: untakable
       local why = why_not(keys, job_id, fields, now_ms)
       if why then
@@ -72,7 +74,7 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
       if name == 'data' then
         filled = filled + #fields[i + 1]
       elseif name == 'ats' then
-        started = string.format('%.0f', (tonumber(fields[i + 1]) or 0) + 1)
+        started = string.format('%.0f', whole_in(fields[i + 1]) + 1)
       end
     end
     if worker_name == '' then

@@ -1,3 +1,4 @@
+--- include: reserved
 --- include: utf8
 
 -- Why an id cannot be taken, or nil.
@@ -6,6 +7,8 @@ local function why_not(keys, job_id, fields, now_ms)
     return fields.err
   elseif #fields == 0 then
     return 'the job has no hash'
+  elseif is_queue_key(job_id) then
+    return "the id is the name of a key of the queue"
   elseif is_utf8(job_id) then
     return nil
   end
