@@ -26,12 +26,20 @@ import geventq
 from geventq import CancellationToken, Job, Queue
 from geventq.worker.run import runners
 from tests.conftest import Make
+from tests.support.attempts import Run
 from tests.support.told import engine_of
 from tests.support.waiting import eventually
 
 Part = collections.abc.Callable[..., object]
 
 var: contextvars.ContextVar[object] = contextvars.ContextVar("var", default="unset")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def first_attempt() -> None:
+    """What the first attempt of a process imports for all links something to its greenlet where
+    threads are greenlets: that one is not used again."""
+    Run(lambda token: None).start().join()
 
 
 class InTurn:
