@@ -87,22 +87,24 @@ def encode_in_parts(field: str, value: object) -> typing.Iterator[bytes]:
     """`encode` of a large value as it comes: each part takes a few milliseconds, or is one text.
     What is raised comes with the part to blame."""
     try:
-        yield from _parts(value, DEEPEST)
+        yield from _parts(value, DEEPEST, frozenset())
     except (TypeError, ValueError) as error:
         raise _refusal(field, value, error) from None
     except RecursionError:
         raise _too_deep(field) from None
 
 
-def _parts(value: object, levels: int) -> typing.Iterator[bytes]:
+def _parts(value: object, levels: int, outside: frozenset[int]) -> typing.Iterator[bytes]:
     """A container is cut between members: small ones go together, a large one in parts.  `levels`
-    are those that may still be inside each other."""
+    are those that may still be inside each other, `outside` the ids of those it is in: what is in
+    itself is known at once, not at the last level."""
     is_dict = isinstance(value, dict)
     if not is_dict and not isinstance(value, list | tuple):
         yield _encode(value).encode()
         return
-    if not levels:
+    if not levels or id(value) in outside:
         raise RecursionError
+    outside |= {id(value)}
     begin, end = (b"{", b"}") if is_dict else (b"[", b"]")
     separator = begin
     for key, member, few in _cut(value):
@@ -114,7 +116,7 @@ def _parts(value: object, levels: int) -> typing.Iterator[bytes]:
         else:
             name = _encode({key: 0}).encode()[1:-2] if is_dict else b""
             yield separator + name
-            yield from _parts(member, levels - 1)
+            yield from _parts(member, levels - 1, outside)
         separator = b","
     yield end if separator == b"," else begin + end
 
@@ -159,26 +161,32 @@ def is_large(value: object) -> bool:
 
 
 def _weight(value: object) -> int:
-    """Members inside of `value`, and one more for some letters; counted till it is too large."""
+    """Members inside of `value`, and one more for some letters; counted, level by level, till it
+    is too large.  What is too deep counts as that."""
     weight = 1
     inside = [value]
-    for one in inside:
-        if isinstance(one, dict):
-            members: typing.Iterable[object] = one.values()
-        elif isinstance(one, list | tuple):
-            members = one
-        else:
-            weight += len(one) // _LETTERS if isinstance(one, str) else 0
-            continue
-        weight += len(one)
-        if weight > _LARGE:
-            break
-        for member in members:
-            if type(member) is str:
-                weight += len(member) // _LETTERS
-            elif type(member) not in _SCALARS:
-                inside.append(member)
-    return weight
+    for _ in range(DEEPEST + 1):
+        deeper: list[object] = []
+        for one in inside:
+            if isinstance(one, dict):
+                members: typing.Iterable[object] = one.values()
+            elif isinstance(one, list | tuple):
+                members = one
+            else:
+                weight += len(one) // _LETTERS if isinstance(one, str) else 0
+                continue
+            weight += len(one)
+            if weight > _LARGE:
+                return weight
+            for member in members:
+                if type(member) is str:
+                    weight += len(member) // _LETTERS
+                elif type(member) not in _SCALARS:
+                    deeper.append(member)
+        if not deeper:
+            return weight
+        inside = deeper
+    return _LARGE + 1
 
 
 def _too_deep(field: str) -> ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime
 import json
+import time
 import typing
 
 import pytest
@@ -165,6 +166,26 @@ def test_a_large_value_is_refused_as_a_small_one_is(
         list(encode_in_parts("data", value))
     assert str(parts.value) == str(plain.value)
     assert text in str(parts.value)
+
+
+def _in_itself(branches: int) -> dict[str, object]:
+    value: dict[str, object] = {}
+    value |= {str(number): value for number in range(branches)}
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [CIRCULAR, _in_itself(2), [*CIRCULAR, *range(MANY)], nested(100_000, 1)],
+    ids=["in itself", "twice in itself", "with much beside", "deep"],
+)
+def test_what_has_no_end_is_refused_without_going_there(value: object) -> None:
+    """3.1: to look at it 500 times, as large as it seems, would take seconds."""
+    began = time.thread_time()
+    assert is_large(value)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        list(encode_in_parts("data", value))
+    assert time.thread_time() - began < 0.5
 
 
 def test_a_value_that_changes_while_it_is_written_is_written_as_it_is_by_then() -> None:
