@@ -48,11 +48,13 @@ def _spawned(greenlet: Greenlet[..., typing.Any]) -> None:
         return
     thread = throws.thread_of(greenlet)
     if thread is not None and not whose.is_jobs_doing(thread):
-        if not any(owner.belongings().has_made(one) for one in whose.callers_self(thread)):
+        pool = next(filter(owner.belongings().has_made, whose.callers_self(thread)), None)
+        if pool is None:
             held.starts_for_others()
             tree.unmark(greenlet)  # its later children are not the job's either
             return
-        throws.throw_only_inside(greenlet, pools.QueuedCall.__call__.__code__)
+        if pools.runs_calls(pool):
+            throws.throw_only_inside(greenlet, pools.QueuedCall.__call__.__code__)
     if job_log.is_used():
         labels.inherit(greenlet)
     owner.belongings().adopt(greenlet)

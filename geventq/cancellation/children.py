@@ -1,9 +1,9 @@
 """Child processes that a job started end with it (cancellation.md 2.12).
 
-`install` lets `subprocess.Popen`, and gevent's, tell which job's greenlet makes one.  A killed
-job's are asked to end (SIGTERM), with their own children, and killed 2 s later.  A process in a
-session of its own (``start_new_session=True``) is left alone, and so is one that a detached
-greenlet started.
+`install` lets `subprocess.Popen`, and gevent's, and the processes of `multiprocessing` tell which
+job's greenlet starts one.  A killed job's are asked to end (SIGTERM), with their own children, and
+killed 2 s later.  A process in a session of its own (``start_new_session=True``) is left alone, and
+so is one that a detached greenlet started, or a pool that the job did not make.
 
 No greenlets of its own: who throws also asks, in the hub; a timer kills there; and the job's
 greenlet waits in `EndingProcesses.join`.
@@ -20,7 +20,7 @@ import gevent
 from gevent import monkey
 from greenlet import getcurrent
 
-from geventq.cancellation import tree
+from geventq.cancellation import tree, whose
 
 __all__ = ["EndingProcesses", "ProcessKeeper", "ProcessOwner", "install"]
 
@@ -34,6 +34,9 @@ class ProcessKeeper(typing.Protocol):
     def adopt_process(self, process: typing.Any) -> None:
         """One of the job's greenlets is about to start a process."""
 
+    def has_made(self, pool: object) -> bool:
+        """Whether the job made that pool."""
+
 
 class ProcessOwner(typing.Protocol):
     """Whose child it is: the attempt."""
@@ -44,13 +47,16 @@ class ProcessOwner(typing.Protocol):
 
 def install() -> None:
     """Notice child processes from now on.  Once per process."""
-    import gevent.subprocess  # not before a program is monkey-patched
+    import multiprocessing.process  # not before a program is monkey-patched
+
+    import gevent.subprocess
 
     for kind in {monkey.get_original("subprocess", "Popen"), gevent.subprocess.Popen}:
-        _watch(kind)
+        _watch_making(kind)
+    _watch_starting(multiprocessing.process.BaseProcess)
 
 
-def _watch(kind: typing.Any) -> None:
+def _watch_making(kind: typing.Any) -> None:
     make = kind.__init__
 
     @functools.wraps(make)
@@ -61,6 +67,43 @@ def _watch(kind: typing.Any) -> None:
         make(self, *args, **kwargs)
 
     kind.__init__ = __init__
+
+
+def _watch_starting(kind: typing.Any) -> None:
+    begin = kind.start
+
+    @functools.wraps(begin)
+    def start(self: typing.Any) -> None:
+        owner: ProcessOwner | None = tree.marked(getcurrent())
+        if owner is not None:
+            keeper = owner.belongings()
+            # Pools start theirs when a call comes: whose those are is told by who made the pool.
+            if whose.is_jobs_doing(self) or any(map(keeper.has_made, whose.callers_self(self))):
+                keeper.adopt_process(_Multiprocess(self))
+        begin(self)
+
+    kind.start = start
+
+
+class _Multiprocess:
+    """A process of `multiprocessing`, seen as one of `subprocess`."""
+
+    __slots__ = ("_process",)
+
+    def __init__(self, process: typing.Any) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int | None:
+        try:
+            return typing.cast(int | None, self._process.pid)
+        except ValueError:  # closed, so it has ended
+            return None
+
+    def poll(self) -> int | None:
+        """`None` while it runs.  Its own `exitcode` may wait in the hub, where this is called."""
+        pid = self.pid
+        return None if pid is None or _runs_as(pid) else 0
 
 
 class EndingProcesses:
@@ -114,6 +157,16 @@ class EndingProcesses:
                     os.kill(pid, number)
                 except OSError:  # it has ended, or runs as somebody else by now
                     continue
+
+
+def _runs_as(pid: int) -> bool:
+    if os.path.isdir("/proc/self"):
+        return _start_time(pid) != ""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _runs(process: typing.Any) -> bool:

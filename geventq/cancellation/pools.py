@@ -1,9 +1,9 @@
-"""Thread pools that a job made stop with it; calls that it queued elsewhere are not begun any more
-(cancellation.md 2.12).
+"""Pools that a job made stop with it; calls that it queued in threads elsewhere are not begun any
+more (cancellation.md 2.12).
 
-`install` lets `ThreadPoolExecutor` and `multiprocessing.pool.ThreadPool`, and gevent's own, tell
-which job makes one and which queues a call.  Whether it is the job's doing, or that of a library
-which the job calls, `whose` tells.
+`install` lets `ThreadPoolExecutor`, `multiprocessing.pool.ThreadPool` and `ProcessPoolExecutor`
+tell which job makes one, and those of threads, gevent's own too, which queues a call.  Whether it
+is the job's doing, or that of a library which the job calls, `whose` tells.
 
 Stopping a pool calls users' code (what waits for its futures), so it runs in a greenlet of its
 own, ``geventq-pools``, which the job's greenlet joins.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import sys
 import typing
 
 from gevent import Greenlet
@@ -80,6 +81,7 @@ def install() -> None:
 
     for kind in (concurrent.futures.thread.ThreadPoolExecutor, multiprocessing.pool.ThreadPool):
         _watch_making(kind)
+    _watch_processes()
     for kind, names in (
         (concurrent.futures.thread.ThreadPoolExecutor, ["submit"]),
         (gevent.threadpool.ThreadPoolExecutor, ["submit"]),
@@ -87,6 +89,26 @@ def install() -> None:
     ):
         for name in names:
             _watch_calls(kind, name)
+
+
+def _watch_processes() -> None:
+    """`ProcessPoolExecutor` takes 4 ms to import: that is left to who uses it."""
+    module = sys.modules.get("concurrent.futures.process")
+    if module is not None:
+        _watch_making(module.ProcessPoolExecutor)
+        return
+    package: typing.Any = concurrent.futures
+    load = package.__getattr__  # by which the package imports it
+
+    @functools.wraps(load)
+    def __getattr__(name: str) -> typing.Any:  # noqa: N807
+        found = load(name)
+        if name == "ProcessPoolExecutor":
+            package.__getattr__ = load
+            _watch_making(found)
+        return found
+
+    package.__getattr__ = __getattr__
 
 
 def _watch_making(kind: typing.Any) -> None:
@@ -119,16 +141,31 @@ def _watch_calls(kind: typing.Any, name: str) -> None:
     setattr(kind, name, queue_call)
 
 
+def runs_calls(pool: object) -> bool:
+    """Whether calls run in the pool's own threads.
+
+    That of a `ProcessPoolExecutor` looks after its processes, and has to die with them: it would
+    turn in a loop until it sees them ended, which the hub alone can tell it (seen with 3.11).
+    """
+    module = sys.modules.get("concurrent.futures.process")
+    return module is None or not isinstance(pool, module.ProcessPoolExecutor)
+
+
 def stop(pools: typing.Iterable[typing.Any]) -> list[Greenlet[..., typing.Any]]:
     """Stop pools that a killed job made, in greenlets of their own, which are the caller's to
     join.  Does not yield; may be called in the hub."""
-    return [tree.apart(_stop, pool, name="geventq-pools") for pool in pools]
+    return [
+        tree.apart(_stop, pool, getattr(pool, "_call_queue", None), name="geventq-pools")
+        for pool in pools
+    ]
 
 
-def _stop(pool: typing.Any) -> None:
+def _stop(pool: typing.Any, to_processes: typing.Any) -> None:
     try:
         if isinstance(pool, concurrent.futures.Executor):
             pool.shutdown(wait=False, cancel_futures=True)
+            if to_processes is not None:  # the thread that would do it was killed
+                to_processes.close()
         else:
             pool.terminate()
     except Exception:  # of a pool that was never made whole, say  # noqa: BLE001

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import smtplib
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import types
 import typing
 
 import gevent
+import gevent.server
 import pytest
 
 from geventq import CancellationToken
@@ -204,6 +206,32 @@ def test_with_an_executor_waits_for_its_calls_unless_it_is_a_kill() -> None:
     run.join(10)
 
 
+def test_with_smtp_waits_for_the_answer_to_its_goodbye() -> None:
+    """Of a server that does not answer: only the second throw ends that."""
+    heard: list[bytes] = []
+
+    def serve(connection: typing.Any, address: object) -> None:
+        with connection, connection.makefile("rwb", buffering=0) as talk:
+            talk.write(b"220 here\r\n")
+            heard.extend(talk)
+
+    server = gevent.server.StreamServer(("127.0.0.1", 0), serve)
+    server.start()
+
+    def process(token: CancellationToken) -> None:
+        with smtplib.SMTP("127.0.0.1", server.server_port) as mail:
+            mail.docmd("DATA")
+
+    run = Run(process).start()
+    eventually(lambda: heard)
+    begun = time.perf_counter()
+    assert run.ask(hard=True)
+    run.join(10)
+    assert time.perf_counter() - begun >= 0.9
+    server.stop()
+    assert [line.upper() for line in heard] == [b"DATA\r\n", b"QUIT\r\n"]
+
+
 # -- what stops the whole process ------------------------------------------------------------------
 
 
@@ -231,6 +259,31 @@ def test_multiprocessing_with_spawn_stops_the_hub(tmp_path: pathlib.Path) -> Non
         timeout=120,
     )
     assert done.stdout == "True True\n", done.stderr
+
+
+@pytest.mark.slow
+def test_a_pool_of_multiprocessing_stops_the_hub(tmp_path: pathlib.Path) -> None:
+    """Its own threads are greenlets, and wait for results in the system's `read`."""
+    script, said = tmp_path / "script.py", tmp_path / "said"
+    script.write_text(
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import faulthandler, multiprocessing, gevent\n"
+        "if __name__ == '__main__':\n"
+        "    faulthandler.dump_traceback_later(2, exit=True)\n"
+        "    multiprocessing.get_context('fork').Pool(3)\n"
+        "    gevent.sleep(0.5)\n"
+        "    print('it goes on', flush=True)\n"
+    )
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, script], stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        assert process.wait(60) == 1
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its children are still there
+    assert "in _handle_results\n" in said.read_text()
+    assert "it goes on" not in said.read_text()
 
 
 def test_an_empty_pipe_of_multiprocessing_raises() -> None:

@@ -698,6 +698,101 @@ def test_a_job_that_ends_by_itself_leaves_its_children() -> None:
     eventually(lambda: not lives(pids[0]))
 
 
+CHILDREN = """
+import gc, multiprocessing, pathlib
+
+def runs(child):
+    stat = pathlib.Path(f"/proc/{child.pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+def killed_with(count, process):
+    # the children of a job that is killed when it has so many
+    run = Run(process, hard=True).start()
+    eventually(lambda: len(multiprocessing.active_children()) >= count)
+    gevent.sleep(0.1)
+    children = multiprocessing.active_children()
+    begun = time.monotonic()
+    assert run.ask()
+    run.join()
+    assert type(run.error).__name__ == "JobKilled", run.error
+    assert time.monotonic() - begun < 0.9, "it took a second throw"
+    return children
+"""
+
+
+def played_with_children(script: str) -> None:
+    played(CHILDREN + textwrap.dedent(script))
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_what_multiprocessing_has_started_ends_with_the_job(method: str) -> None:
+    """2.12: a process by whichever method, before the attempt is over; a daemon too."""
+    played_with_children(
+        f"""
+        start = multiprocessing.get_context("{method}").Process
+
+        def process(token):
+            for daemon in (False, True):
+                start(target=time.sleep, args=(60,), daemon=daemon).start()
+            gevent.sleep(60)
+
+        assert not any(map(runs, killed_with(2, process)))
+        """
+    )
+
+
+@pytest.mark.parametrize("imported", ["before", "in the job"])
+def test_a_process_pool_ends_with_the_job_that_made_it(imported: str) -> None:
+    """2.12: its processes, what it has queued, and the `with` block that waits for them."""
+    played_with_children(
+        f"""
+        if "{imported}" == "before":
+            import concurrent.futures.process
+
+        def process(token):
+            with concurrent.futures.ProcessPoolExecutor(2) as pool:
+                list(pool.map(time.sleep, [60] * 9))
+
+        before = threading.active_count()
+        for _ in range(3):
+            assert not any(map(runs, killed_with(2, process)))
+            eventually(lambda: not multiprocessing.active_children())
+        eventually(lambda: not gc.collect() and threading.active_count() == before)
+        """
+    )
+
+
+def test_a_process_pool_made_outside_outlives_the_job_that_began_it() -> None:
+    """2.12: its processes start with the first call, whoever's that is, and serve others after."""
+    played_with_children(
+        """
+        pool = concurrent.futures.ProcessPoolExecutor(2)
+        children = killed_with(1, lambda token: pool.submit(time.sleep, 0.5).result())
+        assert all(map(runs, children))
+        assert pool.submit(int, "7").result(timeout=60) == 7
+        pool.shutdown()
+        """
+    )
+
+
+def test_a_process_that_was_closed_is_nobodys_any_more() -> None:
+    """2.12: `Process.close` leaves an object that answers nothing."""
+    played_with_children(
+        """
+        def process(token):
+            closed = multiprocessing.Process(target=int)
+            closed.start()
+            closed.join()
+            closed.close()
+            for _ in range(2):
+                multiprocessing.Process(target=time.sleep, args=(60,)).start()
+            gevent.sleep(60)
+
+        assert not any(map(runs, killed_with(2, process)))
+        """
+    )
+
+
 def test_children_that_have_ended_are_let_go() -> None:
     """2.12: a job may run thousands; only those that run are kept."""
 
