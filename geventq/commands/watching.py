@@ -6,13 +6,15 @@ Reads; draws nothing.  No greenlets run here; every look yields to the hub.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 import typing
 
 from geventq import clock
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
-from geventq.store.keys import literally
+from geventq.store.keys import QueueKeys, literally
+from geventq.store.members import Members
 
 if typing.TYPE_CHECKING:
     from geventq.job import Job
@@ -22,6 +24,7 @@ __all__ = ["QueueRow", "RunningJob", "Snapshot", "Watch"]
 _SEARCH_EVERY: typing.Final = 10.0  # seconds; it goes through all keys of the server
 _AT_ONCE: typing.Final = 1000  # keys that one step of the search looks at
 _MOST_JOBS: typing.Final = 200  # running jobs of a queue that are shown, the oldest
+_LOCK: typing.Final = re.compile(rb"gq:([0-9a-f-]+):\d+")  # of a worker that listens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class RunningJob:
     seconds: float | None
     progress: typing.Any
     worker: str | None
+    """Its name; of one that has none its node and process, if that is known."""
     cancelling: bool
     """It has been asked to stop."""
 
@@ -66,6 +70,7 @@ class Watch:
         self._url = url
         self._prefix = prefix
         self._queues: dict[str, Queue] = {}
+        self._places: dict[str, str] = {}  # of workers, by id: node and process
         self._searches = not names
         self._search_at = clock.monotonic()
         self._client = Client(Endpoint.of(url))
@@ -94,8 +99,26 @@ class Watch:
             counts = queue.get_job_counts()
             rows.append(QueueRow(name, queue.is_paused(), len(queue.get_workers()), counts))
             if counts["active"]:
-                jobs += [_running(name, job) for job in queue.get_active(0, _MOST_JOBS - 1)]
+                active = queue.get_active(0, _MOST_JOBS - 1)
+                holders = self._holders(name, [one.id for one in active if not one.processed_by])
+                jobs += [_running(name, job, holders.get(job.id)) for job in active]
         return Snapshot(rows, jobs)
+
+    def _holders(self, name: str, job_ids: list[str]) -> dict[str, str | None]:
+        """Where the jobs run whose workers have no name: a lock tells which worker has it, and its
+        heartbeat where that is."""
+        if not job_ids:
+            return {}
+        keys = QueueKeys(self._prefix, name)
+        locks = [keys.of_job(job_id).lock for job_id in job_ids]
+        found = (
+            _LOCK.match(one or b"") for one in self._client.execute("MGET", *locks, again=True)
+        )
+        ids = {job_id: one[1].decode() for job_id, one in zip(job_ids, found, strict=True) if one}
+        if not self._places.keys() >= set(ids.values()):
+            for one in Members(self._client, keys).fresh()[1]:
+                self._places[one.id] = f"{one.told.get('node', '')}:{one.told.get('pid', '')}"
+        return {job_id: self._places.get(worker_id) for job_id, worker_id in ids.items()}
 
     def _open(self, names: typing.Iterable[str]) -> None:
         for name in names:
@@ -119,9 +142,9 @@ class Watch:
                 return names
 
 
-def _running(queue: str, job: Job) -> RunningJob:
+def _running(queue: str, job: Job, holder: str | None) -> RunningJob:
     seconds = None if job.processed_on is None else max(0.0, time.time() - job.processed_on)
     return RunningJob(
-        *(queue, job.id, job.name, seconds, job.progress, job.processed_by),
+        *(queue, job.id, job.name, seconds, job.progress, job.processed_by or holder),
         cancelling=job.cancellation is not None,
     )

@@ -17,6 +17,7 @@ import typing
 
 import gevent
 import pytest
+import redis
 
 from geventq import Queue
 from geventq.commands.top import fit, job_line, queue_lines
@@ -141,6 +142,21 @@ def test_without_a_terminal_it_is_one_listing(here: Here, queue: Queue, make: Ma
     (row,) = told["jobs"]
     assert (row["queue"], row["id"], row["progress"]) == ("q", job.id, 40)
     assert row["cancelling"] is False
+
+
+def test_a_worker_without_a_name_is_told_by_its_node_and_process(
+    here: Here, queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """A job that somebody holds who is in no group has nothing there."""
+    make(_polite, node="north")
+    job, other = queue.add("export"), queue.add("export")
+    eventually(lambda: queue.get_job(job.id).progress == 40)  # type: ignore[union-attr]
+    redis_client.lmove(f"{prefix}:q:wait", f"{prefix}:q:active", "RIGHT", "LEFT")
+    redis_client.set(f"{prefix}:q:{other.id}:lock", "gq:0-0:1")
+    rows = json.loads(here("top", "--json")[1])["jobs"]
+    told = {row["id"]: row["worker"] for row in rows}
+    assert told == {job.id: f"north:{os.getpid()}", other.id: None}
+    assert f"north:{os.getpid()}" in here("top")[1]
 
 
 def test_only_queues_of_the_prefix_are_found(
