@@ -385,6 +385,22 @@ def test_requests_to_one_run_merge_as_they_do_in_a_worker(
     assert redis_client.hget(f"{prefix}:q:{running.id}", "defa") == "Job cancelled: fourth"
 
 
+def test_what_was_asked_of_an_earlier_run_alone_is_no_part_of_the_record(
+    queue: Queue, running: Job, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.4: a worker of another language has left it; merged, the new request would be void, too."""
+    queue.cancel_job(running.id, "the run before", hard=True, retry=True)
+    redis_client.hset(f"{prefix}:q:{running.id}", "atm", 1)
+    queue.cancel_job(running.id, "this run", retry=True)
+    told = record(redis_client, prefix, running)
+    assert (told["reason"], told["hard"], told["atm"]) == ('"this run"', None, 1)
+    assert len(told["nonces"]) == 1
+    shown = queue.get_job(running.id)
+    assert shown is not None
+    assert shown.cancellation is not None
+    assert shown.cancellation.reason == "this run"
+
+
 def test_each_request_raises_the_queues_counter(
     queue: Queue, running: Job, redis_client: redis.Redis, prefix: str
 ) -> None:
