@@ -6,6 +6,7 @@ Between means: the other's request, or the answer to it, is on its way while the
 
 from __future__ import annotations
 
+import json
 import typing
 
 import gevent
@@ -642,6 +643,91 @@ def test_a_job_that_did_not_run_was_retried_by_hand_meanwhile(
     result = caller.get()
     assert (result.status, result.state) == ("cancelled", state)
     assert job.get_state() == "waiting"
+
+
+@pytest.mark.parametrize("others", [1, 2, 5])
+def test_others_have_asked_and_were_answered_meanwhile(
+    queue: Queue, proxy: Proxy, prefix: str, make: Make, redis_client: redis.Redis, others: int
+) -> None:
+    """3.6: however often the job was cancelled since, the run that goes on is not meant."""
+    runs: list[CancellationToken] = []
+
+    def process(job: Job, token: CancellationToken) -> None:
+        runs.append(token)
+        token.wait(None)
+        token.raise_if_cancelled()
+
+    listens(make(process))
+    job = queue.add("n", attempts=20)
+    eventually(lambda: len(runs) == 1)
+    caller, again = lose_answer(proxy, prefix, job, retry=True)
+    for count in range(2, 2 + others):
+        eventually(lambda count=count: len(runs) == count)
+        assert queue.cancel_job(job.id, "another", retry=True).status == "requested"
+    eventually(lambda: len(runs) == 2 + others)
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("requested", "active")
+    events = [one["event"] for one in stream_of(redis_client, prefix, job)]
+    assert events.count("cancel-requested") == 1 + others
+    assert not runs[-1].cancelled
+    assert "gqc" not in fields(redis_client, prefix, job)
+
+
+def test_another_has_asked_the_run_after_a_foreign_one(
+    queue: Queue, proxy: Proxy, prefix: str, redis_client: redis.Redis
+) -> None:
+    """3.6, 4.4: whose record stands where the first one's stood, which nobody has cleared."""
+    job = queue.add("n", attempts=3)
+    foreign = Foreign(redis_client, prefix, job)
+    caller, again = lose_answer(proxy, prefix, job, retry=True, hard=True)
+    foreign.ends("wait")
+    Foreign(redis_client, prefix, job)
+    assert queue.cancel_job(job.id, "softly", hard=False, retry=True).status == "requested"
+    recorded = fields(redis_client, prefix, job)
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("requested", "active")
+    assert fields(redis_client, prefix, job) == recorded
+
+
+@pytest.mark.parametrize("by", ["us", "node"])
+def test_others_have_cancelled_it_where_it_did_not_run(
+    queue: Queue, proxy: Proxy, prefix: str, redis_client: redis.Redis, by: str
+) -> None:
+    """3.6, 4.4: and it was retried by hand each time."""
+
+    def retry() -> None:
+        if by == "us":
+            job.retry()
+            return
+        redis_client.zrem(f"{prefix}:q:failed", job.id)
+        redis_client.hdel(f"{prefix}:q:{job.id}", "finishedOn", "failedReason")
+        redis_client.lpush(f"{prefix}:q:wait", job.id)
+
+    job = queue.add("n")
+    caller, again = lose_answer(proxy, prefix, job)
+    for _ in range(3):
+        retry()
+        assert queue.cancel_job(job.id, "another").status == "cancelled"
+    retry()
+    again.release()
+    result = caller.get()
+    assert (result.status, result.state) == ("cancelled", "waiting")
+    assert job.get_state() == "waiting"
+
+
+def test_of_what_was_answered_little_is_kept(
+    queue: Queue, prefix: str, redis_client: redis.Redis
+) -> None:
+    """4.3: whoever cancels a job a hundred times leaves no hundred reasons in it."""
+    job = queue.add("n")
+    for _ in range(100):
+        assert queue.cancel_job(job.id, "r" * 1000).status == "cancelled"
+        job.retry()
+    kept = fields(redis_client, prefix, job)
+    assert len(json.loads(kept["gqa"])) == 16
+    assert sum(map(len, kept.values())) < 2000
 
 
 @pytest.mark.parametrize("options", [{}, {"remove_on_fail": True}])

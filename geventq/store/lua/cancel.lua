@@ -27,6 +27,7 @@
 --- include: place
 --- include: types
 --- include: keep
+--- include: remember
 --- include: remove
 --- include: reserved
 --- include: scheduler
@@ -159,12 +160,18 @@ local function first_answer(job)
     answer = read_json(answer)
     return answer.status, answer.state
   end
-  for _, record in ipairs({ job.ended or '', job.answered or '' }) do
-    local before = record ~= '' and read_json(record) or {}
-    if has(before, request.nonce) then
-      local state = before.state or 'active' -- a worker's own record has none
-      return state == 'active' and 'requested' or 'cancelled', state
+  local state
+  local ended = job.ended and read_json(job.ended) or NOTHING
+  if has(ended, request.nonce) then
+    state = ended.state or 'active' -- a worker's own record has none
+  end
+  for _, pair in ipairs(job.answered and read_json(job.answered) or NOTHING) do
+    if type(pair) == 'table' and pair[1] == request.nonce then
+      state = pair[2]
     end
+  end
+  if state then
+    return state == 'active' and 'requested' or 'cancelled', state
   end
   if has(job.before, request.nonce) then -- not answered yet, wherever the job is by now
     job.lock, job.place = redis.call('GET', job.key .. ':lock'), 'active'
@@ -362,11 +369,11 @@ local function end_deduplication(job)
   end
 end
 
--- What was asked of the run before: a call of it that comes again is known by it (cancellation.md 3.6).
+-- What was asked of the run before has no effect any more.
 local function forget_request(job)
   redis.call('HDEL', job.key, 'gqc', 'defa')
   if job.asked then
-    redis.call('HSET', job.key, 'gqa', job.asked)
+    remember(job.key, job.asked)
   end
 end
 
@@ -381,8 +388,14 @@ local function fail(job, prev, made)
     local record = record_for(job, { request.nonce })
     forget_request(job)
     local shown = not made or not request.retry -- else it was for that run alone (cancellation.md 4.4)
-    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms,
-      shown and 'gqe' or 'gqa', record)
+    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms)
+    if shown then
+      redis.call('HSET', job.key, 'gqe', record)
+    end
+    local answered = not shown and record or job.ended
+    if answered then
+      remember(job.key, answered)
+    end
     if made then
       redis.call('HSET', job.key, 'atm', made)
     end
@@ -479,6 +492,9 @@ local merged
 merged = function(job)
   local before = job.before
   if not same_run(before, job) then
+    if job.asked then
+      remember(job.key, job.asked)
+    end
     request.signed = all_signed(nil, job)
     local record = record_for(job, { request.nonce })
     request.signed = nil
