@@ -190,7 +190,8 @@ class QueueEvents:
     def _events(self, reader: EventReader) -> typing.Iterator[QueueEvent]:
         self._refuse_second_reader()
         self._is_read = True
-        outage = Outage("reading the events", self.name, self._stop)
+        server = None if self._client is None else self._client.address
+        outage = Outage("reading the events", self.name, self._stop, server)
         try:
             while not self._stop.is_set():
                 while self._unread:

@@ -85,6 +85,11 @@ class Client:
         """The number of the database that calls go to."""
         return int(self.endpoint.settings.get("db") or 0)
 
+    @property
+    def address(self) -> str:
+        """Where the server is, for people: see `Endpoint.describe`."""
+        return self.endpoint.describe()
+
     def execute(
         self, *command: Argument, again: bool = False, timeout: float | None = None
     ) -> Answer:

@@ -16,6 +16,7 @@ from geventq.outage import Outage
 if typing.TYPE_CHECKING:
     import gevent
 
+    from geventq.store.client import Client
     from geventq.worker.listeners import Tell
 
 __all__ = ["Background"]
@@ -27,14 +28,14 @@ class Background(abc.ABC):
     """Owns the greenlet ``geventq-<name>-<queue>``, its end and its outages; owned, started and
     stopped by the worker.
 
-    A failure of `_loop` is told once an outage and followed by a pause; then it is called again
-    (`geventq.guarded`).
+    `client` is what it calls Redis by.  A failure of `_loop` is told once an outage and followed by
+    a pause; then it is called again (`geventq.guarded`).
     """
 
-    def __init__(self, name: str, what: str, queue: str, tell: Tell) -> None:
+    def __init__(self, name: str, what: str, queue: str, tell: Tell, client: Client) -> None:
         self._tell = tell
         self._stop = gevent.event.Event()
-        self._outage = Outage(what, queue, self._stop)
+        self._outage = Outage(what, queue, self._stop, client.address)
         self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell_error)
         self._has_begun = False
 

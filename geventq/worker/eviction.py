@@ -30,7 +30,7 @@ class EvictionCheck(Background):
     """Looks once and warns once."""
 
     def __init__(self, tell: Tell, client: Client, queue_name: str) -> None:
-        super().__init__("eviction", "the look at the eviction policy", queue_name, tell)
+        super().__init__("eviction", "the look at the eviction policy", queue_name, tell, client)
         self._client = client
         self._queue = queue_name
 

@@ -55,7 +55,7 @@ class IdleWait(Background):
         worker_name: str,
         drain_delay: float,
     ) -> None:
-        super().__init__("idle", "waiting for jobs", keys.name, tell)
+        super().__init__("idle", "waiting for jobs", keys.name, tell, client)
         self._slots = slots
         self._may_be_more = may_be_more
         self._marker = Marker(client, keys)

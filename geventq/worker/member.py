@@ -75,7 +75,7 @@ class GroupMember(Background):
         *,
         worker_id: str,
     ) -> None:
-        super().__init__("member", "the heartbeat of a worker", keys.name, tell)
+        super().__init__("member", "the heartbeat of a worker", keys.name, tell, client)
         self._worker = worker
         self._slots = slots
         self._ignored = ignored

@@ -59,7 +59,7 @@ class Renewer(Background):
         renew_time: float,
         renews: bool,
     ) -> None:
-        super().__init__("renewer", "renewing the locks", keys.name, tell)
+        super().__init__("renewer", "renewing the locks", keys.name, tell, client)
         self._held = held
         self._loser = loser
         self._hear = hear
@@ -108,6 +108,8 @@ class Renewer(Background):
             self._let_go(clock.monotonic())
             pause = self._period
             due = self._due(clock.monotonic()) if self._renews else []
+            if not due:
+                self._outage.rest()
             for first in range(0, len(due), _BATCH):
                 try:
                     self._renew(due[first : first + _BATCH])

@@ -30,7 +30,7 @@ class Stages(Background):
     """Sends the stages of requests that somebody waits for."""
 
     def __init__(self, tell: Tell, client: Client, keys: QueueKeys, *, worker_id: str) -> None:
-        super().__init__("stages", "telling the stages of cancellations", keys.name, tell)
+        super().__init__("stages", "telling the stages of cancellations", keys.name, tell, client)
         self._client = client
         self._keys = keys
         self._worker_id = worker_id

@@ -24,7 +24,7 @@ class StalledChecker(Background):
     def __init__(
         self, tell: Tell, client: Client, keys: QueueKeys, *, interval: float, max_stalled: int
     ) -> None:
-        super().__init__("stalled", "the stalled check", keys.name, tell)
+        super().__init__("stalled", "the stalled check", keys.name, tell, client)
         self._client = client
         self._keys = keys
         self._interval = interval

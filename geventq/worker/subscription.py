@@ -54,7 +54,7 @@ class Subscription(Background):
         *,
         worker_id: str,
     ) -> None:
-        super().__init__("subscription", "hearing of requests to cancel", keys.name, tell)
+        super().__init__("subscription", "hearing of requests to cancel", keys.name, tell, client)
         self._hearing = hearing
         self._loser = loser
         self._held = held

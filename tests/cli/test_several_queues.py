@@ -14,6 +14,7 @@ from geventq import JobSpec, Queue, cli
 from geventq.commands import plan, worker_settings
 from geventq.commands.console import UsageError
 from tests.support.programs import Program, Programs
+from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow  # all together
@@ -67,6 +68,28 @@ def test_each_queue_has_its_processor_its_options_and_its_lines(
     assert (done["a"]["id"], done["a"]["result"]) == (a.id, program.pid)
     assert (done["b"]["id"], done["b"]["result"]) == (b.id, f"sent by {program.pid}")
     assert {one["pid"] for one in program.events()} == {program.pid}
+
+
+def test_an_outage_of_the_server_of_all_is_logged_once(
+    programs: Programs, own_server: Server, prefix: str
+) -> None:
+    """By whichever of them meets it, and so is its end; jobs run in each of them again."""
+    programs.environment["GEVENTQ_REDIS_URL"] = own_server.url
+    program = start(programs, text=TABLES.replace("others:send", "tasks:process"))
+    own_server.kill()
+    server = f"Redis at {own_server.socket_path}"
+    eventually(lambda: f"{server} failed, trying again: " in program.err)
+    own_server.start()
+    eventually(lambda: f"{server} works again after " in program.err)
+    for name in ("a", "b"):
+        with Queue(name, own_server.url, prefix) as queue:
+            queue.add("quick")
+    program.until_event("completed", 2)
+    program.signal(signal.SIGTERM)
+    assert program.ends() == 0
+    lines = program.err.splitlines()
+    assert len([one for one in lines if "failed, trying again" in one]) == 1, program.err
+    assert len([one for one in lines if "works again" in one]) == 1, program.err
 
 
 def test_people_see_the_queue_in_each_line(programs: Programs, queues: tuple[Queue, Queue]) -> None:
