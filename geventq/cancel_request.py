@@ -14,7 +14,7 @@ import typing
 
 from geventq.cancellation import Cancellation
 from geventq.cancellation.request import encoded_reason
-from geventq.checks import Seconds, check_flag, check_seconds
+from geventq.checks import Seconds, check_flag, check_kill, check_seconds
 
 __all__ = [
     "DEFAULTS",
@@ -109,15 +109,8 @@ class Request:
         for option in options:
             if option not in DEFAULTS:
                 raise TypeError(f"{option}: unknown option; known are {', '.join(DEFAULTS)}")
-        hard, kill_after = options.get("hard"), options.get("kill_after")
         text = encoded_reason(reason)  # once, so that what is checked is what is sent
-        if kill_after is not None:
-            kill_after = check_seconds("kill_after", kill_after)
-            if hard is False:
-                raise ValueError(f"kill_after: makes no sense with hard=False, got {kill_after!r}")
-            hard = True
-        if hard is not None:
-            check_flag("hard", hard)
+        hard, kill_after = check_kill(options.get("hard"), options.get("kill_after"))
         wait = options.get("wait")
         self.wait = None if wait is None else check_seconds("wait", wait)
         check_flag("cascade", options.get("cascade", True))

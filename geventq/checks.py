@@ -22,6 +22,7 @@ __all__ = [
     "check_job_id",
     "check_keep",
     "check_keys",
+    "check_kill",
     "check_known_id",
     "check_list",
     "check_mapping",
@@ -142,6 +143,19 @@ def check_flag(field: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise _wrong_type(field, "True or False is needed", value)
     return value
+
+
+def check_kill(hard: bool | None, kill_after: Seconds | None) -> tuple[bool | None, float | None]:
+    """How a request kills: whether it does, or `None` for who is asked to decide, and the seconds
+    of its grace, if it gives any, which alone means that it does."""
+    if hard is not None:
+        check_flag("hard", hard)
+    if kill_after is None:
+        return hard, None
+    grace = check_seconds("kill_after", kill_after)
+    if hard is False:
+        raise ValueError(f"kill_after: makes no sense with hard=False, got {grace!r}")
+    return True, grace
 
 
 def check_text(field: str, value: object) -> str:

@@ -19,7 +19,7 @@ from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 
-__all__ = ["Condition", "Report", "Vigil", "Watched", "status_line"]
+__all__ = ["Condition", "Report", "Vigil", "Watched", "status_line", "sums"]
 
 INTERVAL: typing.Final = 1.0  # seconds between two looks
 _EAGER: typing.Final = 0.05  # the same until all are ready for the first time
@@ -127,7 +127,7 @@ class Vigil:
             "ready": status == "ready",
             "live": True,
             "pid": os.getpid(),
-            **_sums(conditions),
+            **sums(one._asdict() for one in conditions),
             "redis": self._servers(conditions),
             "workers": [one._asdict() for one in conditions],
         }
@@ -180,9 +180,13 @@ class Vigil:
             self.look()
 
 
-def _sums(conditions: typing.Sequence[Condition]) -> dict[str, int]:
-    names = ("concurrency", "active_jobs", "stuck_jobs", "ended_jobs")
-    return {name: sum(getattr(one, name) for one in conditions) for name in names}
+def sums(told: typing.Iterable[Report]) -> dict[str, int]:
+    """The counts of all of these together: of workers' conditions, or of processes' reports."""
+    sums = dict.fromkeys(("concurrency", "active_jobs", "stuck_jobs", "ended_jobs"), 0)
+    for one in told:
+        for name in sums:
+            sums[name] += one.get(name, 0)
+    return sums
 
 
 def status_line(report: Report) -> str:

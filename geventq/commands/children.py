@@ -12,7 +12,7 @@ import signal
 import time
 import typing
 
-from geventq.vigil import Report
+from geventq.vigil import Report, sums
 
 __all__ = ["Child", "joined"]
 
@@ -81,7 +81,6 @@ def joined(children: typing.Iterable[Child], *, lacking: int, closes: bool) -> R
     statuses = [one["status"] for one in reports] + ["starting"] * lacking
     bad = [status for status in statuses if status != "ready"]
     status = "closing" if closes else bad[0] if bad else "ready"
-    names = ("concurrency", "active_jobs", "stuck_jobs", "ended_jobs")
     redis: dict[str, str] = {}
     for one in reports:
         silent = {server: said for server, said in one["redis"].items() if said != "answers"}
@@ -91,7 +90,7 @@ def joined(children: typing.Iterable[Child], *, lacking: int, closes: bool) -> R
         "ready": status == "ready",
         "live": "blocked" not in statuses,
         "pid": os.getpid(),
-        **{name: sum(one.get(name, 0) for one in reports) for name in names},
+        **sums(reports),
         "redis": redis,
         "processes": [{"pid": one["pid"], "status": one["status"]} for one in reports],
         "workers": [worker | {"pid": one["pid"]} for one in reports for worker in one["workers"]],

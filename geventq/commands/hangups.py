@@ -16,7 +16,7 @@ import gevent
 from geventq import stacks
 from geventq.cancellation import tree
 from geventq.commands import reload, terminal
-from geventq.commands.lifeline import RELOAD, STACKS
+from geventq.commands.lifeline import RELOAD, STACKS, close_workers
 from geventq.systemd import Systemd
 
 if typing.TYPE_CHECKING:
@@ -58,11 +58,8 @@ class Hangups:
         self._loop.run_callback(functools.partial(tree.apart, call, name="geventq-reload"))
 
     def _close(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.begin_to_close()
-        else:
-            (worker,) = self._workers
-            worker.close(worker.options.close_timeout, "worker is closing: its terminal is gone")
+        reason = "worker is closing: its terminal is gone"
+        close_workers(self._workers[0], self._supervisor, reason)
 
     def _read_anew(self) -> None:
         systemd = None

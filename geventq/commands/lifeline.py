@@ -24,12 +24,23 @@ if typing.TYPE_CHECKING:
     from geventq.vigil import Report, Vigil
     from geventq.worker import Worker
 
-__all__ = ["AT_ONCE", "CLOSE", "RELOAD", "STACKS", "Lifeline"]
+__all__ = ["AT_ONCE", "CLOSE", "RELOAD", "STACKS", "Lifeline", "close_workers"]
 
 CLOSE: typing.Final = b"c"  # with close_timeout
 AT_ONCE: typing.Final = b"0"
 RELOAD: typing.Final = b"r"  # read the settings anew
 STACKS: typing.Final = b"s"  # print the stacks of the jobs
+
+
+def close_workers(
+    worker: Worker, supervisor: Supervisor | None, reason: str, *, at_once: bool = False
+) -> None:
+    """Close the one worker of a process, for `reason`, or begin to close the supervisor of several:
+    each with its `close_timeout`, or `at_once`.  May yield."""
+    if supervisor is not None:
+        supervisor.begin_to_close(at_once=at_once)
+    else:
+        worker.close(0.0 if at_once else worker.options.close_timeout, reason)
 
 
 class Lifeline:
@@ -106,12 +117,10 @@ class Lifeline:
             order = os.read(self._orders, 1)
             if order in self.on_order:
                 self._spawn("order", self.on_order[order])
-            elif supervisor is not None:
-                supervisor.begin_to_close(at_once=order == AT_ONCE)
             else:
-                timeout = 0.0 if order == AT_ONCE else worker.options.close_timeout
                 reason = "worker is closing" if order else "the parent process is gone"
-                self._spawn("close", worker.close, timeout, reason)
+                close = functools.partial(close_workers, at_once=order == AT_ONCE)
+                self._spawn("close", close, worker, supervisor, reason)
             if order in (AT_ONCE, b""):
                 return
 

@@ -103,7 +103,7 @@ class Connection:
         self._busy = True  # before the look at the socket: `close` does the two the other way
         sock = self._sock
         if sock is None:
-            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
+            raise self._is_closed()
         whole = False
         try:
             self._set_limit(sock, limit)
@@ -134,23 +134,14 @@ class Connection:
 
     def send(self, payload: bytes, limit: float) -> None:
         """Send packed commands whose replies `receive` brings.  Yields and raises as `call`."""
-        sock = self._begun()
-        try:
+        with self._in_use() as sock:
             self._set_limit(sock, limit)
             sock.sendall(payload)
-        except (OSError, hiredis.ProtocolError) as error:
-            self._sock = None
-            if isinstance(error, RedisUnavailableError):
-                raise
-            raise self._broken(error) from error
-        finally:
-            self._ended(sock)
 
     def receive(self, limit: float) -> Answer | None:
         """The next reply, to whatever it is one; `None` if no byte came for `limit` seconds, and
         nothing is lost by that.  Yields and raises as `call`."""
-        sock = self._begun()
-        try:
+        with self._in_use() as sock:
             reader = self._reader
             while (answer := reader.gets()) is _NEVER:
                 self._set_limit(sock, limit)
@@ -162,28 +153,31 @@ class Connection:
                     raise unavailable(f"Redis at {self.address} closed the connection", True)
                 reader.feed(data)
             return answer
+
+    @contextlib.contextmanager
+    def _in_use(self) -> typing.Iterator[gevent.socket.socket]:
+        """The socket, which is closed if it fails in the block, or has been closed meanwhile."""
+        self._busy = True  # as in `call`
+        sock = self._sock
+        if sock is None:
+            raise self._is_closed()
+        try:
+            yield sock
         except (OSError, hiredis.ProtocolError) as error:
             self._sock = None
             if isinstance(error, RedisUnavailableError):
                 raise
             raise self._broken(error) from error
         finally:
-            self._ended(sock)
+            self._busy = False
+            if self._sock is None:
+                sock.close()
 
-    def _begun(self) -> gevent.socket.socket:
-        self._busy = True  # as in `call`
-        sock = self._sock
-        if sock is None:
-            raise unavailable(f"the connection to Redis at {self.address} is closed", False)
-        return sock
+    def _is_closed(self) -> RedisUnavailableError:
+        return unavailable(f"the connection to Redis at {self.address} is closed", False)
 
     def _broken(self, error: Exception) -> RedisUnavailableError:
         return unavailable(f"Redis at {self.address}: {_plain(error)}", True)
-
-    def _ended(self, sock: gevent.socket.socket) -> None:
-        self._busy = False
-        if self._sock is None:
-            sock.close()
 
     def _set_limit(self, sock: gevent.socket.socket, limit: float) -> None:
         if limit != self._limit:

@@ -22,6 +22,7 @@ from geventq.checks import (
     Seconds,
     check_flag,
     check_integer,
+    check_kill,
     check_name,
     check_prefix,
     check_queue_name,
@@ -421,16 +422,10 @@ class Worker:
         kill_after: Seconds | None,
         retry: bool,
     ) -> int:
-        grace = None
-        if kill_after is not None:
-            grace = check_seconds("kill_after", kill_after)
-            if hard is False:
-                raise ValueError(f"kill_after: makes no sense with hard=False, got {grace!r}")
-        if hard is not None:
-            check_flag("hard", hard)
+        hard, grace = check_kill(hard, kill_after)
         check_flag("retry", retry)
         if hard is None:
-            hard = grace is not None or self.options.cancel_mode == "hard"
+            hard = self.options.cancel_mode == "hard"
         request = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
         engine = self._engine
         if engine is None:

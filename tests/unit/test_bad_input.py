@@ -13,7 +13,7 @@ import typing
 
 import pytest
 
-from geventq import JobSpec, Queue
+from geventq import JobSpec, Queue, Worker
 from geventq.options import _CHECKS
 
 NOWHERE: typing.Final = "redis://127.0.0.1:1"
@@ -234,3 +234,27 @@ def test_names_of_the_queues_keys_are_no_jobs(queue: Queue) -> None:
     """Their hashes would be taken for jobs."""
     for name in ("meta", "repeat:nightly", "de:x", "metrics:completed", "5:processed"):
         assert queue.get_job(name) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"hard": False, "kill_after": 1},
+            "kill_after: makes no sense with hard=False, got 1.0",
+        ),
+        ({"hard": 1}, "hard: True or False is needed, got 1"),
+        ({"hard": "yes", "kill_after": 1}, "hard: True or False is needed, got 'yes'"),
+        ({"hard": True, "kill_after": -1}, "kill_after: seconds must not be negative, got -1"),
+        ({"kill_after": "1"}, "kill_after: seconds as a number or a timedelta are needed"),
+    ],
+)
+def test_a_kill_is_checked_alike_here_and_from_afar(
+    options: dict[str, typing.Any], says: str
+) -> None:
+    worker = Worker("q", print, NOWHERE)
+    with Queue("q", NOWHERE) as queue:
+        for cancel in (worker.cancel_job, queue.cancel_job):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                cancel("1", "no", **options)
+            assert says in str(caught.value)
