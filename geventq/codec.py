@@ -6,6 +6,7 @@ Compact, UTF-8 not escaped, no NaN or infinity, no lone surrogates, not nested d
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -26,6 +27,7 @@ _MOST_BITS: typing.Final = 14_284  # of an int that has 4,300 digits, the most t
 _SCALARS: typing.Final = {type(None), bool, int, float}
 _LARGE: typing.Final = 20_000  # members: 2 ms to write, 5 to look how deep they are
 _LETTERS: typing.Final = 64  # of a text that count like a member
+_LARGE_TEXT: typing.Final = 200_000  # bytes: some ms to read
 _LONGEST_PATH: typing.Final = 200  # characters of it in a message
 
 
@@ -286,6 +288,18 @@ def _why_not_key(key: object) -> _Why | None:
 
 def decode(text: bytes) -> typing.Any:
     """The value of JSON `text`.  Raises `ValueError` for anything that Node.js refuses."""
+    if len(text) > _LARGE_TEXT and gc.isenabled():
+        # Nothing that it makes is garbage yet, and the collector would look through all of it
+        # again and again: up to half of the time, in which the hub has no turn.
+        gc.disable()
+        try:
+            return _decode(text)
+        finally:
+            gc.enable()
+    return _decode(text)
+
+
+def _decode(text: bytes) -> typing.Any:
     try:
         plain = text.decode()
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
+import gc
 import typing
 
 import gevent
 import pytest
 
 from geventq import Job, JobSpec, Queue, QueueEvents
+from geventq.codec import decode, encode
 from geventq.job import Life
 from geventq.store.client import Client, Endpoint
 from geventq.store.job_ends import Waiter
@@ -77,6 +79,61 @@ def test_writing_a_large_value_leaves_the_hub_its_turns(
     if how == "result":
         make(lambda job: value)
     at_best(lambda: longest_gap(write), lambda gap: gap < 0.3)
+
+
+#: A quarter of it: some 4 to 5 MB.
+QUARTER: typing.Final[dict[str, object]] = {
+    "rows": {"rows": ROWS[:50_000]},
+    "one text": "x" * 5_000_000,
+    "texts": {f"key {number}": "y" * 1000 for number in range(4_500)},
+    "numbers": [[list(range(100)) for _ in range(200)] for _ in range(62)],
+}
+
+
+@pytest.mark.parametrize("kind", QUARTER)
+@pytest.mark.parametrize("how", ["data", "result", "wait", "page"])
+def test_reading_a_large_value_leaves_the_hub_its_turns(
+    queue: Queue, make: Make, how: str, kind: str
+) -> None:
+    """3.1: 5 MB are read at once, by whoever asks for them, but quickly."""
+    value = QUARTER[kind]
+    job = queue.add("n", value)
+    make(lambda job: job.data)
+
+    def read() -> object:
+        if how == "wait":
+            return job.wait_until_finished(60)
+        if how == "page":
+            return queue.get_completed()
+        read = queue.get_job(job.id)
+        assert read is not None
+        return read.data if how == "data" else read.return_value
+
+    assert job.wait_until_finished(60) == value
+    at_best(lambda: longest_gap(read), lambda gap: gap < 0.3)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_collector_does_not_look_through_what_is_being_read(is_on: bool) -> None:
+    """It is as it was afterwards, also where the text is no JSON."""
+    text = encode("rows", ROWS)
+    collected: list[str] = []
+
+    def collects(phase: str, info: dict[str, int]) -> None:
+        collected.append(phase)
+
+    (gc.enable if is_on else gc.disable)()
+    gc.callbacks.append(collects)
+    try:
+        value = decode(text)
+        assert collected.count("start") <= is_on  # once, when it is on again
+        with pytest.raises(ValueError):
+            decode(text[:-1])
+        assert gc.isenabled() == is_on
+    finally:
+        gc.callbacks.remove(collects)
+        gc.enable()
+    assert value == ROWS
 
 
 @pytest.fixture
