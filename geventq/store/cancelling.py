@@ -30,6 +30,8 @@ __all__ = ["Cancelling"]
 _REFUSALS: typing.Final = {
     "left": "is not running and has children, a parent or a live scheduler: "
     "that cannot be cancelled yet",
+    "left active": "has children, a parent or a live scheduler: it cannot be taken from its worker "
+    "yet, but without force it is asked to stop",
     "secret": "can be taken from its worker only with the cancel_secret of the queue's workers: "
     "give it to the Queue, or as $GEVENTQ_CANCEL_SECRET",
     "broken": "has a key that holds no hash",
@@ -99,7 +101,8 @@ class Cancelling:
             self._failure = error
 
     def _note(self, job_id: str, answer: Answer) -> None:
-        why = _REFUSALS.get(answer.status)
+        is_running = answer.status == "left" and answer.state == "active"
+        why = _REFUSALS.get("left active" if is_running else answer.status)
         if why is not None:
             self._left.append(f"job {job_id} of queue {self._queue_name} {why}")
             return

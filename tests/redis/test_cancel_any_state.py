@@ -253,6 +253,17 @@ def test_what_needs_flows_is_left_alone_and_the_rest_is_carried_out(
     assert queue.get_job_state(job.id) == "waiting"
 
 
+def test_a_running_job_that_needs_flows_is_asked_but_not_taken_away(
+    queue: Queue, running: Job, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.5: its parent would have to hear of that end."""
+    redis_client.hset(f"{prefix}:q:{running.id}", "parentKey", f"{prefix}:q:1")
+    with pytest.raises(GeventqError, match="cannot be taken from its worker yet, but without"):
+        queue.cancel_job(running.id, force=True)
+    assert queue.get_job_state(running.id) == "active"
+    assert queue.cancel_job(running.id).status == "requested"
+
+
 # What a request to a running job needs: the rest may be of any type.
 OF_RUNNING: typing.Final = ("active", "meta", "events", "answers", "pc")
 NONCE: typing.Final = "17"

@@ -91,10 +91,10 @@ def test_with_retry_the_job_runs_again(queue: Queue, make: Make, obedient: Obedi
     assert job.wait_until_finished(30) == "done"
 
 
-def hold_end(proxy: Proxy) -> typing.Any:
-    """The next outcome is held before it reaches the server."""
-    sha = load("settle").sha.encode()
-    return proxy.hold_request(lambda sent: sha in sent and b"\r\nc\r\n" in sent)
+def hold_end(proxy: Proxy, kind: str = "c") -> typing.Any:
+    """The next outcome is held before it reaches the server; `kind` is the letter of settle.lua."""
+    sha, letter = load("settle").sha.encode(), f"\r\n{kind}\r\n".encode()
+    return proxy.hold_request(lambda sent: sha in sent and letter in sent)
 
 
 def test_a_request_between_the_processors_end_and_the_outcome(
@@ -116,6 +116,25 @@ def test_a_request_between_the_processors_end_and_the_outcome(
         fields = redis_client.hgetall(f"{prefix}:q:{job.id}")
         assert not {"gqc", "defa"} & fields.keys()
         obedient.go.set()
+
+
+def test_a_second_request_between_the_end_that_answers_the_first_and_its_outcome(
+    queue: Queue, proxy: Proxy, prefix: str, obedient: Obedient, redis_client: redis.Redis
+) -> None:
+    """4.6: the outcome says that it knows of the first; the job is not retried for all that."""
+    with Worker("q", obedient.process, proxy.url, prefix) as worker:
+        listens(worker)
+        job = queue.add("n", attempts=3, backoff=60)
+        eventually(lambda: obedient.begun)
+        held = hold_end(proxy, "d")
+        assert queue.cancel_job(job.id, "this run", retry=True).status == "requested"
+        held.wait()
+        assert queue.cancel_job(job.id, "for good").status == "requested"
+        held.release()
+        eventually(lambda: job.get_state() == "failed")
+        fields = redis_client.hgetall(f"{prefix}:q:{job.id}")
+        assert (fields["failedReason"], fields["atm"]) == ("Job cancelled: for good", "1")
+        assert not {"gqc", "defa"} & fields.keys()
 
 
 @pytest.mark.parametrize(
