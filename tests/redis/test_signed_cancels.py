@@ -617,6 +617,32 @@ def test_nor_is_a_record_of_it(by: By, make: Make, deaf: Deaf, which: dict[str, 
     never(lambda: run.attempt.was_thrown, 0.05)
 
 
+@pytest.mark.parametrize("secret", [SECRET, None])
+def test_a_record_that_an_earlier_run_has_left_asks_nothing_of_this_one(
+    by: By,
+    make: Make,
+    deaf: Deaf,
+    redis_client: redis.Redis,
+    prefix: str,
+    secret: str | None,
+) -> None:
+    """4.4: not softly either, whatever in it is signed, at the take and in later looks."""
+    queue = by(secret)
+    job = queue.add("n")
+    signed = message_of(queue, job, "x", hard=True, retry=True) if secret else b"{}"
+    left = record_with(job, signed, retry=True)
+    redis_client.hset(f"{prefix}:q:{job.id}", mapping={"gqc": left, "atm": 1, "processedOn": 1})
+    worker = make(deaf.process, cancel_secret=secret)
+    eventually(lambda: deaf.tokens and engine_of(worker).subscription.is_up)
+    engine_of(worker).hearing.requests_known = -1
+    engine_of(worker).subscription.look_at_all()
+    assert not deaf.tokens[0].cancelled
+    assert worker.active_jobs
+    deaf.go.set()
+    eventually(lambda: job.get_state() == "completed")
+    assert "gqc" not in hash_of(redis_client, prefix, job)
+
+
 def test_a_message_counts_once_a_worker(by: By, make: Make, redis_client: redis.Redis) -> None:
     """8: a move leaves `atm` as it is, so that only the nonce tells the next run from this one."""
     runs: list[CancellationToken] = []
