@@ -36,8 +36,9 @@ __all__ = ["CALL_TIMEOUT", "Client", "Endpoint", "checked", "pack"]
 CALL_TIMEOUT: typing.Final = 10.0
 """Seconds that one call may take, unless its client says otherwise."""
 
-_RIGHTS_KEPT: typing.Final = 1.0
-"""Seconds for which it is known what a user may do: later ones look again (`access.md`)."""
+_RIGHTS_KEPT: typing.Final = 10.0
+"""Seconds for which it is known what a user may do: to ask costs the server some 20 us, and many
+an idle worker calls a script once a second (`access.md`)."""
 
 _TRIES: typing.Final = 3  # of a call that may be sent again
 _FIRST_PAUSE: typing.Final = 0.05  # seconds; doubles

@@ -158,7 +158,9 @@ def server(request: pytest.FixtureRequest) -> collections.abc.Iterator[Server]:
 @pytest.fixture(scope="module")
 def raw(server: Server) -> collections.abc.Iterator[redis.Redis]:
     with server.client() as client:
-        client.ping()  # connected before a test's look at what is open
+        # Connected before a test's look at what is open.
+        if not client.eval("return redis.acl_check_cmd and 1 or 0", 0):
+            pytest.skip("a server before Redis 7.0 cannot be asked what a user may do")
         yield client
 
 
@@ -274,7 +276,7 @@ def test_who_knows_only_some_keys_or_has_a_role_leaves_nothing_half_done(
     assert watch.half_done == []
 
 
-def test_rights_that_are_taken_away_are_missed_within_a_second(
+def test_rights_that_are_taken_away_are_missed_within_ten_seconds(
     server: Server, raw: redis.Redis, turned_clock: TurnedClock
 ) -> None:
     """A client that was allowed to go on asks again."""
@@ -284,7 +286,7 @@ def test_rights_that_are_taken_away_are_missed_within_a_second(
         queue.add("n")
         raw.execute_command("ACL", "SETUSER", USER, "-xtrim")
         before = kept(raw)
-        turned_clock.advance(1.0)
+        turned_clock.advance(10.0)
         with pytest.raises(GeventqError, match=r"it needs \+xtrim on keys like bull:q:0"):
             queue.add("n")
         assert kept(raw) == before
