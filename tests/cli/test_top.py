@@ -231,6 +231,7 @@ def test_a_job_that_looks_at_nothing_is_killed(
     eventually(job.is_failed)
 
 
+@pytest.mark.slow
 def test_the_choice_stays_on_its_job(
     queue: Queue, make: Make, screen: typing.Callable[..., Screen]
 ) -> None:

@@ -407,6 +407,7 @@ def test_around_a_removal(
     assert queue.get_job_state("same") == "waiting"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_removed_while_somebody_waits_for_its_cancellation(
     queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
 ) -> None:

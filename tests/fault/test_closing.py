@@ -60,6 +60,7 @@ def told_undelivered(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "did not take" in record.msg]
 
 
+@pytest.mark.slow
 def test_outcomes_that_redis_does_not_take_are_named_in_the_log(
     queue: Queue, proxy: Proxy, through: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

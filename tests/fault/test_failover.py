@@ -68,6 +68,7 @@ def pair() -> collections.abc.Iterator[Pair]:
         yield made
 
 
+@pytest.mark.slow
 def test_after_a_fail_over_everything_works_again(pair: Pair) -> None:
     """3.7: adds, a worker, waits and event streams; no connection stays with the old server."""
     ran: list[str] = []
@@ -98,6 +99,7 @@ def test_after_a_fail_over_everything_works_again(pair: Pair) -> None:
         eventually(lambda: pair.connections(pair.old) == 0, 40)  # a reader looks when it is quiet
 
 
+@pytest.mark.slow
 def test_one_refusal_is_enough_for_all_connections(pair: Pair) -> None:
     """3.7: what is refused was not done, so it is asked again of whoever is behind the address now,
     and the idle connections to the old server are not tried one by one: no add fails."""
@@ -112,6 +114,7 @@ def test_one_refusal_is_enough_for_all_connections(pair: Pair) -> None:
         assert pair.connections(pair.old) == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_woken_by_nobody_finds_the_new_server(pair: Pair) -> None:
     """3.7: the idle wait sits on the old server, which would wake it no more."""
     ran: list[str] = []
@@ -188,6 +191,7 @@ def test_a_refusal_is_none(text: str) -> None:
             client.close()
 
 
+@pytest.mark.slow
 def test_an_outage_is_told_once_whatever_it_is(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -68,6 +68,7 @@ def test_each_call_has_one_deadline_for_all_its_tries(
         assert TIMEOUT * 0.9 <= taken < TIMEOUT + LATE
 
 
+@pytest.mark.slow
 def test_adds_that_meet_each_have_their_own_deadline(own_server: Server) -> None:
     """3.7: also who waits for a courier that hangs."""
     with Queue("q", own_server.url, timeout=TIMEOUT) as queue:
@@ -130,7 +131,7 @@ def test_time_counts_only_while_no_byte_moves(redis_url: str, prefix: str) -> No
         assert len(read.data) == 3_000_000
 
 
-@pytest.mark.parametrize("wait", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("wait", [0.3, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_wait_for_an_end_takes_its_own_time(own_server: Server, wait: float) -> None:
     """3.7: an outage does not end it, and whatever its reader is in is cut at its end."""
     with Queue("q", own_server.url) as queue:
@@ -143,6 +144,7 @@ def test_a_wait_for_an_end_takes_its_own_time(own_server: Server, wait: float) -
         assert wait * 0.9 <= taken < wait + LATE
 
 
+@pytest.mark.slow
 def test_a_wait_that_had_begun_before_takes_its_own_time(own_server: Server) -> None:
     """3.7: its reader is blocked in a call."""
     with Queue("q", own_server.url) as queue:
@@ -153,6 +155,7 @@ def test_a_wait_that_had_begun_before_takes_its_own_time(own_server: Server) -> 
             assert waiting.get(timeout=20) < 1.5 + LATE
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_call_that_hangs(own_server: Server) -> None:
     """3.7: of a queue, its events, and a worker (whose locks lapse first: 7.1)."""
     queue = Queue("q", own_server.url)
@@ -175,6 +178,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(own_server: Server) -> None
             assert time.perf_counter() - began < allowed + LATE
 
 
+@pytest.mark.slow
 def test_a_worker_without_work_closes_at_once(own_server: Server) -> None:
     """3.7, 7.1: there is nothing to deliver; what its parts are in is cut."""
 
@@ -192,6 +196,7 @@ def test_a_worker_without_work_closes_at_once(own_server: Server) -> None:
     at_best(closing, lambda taken: taken < 5.0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_started_while_redis_hangs_closes_in_its_own_time(
     own_server: Server,
 ) -> None:
@@ -232,6 +237,7 @@ def test_the_usual_time_is_ten_seconds() -> None:
         assert queue.timeout == CALL_TIMEOUT == 10.0
 
 
+@pytest.mark.slow
 def test_the_command_line_says_that_redis_cannot_be_reached(own_server: Server) -> None:
     """Status 3 for every outage: one that refuses, too."""
     command = [sys.executable, "-m", "geventq", "add", "q", "n", "--redis", own_server.url]

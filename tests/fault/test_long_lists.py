@@ -116,6 +116,7 @@ def long(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator[Long]:
         one.queue.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_with_very_many_jobs(long: Long) -> None:
     """3.5: they come back, what was taken first being among the first to run."""
     ids = long.hashes(40_000)
@@ -224,6 +225,7 @@ def test_moving_all_jobs(long: Long, place: str) -> None:
     assert [count for count, _ in long.replies[script]] == [MOST] * 5 + [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["clean", "drain", "obliterate"])
 def test_deleting_all_jobs(long: Long, what: str) -> None:
     """wire-format 9.15-9.17: so many a call; every second one is young, where that counts."""

@@ -123,6 +123,7 @@ def test_a_subscription_that_is_cut(
         eventually(lambda: held.stopped == ["while it was cut", "again"])
 
 
+@pytest.mark.slow
 def test_a_link_that_is_dead_without_being_closed(
     queue: Queue, proxy: Proxy, prefix: str, held: Held
 ) -> None:
@@ -152,6 +153,7 @@ def test_redis_is_restarted(own_server: Server, held: Held) -> None:
         eventually(lambda: job.get_state() == "failed", 60)
 
 
+@pytest.mark.slow
 def test_users_without_channels(
     redis_url: str,
     redis_client: redis.Redis,
@@ -179,6 +181,7 @@ def test_users_without_channels(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("options", [{"lock_duration": 600}, {"skip_lock_renewal": True}])
 def test_who_asks_may_not_publish_and_no_lock_is_renewed_soon(

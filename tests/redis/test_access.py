@@ -86,6 +86,7 @@ def patient(job: Job, token: CancellationToken) -> None:
     token.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_in_nowhere(server: Server) -> None:
     """8: the file turns off the user that needs no password."""
     with (

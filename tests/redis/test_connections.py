@@ -233,6 +233,7 @@ def test_a_worker_does_not_wait_for_callers(redis_url: str, prefix: str, queue: 
             assert reads.wait_until_finished(20) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_is_full_is_an_outage(own_server: Server, prefix: str) -> None:
     """ "max number of clients reached": no job fails by it, and a worker comes in when it may."""
     failed: list[object] = []
@@ -306,6 +307,7 @@ def by_name(proxy: Proxy) -> str:
     return proxy.url.replace("127.0.0.1", "localhost")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hanging_look_ups")
 def test_a_worker_connects_anew_whatever_users_look_up(
     redis_url: str, prefix: str, queue: Queue

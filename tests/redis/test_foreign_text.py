@@ -246,6 +246,7 @@ def test_a_marker_for_no_moment_keeps_nobody_waiting(
     assert errors == []
 
 
+@pytest.mark.slow
 def test_a_key_that_lets_no_job_be_taken_is_told_of_once(
     queue: Queue,
     redis_client: redis.Redis,

@@ -101,6 +101,7 @@ def test_one_that_starts_again_is_another_member(make: Make, group: WorkerGroup)
     assert worker.id != first
 
 
+@pytest.mark.slow
 def test_members_of_other_queues_and_prefixes_are_not_asked(
     redis_url: str, prefix: str, make: Make, group: WorkerGroup
 ) -> None:
@@ -315,6 +316,7 @@ def test_a_call_counts_once_and_not_for_ever(
     assert 0 < redis_client.ttl(f"{prefix}:q:gq:reply:n") <= 60
 
 
+@pytest.mark.slow
 def test_who_does_not_answer_is_missing(
     make: Make, group: WorkerGroup, redis_client: redis.Redis, prefix: str
 ) -> None:

@@ -36,6 +36,9 @@ LARGE: typing.Final[dict[str, object]] = {
 }
 
 
+QUICK: typing.Final = ("rows", "one text")
+
+
 def longest_gap(call: collections.abc.Callable[[], object]) -> float:
     """The longest time for which the hub had no turn during `call()`."""
     longest = 0.0
@@ -58,7 +61,10 @@ def longest_gap(call: collections.abc.Callable[[], object]) -> float:
     return longest
 
 
-@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize(
+    "kind",
+    [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in LARGE if one not in QUICK)],
+)
 @pytest.mark.parametrize("how", ["add", "update_data", "update_progress", "result"])
 def test_writing_a_large_value_leaves_the_hub_its_turns(
     queue: Queue, make: Make, how: str, kind: str

@@ -157,6 +157,7 @@ def _others() -> list[typing.Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", _others())
 def test_a_snippet_of_a_guide_is_a_whole_program(
     run: collections.abc.Callable[[list[str]], str], program: str

@@ -166,6 +166,7 @@ def test_a_message_that_comes_twice_counts_once(
     eventually(lambda: engine.hearing.delays.counts["settled"] == 1)
 
 
+@pytest.mark.slow
 def test_a_stuck_job_says_where_it_sits(queue: Queue, make: Make) -> None:
     """5.4, 2.10: who waits gets the stage and the stack."""
     inside, go = gevent.event.Event(), gevent.event.Event()

@@ -242,6 +242,7 @@ def limited(server: Server, raw: redis.Redis, *rules: str) -> str:
     return f"unix://{USER}:pw@{server.socket_path}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_who_lacks_a_command_is_refused_before_the_first_write(
     server: Server, raw: redis.Redis, watch: Watch, scenes: dict[str, list[Scene]], name: str

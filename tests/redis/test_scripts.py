@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import typing
 
-import gevent
-import gevent.event
 import pytest
 import redis
 
@@ -353,7 +351,7 @@ def test_jobs_that_are_given_back_keep_their_order(
     ids = [job.id for job in queue.add_bulk([spec] * count)]
     if others == "behind":
         ids += [job.id for job in queue.add_bulk([spec] * 3)]
-    worker = make(lambda job: gevent.sleep(60), concurrency=count)
+    worker = make(lambda job, token: token.sleep(60), concurrency=count)
     eventually(lambda: len(worker.active_jobs) == count)
     if others == "begun anew":
         redis_client.delete(f"{prefix}:q:pc")  # as a take does that finds nothing
@@ -368,7 +366,7 @@ def test_jobs_of_several_priorities_go_back_together(queue: Queue, make: Make) -
     """7.1."""
     priorities = [2, 1, 0, 2, 0, 1, 2, 0, 1]
     jobs = queue.add_bulk([JobSpec("n", options={"priority": one}) for one in priorities])
-    worker = make(lambda job: gevent.sleep(60), concurrency=len(jobs))
+    worker = make(lambda job, token: token.sleep(60), concurrency=len(jobs))
     eventually(lambda: len(worker.active_jobs) == len(jobs))
     worker.close(0)
 

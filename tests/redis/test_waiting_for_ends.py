@@ -354,6 +354,7 @@ def test_an_outage_does_not_end_a_wait(prefix: str, own_server: Server) -> None:
             assert [greenlet.get(timeout=20) for greenlet in greenlets] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_wait_ends_in_its_time_while_redis_hangs(prefix: str, own_server: Server) -> None:
     """1.3: in whatever call the wait, or its reader, is: it is cut."""
     with Queue("q", own_server.url, prefix) as queue:

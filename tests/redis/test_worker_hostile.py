@@ -180,6 +180,7 @@ def huge(job: Job) -> str:
     return "sound"
 
 
+@pytest.mark.slow
 def test_what_the_server_does_not_accept_holds_up_no_other_job(
     small_server: Server, prefix: str
 ) -> None:

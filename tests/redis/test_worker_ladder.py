@@ -53,6 +53,7 @@ def kill(queue: Queue, worker: geventq.Worker, process: Immortal, **options: typ
     return job
 
 
+@pytest.mark.slow
 def test_a_stuck_job_is_told_recorded_and_replaced(
     queue: Queue,
     make: Make,

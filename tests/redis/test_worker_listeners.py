@@ -150,6 +150,7 @@ def test_a_worker_takes_no_more_jobs_than_its_listeners_can_hear_of(
     assert caplog.text.count("takes no more jobs than they can hear of") == 1
 
 
+@pytest.mark.slow
 def test_a_close_hears_out_listeners_that_are_slow(queue: Queue, make: Make) -> None:
     """At most what they hear in about a second waits for them, so a close has the time."""
     heard: list[str] = []
@@ -167,6 +168,7 @@ def test_a_close_hears_out_listeners_that_are_slow(queue: Queue, make: Make) -> 
     assert len(heard) == queue.get_job_counts("completed")["completed"] < 2500
 
 
+@pytest.mark.slow
 def test_a_job_that_tells_much_is_as_fast_as_its_listeners(queue: Queue, make: Make) -> None:
     """Progress is told by the thousand: who tells it waits with the listeners."""
     told, heard = 0, 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import typing
 
+import pytest
 import redis
 
 from geventq import Job, Queue
@@ -55,6 +56,7 @@ def test_of_a_single_trace_that_is_too_long_the_end_is_kept(
     assert trace.endswith(" the end")
 
 
+@pytest.mark.slow
 def test_a_job_that_says_how_many_gets_as_many(queue: Queue, make: Make) -> None:
     text = "x" * 10_000
     job = failing(queue, make, lambda attempt: text, attempts=110, stack_trace_limit=105)

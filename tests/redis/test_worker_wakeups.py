@@ -50,6 +50,7 @@ class Starts:
         return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stays", "pause", "close"])
 def test_a_delayed_job_starts_in_time_whatever_becomes_of_whom_its_marker_woke(
     queue: Queue, make: Make, redis_client: typing.Any, prefix: str, how: str
@@ -191,6 +192,7 @@ def test_while_redis_refuses_the_idle_wait_tells_so_once_and_backs_off(
     assert caplog.text.count("waiting for jobs of queue q works again") == 1
 
 
+@pytest.mark.slow
 def test_who_waits_by_hand_and_leaves_puts_the_marker_back(
     queue: Queue, make: Make, redis_url: str, redis_client: typing.Any, prefix: str
 ) -> None:

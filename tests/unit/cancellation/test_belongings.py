@@ -94,6 +94,7 @@ JOBS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["a folder", "an installed distribution", "a package of a system's packager"]
 )
@@ -209,6 +210,7 @@ def test_what_a_library_starts_lives(tmp_path: pathlib.Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "instrumentation",
     [
@@ -323,6 +325,7 @@ def test_a_kill_does_not_cut_the_start_of_an_executors_thread() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "queue"),
     [
@@ -418,6 +421,7 @@ SLOW = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["the job", "a helper", "a thread", "run", "a callback"])
 @pytest.mark.parametrize("where", ["in the module", "waiting for it"])
 def test_an_import_is_not_cut(tmp_path: pathlib.Path, who: str, where: str) -> None:
@@ -793,6 +797,7 @@ def test_a_process_that_was_closed_is_nobodys_any_more() -> None:
     )
 
 
+@pytest.mark.slow
 def test_children_that_have_ended_are_let_go() -> None:
     """2.12: a job may run thousands; only those that run are kept."""
 

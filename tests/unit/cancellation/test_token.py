@@ -318,6 +318,7 @@ def test_a_link_is_cancelled_with_its_parent_and_not_the_other_way() -> None:
     assert parent.link().reason == "all"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_chain_of_links_has_no_end(hard: bool) -> None:
     """2.2: the token of each chunk is a link of the last: after thousands a request is heard at
