@@ -9,6 +9,7 @@ import signal
 import typing
 
 import gevent
+import gevent.event
 import gevent.socket
 import pytest
 import redis
@@ -40,7 +41,8 @@ def status_of(port: HealthPort) -> tuple[int, str]:
 
 
 def test_it_tells_the_life_of_a_worker(redis_url: str, prefix: str, queue: Queue) -> None:
-    worker = Worker("q", lambda job: gevent.sleep(0.3), redis_url, prefix)
+    go = gevent.event.Event()
+    worker = Worker("q", lambda job: go.wait(), redis_url, prefix)
     with HealthPort(0, worker) as port:
         assert status_of(port) == (503, "starting")
         worker.start()
@@ -54,6 +56,7 @@ def test_it_tells_the_life_of_a_worker(redis_url: str, prefix: str, queue: Queue
         assert ask(port, "/ready")[1]["active_jobs"] == 1
         closing = gevent.spawn(worker.close)
         eventually(lambda: status_of(port) == (503, "closing"))
+        go.set()
         closing.join()
         assert status_of(port) == (503, "closed")
         assert ask(port, "/live")[0] == 200
@@ -68,7 +71,8 @@ def test_it_is_the_last_to_go(
 ) -> None:
     """7.3: no takes, jobs, listeners, group, connections, and then the health port."""
     order: list[str] = []
-    worker = Worker("q", lambda job: gevent.sleep(0.2), redis_url, prefix, name="last")
+    go = gevent.event.Event()
+    worker = Worker("q", lambda job: go.wait(), redis_url, prefix, name="last")
     worker.on("completed", lambda job, result: order.append(f"completed, {status_of(port)[0]}"))
     worker.on("closed", lambda: order.append("closed"))
     with WorkerGroup("q", redis_url, prefix) as group, HealthPort(0, worker) as port:
@@ -77,6 +81,7 @@ def test_it_is_the_last_to_go(
         eventually(lambda: len(group.members()) == 1)
         jobs = [queue.add("n") for _ in range(2)]
         eventually(lambda: worker.active_jobs)
+        gevent.spawn_later(0.1, go.set)  # while it closes
         worker.close()
         order.append(status_of(port)[1])
         assert group.members() == []

@@ -441,11 +441,12 @@ def test_the_lock_is_renewed_while_it_is_left(
 ) -> None:
     """2.17, 3.1"""
     gate = Gate()
-    make(process, around=[Around(seen, "a", on_exit=gate)], lock_duration=0.4)
+    make(process, around=[Around(seen, "a", on_exit=gate)], lock_duration=9, lock_renew_time=0.1)
     job = queue.add("n")
     gate.wait()
-    gevent.sleep(0.6)
-    assert locks.left(job.id) > 0
+    for _ in range(3):
+        before = locks.left(job.id)
+        eventually(lambda before=before: locks.left(job.id) > before)  # type: ignore[misc]
     gate.opened.set()
     ended(queue, job, "completed")
 
