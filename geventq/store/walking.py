@@ -24,6 +24,7 @@ LISTS: typing.Final = ("active", "waiting")
 
 PAGE: typing.Final = 10_000
 """Ids in one round trip."""
+_AT_ONCE: typing.Final = 3_000  # ids of each place that are looked at in one moment
 
 #: Where jobs are that have not ended, as `unfinished.lua` answers, with the keys' names.
 _PLACES: typing.Final = (
@@ -49,7 +50,7 @@ def id_pages(
 
 
 def unfinished_pages(
-    client: Client, keys: QueueKeys, size: int = PAGE
+    client: Client, keys: QueueKeys, size: int = _AT_ONCE
 ) -> typing.Iterator[tuple[str, list[str]]]:
     """States, and ids of jobs in them, of all jobs that have not ended; each id comes once, those
     that ran at the first look last.

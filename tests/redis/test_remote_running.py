@@ -348,6 +348,24 @@ def test_a_hint_that_comes_before_the_answer_to_the_take(
         eventually(lambda: not engine.hearing._kept)
 
 
+def test_a_hint_that_came_before_a_take_began_is_nothing_to_its_jobs(
+    queue: Queue, make: Make, obedient: Obedient, redis_client: redis.Redis
+) -> None:
+    """5.3: it is kept for another take, whose answer has not come."""
+    worker = make(obedient.process)
+    listens(worker)
+    hearing = engine_of(worker).hearing
+    hearing.take_begins(10**9)
+    redis_client.publish("bullmq:cancel", json.dumps({"queue": "q", "jobId": "later"}))
+    eventually(lambda: hearing._kept)
+    queue.add("n", job_id="later")
+    eventually(lambda: obedient.begun == ["later"])
+    assert not obedient.tokens[0].cancelled
+    hearing.take_is_over(10**9)
+    obedient.go.set()
+    eventually(lambda: queue.get_job_state("later") == "completed")
+
+
 def test_recorded_only_reads_the_record_first(
     queue: Queue, make: Make, obedient: Obedient, redis_client: redis.Redis, prefix: str
 ) -> None:
