@@ -143,6 +143,7 @@ class ManualJobs:
             overseer=self,
         )
         self._lost: set[str] = set()  # lock tokens of takes whose answer was lost
+        self._due_ms = 0  # of the next delayed job, as the last take was told (0: there is none)
         self._is_closed = False
         self._news_of: weakref.WeakKeyDictionary[object, _News] = weakref.WeakKeyDictionary()
         self._handed_out: weakref.WeakSet[_Held] = weakref.WeakSet()
@@ -167,7 +168,9 @@ class ManualJobs:
                 if job is not None or left <= 0:
                     return job
                 timeout = _LAST_LOOK
-                news.wait(left)
+                # Also without a marker: one may have been popped that never arrived here.
+                due = self._due_ms / 1000 - clock.wall() if self._due_ms > 0 else left
+                news.wait(min(left, due))
             except RedisUnavailableError:
                 left = deadline - clock.monotonic()
                 if left <= 0:
@@ -260,6 +263,7 @@ class ManualJobs:
                     reply.jobs[0], _Held, Take(sent_at, reply.taken_ms, requests=reply.requests)
                 )
             if not reply.broken:
+                self._due_ms = reply.next_ms
                 return None
 
     def _take_again(self, lock_token: str, timeout: float | None) -> _Held | None:

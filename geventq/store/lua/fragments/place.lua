@@ -13,12 +13,12 @@ local function wake_unless_blocked(keys)
   end
 end
 
--- Tell idle workers when the head of delayed is due (also while paused: wire-format 7 b).  Whether
--- there is one.
-local function mark_next_delayed(keys)
+-- Tell idle workers when the head of delayed is due (also while paused: wire-format 7 b), by the
+-- marker `1` unless another one is given.  Whether there is one.
+local function mark_next_delayed(keys, member)
   local head = redis.call('ZRANGE', keys.delayed, 0, 0, 'WITHSCORES')
   if head[2] then
-    redis.call('ZADD', keys.marker, tonumber(head[2]) / DELAY_STEP, '1')
+    redis.call('ZADD', keys.marker, tonumber(head[2]) / DELAY_STEP, member or '1')
   end
   return head[2] ~= nil
 end
