@@ -152,6 +152,10 @@ class Connection:
                 if not data:
                     raise unavailable(f"Redis at {self.address} closed the connection", True)
                 reader.feed(data)
+            if isinstance(answer, hiredis.HiredisError):
+                outage = self._judged(answer, None)
+                if outage is not None:
+                    raise self._refusal(outage)
             return answer
 
     @contextlib.contextmanager

@@ -166,5 +166,6 @@ class IdleWait(Background):
             try:
                 self._put_back()
             except GeventqError as error:
-                self._tell("error", error)
+                if self._outage.failed(error):
+                    self._tell("error", error)
         self._connection.close()

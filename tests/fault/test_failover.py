@@ -14,6 +14,7 @@ import gevent.socket
 import pytest
 
 from geventq import GeventqError, Queue, QueueEvents, RedisUnavailableError, Worker
+from geventq.store.channels import Channels
 from geventq.store.client import Client
 from geventq.store.endpoint import Endpoint
 from tests.support.proxy import Proxy
@@ -176,6 +177,20 @@ def test_every_call_judges_an_outage_alike(text: str, connections: int) -> None:
             client.close()
 
 
+@pytest.mark.parametrize("text", ["LOADING x", "MASTERDOWN x", "BUSY x", "READONLY x"])
+def test_who_listens_judges_an_outage_likewise(text: str) -> None:
+    """3.7: a user who may not hear a channel is another matter, and asks again much later."""
+    with Answering(f"-{text}\r\n".encode()) as server:
+        client = Client(Endpoint.of(server.url))
+        channels = Channels(client, ["one", "two"])
+        try:
+            with pytest.raises(RedisUnavailableError, match="refuses for now"):
+                channels.subscribe()
+        finally:
+            channels.close()
+            client.close()
+
+
 @pytest.mark.parametrize("text", ["WRONGTYPE x", "NOPERM x", "ERR unknown command"])
 def test_a_refusal_is_none(text: str) -> None:
     """3.7: the server serves, and the connection stays."""
@@ -211,3 +226,45 @@ def test_an_outage_is_told_once_whatever_it_is(
     assert len([one for one in caplog.records if "failed, trying again" in one.message]) == 1
     assert len(errors) <= 4
     assert all(isinstance(error, RedisUnavailableError) for error in errors)
+
+
+@pytest.mark.parametrize("key", ["meta", "events", "wait", "delayed", "completed", "marker"])
+def test_a_foreign_key_is_told_once_and_asked_about_ever_less(
+    own_server: Server, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """3.7: what may have been taken is looked for after each failure; that this works says
+    nothing of the call that fails."""
+    errors: list[BaseException] = []
+    with own_server.client() as client, Worker("q", lambda job: None, own_server.url) as worker:
+        worker.on("error", errors.append)
+        with Queue("q", own_server.url) as queue:
+            assert queue.add("n").wait_until_finished(20) is None
+            client.delete(f"bull:q:{key}")
+            client.set(f"bull:q:{key}", "foreign")
+            before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+            worker.resume()  # so that it looks
+            eventually(lambda: errors)
+            gevent.sleep(3)  # some tries more
+            after = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+            client.delete(f"bull:q:{key}")
+            assert queue.add("n").wait_until_finished(20) is None
+    assert len([one for one in caplog.records if "failed, trying again" in one.message]) <= 4
+    assert len(errors) <= 4
+    assert after - before < 100
+
+
+def test_an_outage_that_was_told_is_not_told_again_at_the_close(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """3.7: who idles owes the queue a marker at its end, and cannot put it back."""
+    errors: list[BaseException] = []
+    worker = Worker("q", lambda job: None, own_server.url, skip_stalled_check=True)
+    worker.on("error", errors.append)
+    with worker:
+        with own_server.client() as client:
+            eventually(lambda: any("b" in one["flags"] for one in client.client_list()))
+        own_server.kill()
+        eventually(lambda: "waiting for jobs of queue q failed" in caplog.text)
+        eventually(lambda: "hearing of requests to cancel of queue q failed" in caplog.text)
+        eventually(lambda: len(errors) == 2)
+    assert len(errors) == 2
