@@ -35,7 +35,7 @@ from geventq.checks import (
 from geventq.errors import RedisUnavailableError
 from geventq.job import STATES, Job
 from geventq.job_options import DEFAULTS, JobOptions
-from geventq.large import encode_in_turns
+from geventq.large import encode_in_turns, in_turns
 from geventq.options import LEFT_OUT, MAX_PRIORITY, JobSpec, check_default_options, job_options
 from geventq.signatures import takes
 from geventq.store.endpoint import Endpoint
@@ -161,7 +161,7 @@ class Queue:
         """
         checked: list[NewJob] = []
         size = 0
-        for spec in check_iterable("specs", specs):
+        for spec in in_turns(check_iterable("specs", specs), 1):
             if not isinstance(spec, JobSpec):
                 raise TypeError(f"specs: a JobSpec is needed, got {show(spec)}")
             # At once: whoever makes them one by one may use his dicts again.

@@ -16,9 +16,11 @@ from geventq import clock
 from geventq.errors import GeventqError, LockLostError, RedisUnavailableError
 from geventq.foreign import number_in
 from geventq.job import STATES, Job, Life
+from geventq.large import in_turns
 from geventq.options import StoredOptions
 from geventq.record import record_of
-from geventq.store.client import Argument, Client, pack
+from geventq.store.client import Argument, Client
+from geventq.store.connection import Answer
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
 from geventq.store.walking import LISTS, id_pages, unfinished_pages
@@ -34,7 +36,7 @@ __all__ = ["NewJob", "QueueStore"]
 
 NewJob = tuple[str, bytes, StoredOptions]  # name, data, options
 
-_PAGE: typing.Final = 1000  # hashes read in one round trip
+_PAGE: typing.Final = 1000  # hashes or rows read in one round trip: it is counted in bytes, too
 
 log = logging.getLogger("geventq")
 
@@ -69,7 +71,7 @@ class QueueStore:
         stored."""
         now_ms = clock.wall_ms()
         args: list[Argument] = []
-        for name, data, options in jobs:
+        for name, data, options in in_turns(jobs):
             args += (options.job_id, name, data, options.text, options.rare)
         again = all(options.job_id for _, _, options in jobs)
         first, last, *answers = self._send_add(now_ms, args, again)
@@ -78,7 +80,7 @@ class QueueStore:
             Job(self, answer.decode(), _fields(new, now), added=added)
             if type(answer) is bytes
             else self._known(*answer)
-            for answer, new in zip(answers, jobs, strict=True)
+            for answer, new in in_turns(zip(answers, jobs, strict=True))
         ]
 
     def _send_add(self, now_ms: int, args: list[Argument], again: bool) -> list[typing.Any]:
@@ -146,11 +148,9 @@ class QueueStore:
             return ("LRANGE", key, first, last)
         return ("ZRANGE" if ascending else "ZREVRANGE", key, start, end)
 
-    def _read_all(self, ids: typing.Sequence[str]) -> list[Job]:
-        payload = b"".join([pack(("HGETALL", self.keys.base + job_id)) for job_id in ids])
-        replies = self._client.call(payload, len(ids), again=True)
+    def _jobs_in(self, ids: typing.Sequence[str], hashes: typing.Sequence[Answer]) -> list[Job]:
         jobs = []
-        for job_id, flat in zip(ids, replies, strict=True):
+        for job_id, flat in zip(ids, hashes, strict=False):  # there may have been room for some
             if isinstance(flat, list) and flat:
                 pairs = iter(flat)
                 jobs.append(Job(self, job_id, dict(zip(pairs, pairs, strict=True))))
@@ -223,7 +223,10 @@ class QueueStore:
 
     def logs(self, job_id: str) -> list[str]:
         """The rows of the job's log, oldest first."""
-        rows = self._client.execute("LRANGE", self.keys.of_job(job_id).logs, 0, -1, again=True)
+        script, keys = load("get_logs"), self.keys.of_job(job_id)
+        rows: list[bytes] = []
+        while some := self._client.script(script, keys, [len(rows), _PAGE], again=True):
+            rows += some
         return [row.decode("utf-8", "replace") for row in rows]
 
     def clear_logs(self, job_id: str, keep: int) -> None:
@@ -314,8 +317,12 @@ class QueueStore:
         return list(self._each(ids))
 
     def _each(self, ids: typing.Sequence[str]) -> typing.Iterator[Job]:
-        for first in range(0, len(ids), _PAGE):
-            yield from self._read_all(ids[first : first + _PAGE])
+        first = 0
+        while first < len(ids):
+            page = ids[first : first + _PAGE]
+            hashes = self._client.script(load("get_jobs"), self.keys, page, again=True)
+            yield from self._jobs_in(page, hashes)
+            first += len(hashes)
 
     def extend_lock(self, job_id: str, lock_token: str, duration: int) -> None:
         code = self._client.script(

@@ -37,7 +37,10 @@ from tests.support.waiting import eventually
 #: Scripts that store what a user sends: they have to be refused.
 REFUSED: typing.Final = {"add", "log", "update_data", "update_progress"}
 #: Scripts that write nothing.
-READING: typing.Final = {"counts", "get_end", "get_state", "members", "read_events", "unfinished"}
+READING: typing.Final = {
+    *("counts", "get_end", "get_jobs", "get_logs", "get_state", "members", "read_events"),
+    "unfinished",
+}
 
 met: typing.Final[set[str]] = set()  # scripts that were called while the memory was full
 

@@ -213,23 +213,61 @@ def test_a_job_that_is_larger_than_a_call_is_taken(
     assert max(taken for _, taken in sizes) < 3_000_000 + MEGABYTE
 
 
-def test_ends_are_asked_for_in_calls_that_are_counted_in_bytes(
-    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of many jobs, those that are kept and those of which only the events tell."""
-    answers: list[int] = []
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each call's answers."""
     original = Client.call
+    sizes: list[int] = []
 
     def call(self: Client, *args: typing.Any, **options: typing.Any) -> typing.Any:
         answer = original(self, *args, **options)
-        answers.append(_size(answer))
+        sizes.append(_size(answer))
         return answer
 
+    monkeypatch.setattr(Client, "call", call)
+    return sizes
+
+
+def test_adding_very_many_jobs_leaves_the_hub_its_turns(queue: Queue) -> None:
+    """3.1: each of them is small, and all of them take long to write, and to answer."""
+    specs = [JobSpec("n", {"text": "x" * 300}, {"delay": 3600}) for _ in range(50_000)]
+    at_best(lambda: longest_gap(lambda: queue.add_bulk(specs)), lambda gap: gap < 0.3)
+
+
+@pytest.mark.parametrize("how", ["a page", "chosen by their names", "a log"])
+def test_what_is_read_at_once_is_counted_in_bytes(
+    queue: Queue, answers: list[int], how: str
+) -> None:
+    """3.1: a thousand jobs of some megabytes would hold up the server, and everybody's renewals,
+    and take it gigabytes of memory."""
+    text = "x" * (MEGABYTE // 2)
+    if how == "a log":
+        job = queue.add("n")
+        for number in range(20):
+            job.log(f"{number}{text}")
+    else:
+        for number in range(20):
+            queue.add("n", {"number": number, "text": text}, delay=number + 3600)
+    answers.clear()
+    if how == "a page":
+        found = [job.data["number"] for job in queue.get_delayed()]
+    elif how == "a log":
+        found = [int(row.rstrip("x")) for row in queue.get_job_logs(job.id)]
+    else:
+        found = [int(one.job_id) - 1 for one in queue.cancel_jobs(name="n", dry_run=True)]
+    assert sorted(found) == list(range(20))
+    assert max(answers) < 3 * MEGABYTE
+
+
+def test_ends_are_asked_for_in_calls_that_are_counted_in_bytes(
+    queue: Queue, make: Make, answers: list[int]
+) -> None:
+    """Of many jobs, those that are kept and those of which only the events tell."""
     kept = [queue.add("n", number) for number in range(12)]
     gone = [queue.add("n", number, remove_on_complete=True) for number in range(12)]
     told = Told(make(lambda job: str(job.data) + "x" * (MEGABYTE // 2), concurrency=24))
     eventually(lambda: len(told.args("completed")) == 24)
-    monkeypatch.setattr(Client, "call", call)
+    answers.clear()
     waits = [gevent.spawn(job.wait_until_finished, 20) for job in [*kept, *gone]]
     waiters = {job.id: Waiter(Life(None)) for job in kept}
     with queue._store.ends_of_jobs().listening(waiters):

@@ -24,7 +24,7 @@ _READS: typing.Final = (
     "exists hget hgetall hmget hexists llen lpos lrange mget "
     "xread xrevrange zcard zcount zrange zrevrange zrevrank zscore"
 )
-_READING: typing.Final = "counts get_state get_end read_events"
+_READING: typing.Final = "counts get_state get_end get_jobs get_logs read_events"
 
 
 @dataclasses.dataclass(frozen=True)
