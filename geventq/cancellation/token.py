@@ -258,12 +258,13 @@ class CancellationToken(scope.TokenState):
 
         When the processor has ended it is killed and joined, before the outcome is sent; a kill
         of the job takes it along.  It sees a copy of the caller's `contextvars`, but not its
-        thread-locals.  Raises `GeventqError` when the job has ended.
+        thread-locals.  ``sys.exit()`` in it is its failure, a `GeventqError`.  Raises
+        `GeventqError` when the job has ended.
         """
         scope.need_own_thread(self, "spawn")
         if scope.has_ended(self):
             raise GeventqError("the job of this token has ended: nothing can be spawned for it")
-        helper = Greenlet(fn, *args, **kwargs)
+        helper = Greenlet(_help(fn), *args, **kwargs)
         helper.name = "geventq-helper"
         helper.gr_context = contextvars.copy_context()
         run = scope.run_of(scope.root_of(self))
@@ -313,3 +314,15 @@ class CancellationToken(scope.TokenState):
 def _seconds(timeout: Seconds | None) -> float | None:
     """For gevent, which takes what it knows as it likes."""
     return timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout
+
+
+def _help(fn: typing.Callable[P, T]) -> typing.Callable[P, T]:
+    """What a helper runs."""
+
+    def help_(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return fn(*args, **kwargs)
+        except SystemExit as error:  # out of a greenlet it would end the process (2.6)
+            raise GeventqError(f"a helper of the job called sys.exit({error.code!r})") from error
+
+    return help_

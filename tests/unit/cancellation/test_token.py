@@ -228,6 +228,14 @@ def test_run_and_spawn_see_a_copy_of_the_callers_context() -> None:
     VARIABLE.set("none")
 
 
+def test_sys_exit_in_a_helper_ends_the_helper_alone() -> None:
+    """2.6: out of a greenlet it would be raised in the main one, and end the process."""
+    helper = CancellationToken().spawn(exit, 3)
+    with pytest.raises(GeventqError, match=r"sys\.exit\(3\)"):
+        helper.get()
+    gevent.sleep(0.01)  # where it would be thrown
+
+
 @pytest.mark.slow
 def test_a_call_that_swallows_the_kill_is_stuck() -> None:
     """2.13: as in 2.10; and `JobCancelled` is not raised before it has ended."""
