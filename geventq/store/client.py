@@ -220,10 +220,12 @@ class Client:
         if connection is not None:
             try:
                 return self._call_on(connection, pool, payload, count, limit)
-            except RedisUnavailableError:
-                if not connection.is_forsaken:
+            except RedisUnavailableError as error:
+                stays = not connection.closed  # the server is the right one, and refuses
+                if stays or error.may_be_done or clock.monotonic() >= deadline:
                     raise
-                # Nothing was done, and behind the address there may be another server by now.
+                # Nothing was done, and behind the address there may be another server by now, or
+                # this one again.
                 pool.close()
                 if self._server is not None:
                     self._server.forsake_idle()

@@ -97,14 +97,16 @@ class Connection:
         """Send `payload` (packed commands) and return its `count` replies.  Yields to the hub.
 
         Replies that refuse stay in the list as `hiredis.ReplyError`.  Raises
-        `RedisUnavailableError`: for a reply that tells of an outage, and, with
-        ``may_be_done = True``, when the connection broke or no byte moved for `limit` seconds.
+        `RedisUnavailableError`: for a reply that tells of an outage, and when the connection broke
+        or no byte moved for `limit` seconds, with ``may_be_done = True`` where `payload` was sent:
+        of a command that it has not read to its end a server does nothing.
         """
         self._busy = True  # before the look at the socket: `close` does the two the other way
         sock = self._sock
         if sock is None:
             raise self._is_closed()
         whole = False
+        may_be_done = count > 1  # some of several commands
         try:
             self._set_limit(sock, limit)
             try:
@@ -115,6 +117,7 @@ class Connection:
             except OSError:
                 self._hear_last_words(sock)
                 raise
+            may_be_done = True
             answers, outage = self._receive(sock, count)
             whole = not self.is_forsaken
             if outage is not None:
@@ -123,7 +126,7 @@ class Connection:
         except (OSError, hiredis.ProtocolError) as error:
             if isinstance(error, RedisUnavailableError):
                 raise
-            raise self._broken(error) from error
+            raise self._broken(error, may_be_done) from error
         finally:
             self._busy = False
             if not whole or self._sock is None:  # also when the greenlet was killed in mid-call
@@ -180,8 +183,8 @@ class Connection:
     def _is_closed(self) -> RedisUnavailableError:
         return unavailable(f"the connection to Redis at {self.address} is closed", False)
 
-    def _broken(self, error: Exception) -> RedisUnavailableError:
-        return unavailable(f"Redis at {self.address}: {_plain(error)}", True)
+    def _broken(self, error: Exception, may_be_done: bool = True) -> RedisUnavailableError:
+        return unavailable(f"Redis at {self.address}: {_plain(error)}", may_be_done)
 
     def _set_limit(self, sock: gevent.socket.socket, limit: float) -> None:
         if limit != self._limit:

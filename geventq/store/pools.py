@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["Pool", "Server"]
 
-_IDLE_CHECK: typing.Final = 0.5  # seconds unused after which a connection is looked at before use
+_IDLE_CHECK: typing.Final = 0.02  # seconds unused after which a connection is looked at before use
 _IDLE: typing.Final = 3.0  # seconds unused after which it is closed, at the next look
 _LOOK: typing.Final = 1.0  # seconds between two looks
 

@@ -357,3 +357,39 @@ def test_those_who_look_for_one_name_share_a_look(
         errors = {type(call.exception) for call in calls}
         assert errors == {RedisUnavailableError}
         assert len(looks) < 10
+
+
+def test_a_connection_that_the_server_has_closed_costs_no_call(
+    own_server: Server, prefix: str
+) -> None:
+    """3.6: what was not sent was not done, so it is sent on another connection, whatever it is."""
+    with Queue("q", own_server.url, prefix) as queue, own_server.client() as client:
+        for number in range(5):
+            queue.add("n")
+            client.client_kill_filter(_type="normal", skipme=True)
+            assert queue.count() == number + 1
+            client.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_a_connection_that_was_closed_a_moment_ago_is_not_used(proxy: Proxy, prefix: str) -> None:
+    """3.6: over TCP a first sending still succeeds then, and an add without an id would fail."""
+    with Queue("q", proxy.url, prefix) as queue:
+        for _ in range(5):
+            queue.add("n")
+            proxy.cut()
+            gevent.sleep(0.05)
+        assert queue.count() == 5
+
+
+def test_what_was_not_sent_to_its_end_was_not_done(own_server: Server, prefix: str) -> None:
+    """3.6: a server that hangs while a large job is sent to it has not read its command."""
+    with Queue("q", own_server.url, prefix, timeout=1.0) as queue:
+        queue.add("n")
+        own_server.pause()
+        try:
+            with pytest.raises(RedisUnavailableError) as caught:
+                queue.add("n", "x" * 30_000_000)
+        finally:
+            own_server.resume()
+        assert not caught.value.may_be_done
+        assert queue.count() == 1
