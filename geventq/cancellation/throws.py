@@ -128,12 +128,16 @@ def _runs_its_target(frame: types.FrameType | None) -> bool:
 
 
 class Limit:
-    """A time limit on the current greenlet: throws `error` there, but not into an import."""
+    """A time limit on the current greenlet: throws `error` there, but not into an import; with
+    `again` once more each time that so many seconds have passed, for what swallows it."""
 
-    __slots__ = ("_error", "_greenlet", "_seconds", "_timer", "passed")
+    __slots__ = ("_again", "_error", "_greenlet", "_seconds", "_timer", "passed")
 
-    def __init__(self, seconds: float, error: BaseException | None = None) -> None:
+    def __init__(
+        self, seconds: float, error: BaseException | None = None, *, again: bool = False
+    ) -> None:
         """`error` is a new `GreenletExit` unless given."""
+        self._again = again
         self.passed = False  # and the throw was made
         self._seconds = seconds
         self._error = error
@@ -154,6 +158,8 @@ class Limit:
             self._arm(held.LOOK)
             return
         self.passed = True
+        if self._again:
+            self._arm(self._seconds)
         self._greenlet.throw(GreenletExit() if self._error is None else self._error)
 
     def _arm(self, seconds: float) -> None:

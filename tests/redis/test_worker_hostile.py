@@ -15,7 +15,7 @@ import redis
 from geventq import GeventqError, Job, JobSpec, Queue, Worker
 from tests.conftest import Make
 from tests.support.servers import Server
-from tests.support.told import Told
+from tests.support.told import Told, ended
 from tests.support.waiting import eventually
 
 
@@ -257,6 +257,36 @@ def test_a_back_off_strategy_that_hangs_holds_up_no_close(
     with gevent.Timeout(20):
         worker.close(0)
     assert queue.get_job_state(job.id) == "failed"
+
+
+def test_an_error_whose_text_hangs_holds_up_no_close(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.1: a text that is read from a database, say; likewise.  Each attempt is told, and the
+    other slots' jobs go on."""
+    monkeypatch.setattr("geventq.worker.run.outcome.TEXT_LIMIT", 0.1)
+    asked = gevent.event.Event()
+
+    class HangingError(Exception):
+        def __str__(self) -> str:
+            asked.set()
+            gevent.event.Event().wait()
+            return ""
+
+    def process(job: Job) -> None:
+        try:
+            raise HangingError
+        except HangingError as error:
+            raise HangingError from error
+
+    worker = make(process)
+    job = queue.add("n")
+    asked.wait()
+    with gevent.Timeout(20):
+        worker.close(0)
+    failed = ended(queue, job, "failed")
+    assert failed.failed_reason == "HangingError (its text failed: Timeout)"
+    assert failed.stacktrace[0].count("HangingError: <exception str() failed>") == 2
 
 
 @pytest.mark.parametrize("kind", ["shutdown", "lock_lost"])

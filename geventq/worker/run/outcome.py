@@ -55,6 +55,8 @@ _EVENTS: typing.Final = {
 
 #: Seconds that a back-off strategy may take: nothing can cancel it, and `close` waits for it.
 STRATEGY_LIMIT = 10.0
+#: The same for an error's text, and for its trace, in which it stands again.
+TEXT_LIMIT = 5.0
 #: Bytes of JSON that a result may have.
 LARGEST: typing.Final = 128 * 2**20
 
@@ -180,9 +182,9 @@ def completion(
     return Outcome(COMPLETE, ended_ms, value, execution.attempts_made + 1, more, result=result)
 
 
-def _limit() -> Limit:
-    """On a back-off strategy; not thrown into its imports (2.9)."""
-    return Limit(STRATEGY_LIMIT, gevent.Timeout(STRATEGY_LIMIT))
+def _limit(seconds: float) -> Limit:
+    """On the user's code after his processor; not thrown into its imports (2.9)."""
+    return Limit(seconds, gevent.Timeout(seconds), again=True)
 
 
 def failure(
@@ -205,7 +207,7 @@ def failure(
     final = final or isinstance(error, UnrecoverableError) or execution.job.discarded
     if not final and attempts_made < policy.attempts and not execution.started_too_often():
         try:
-            with _limit() if strategies else contextlib.nullcontext():
+            with _limit(STRATEGY_LIMIT) if strategies else contextlib.nullcontext():
                 delay = backoff.next_delay(
                     execution.job.wire_options, attempts_made, error, execution.job, strategies
                 )
@@ -214,7 +216,8 @@ def failure(
             error = broken
     stack = json.dumps([text])
     if not is_plain:
-        stack = kept_traces(execution.job.stacktrace, error, policy.stack_limit)
+        with _limit(TEXT_LIMIT):
+            stack = kept_traces(execution.job.stacktrace, error, policy.stack_limit)
     more: dict[str, typing.Any] = {"stack": stack}
     if delay is None:
         if policy.keep_failed is not None:
@@ -260,9 +263,10 @@ def lost(ended_ms: int, request: Cancellation) -> Outcome:
 
 
 def printable(error: BaseException) -> str:
-    """The failed reason: ``str(error)``, or the class name where that is empty or fails."""
+    """The failed reason: ``str(error)``, or the class name where that is empty, fails or hangs."""
     try:
-        text = str(error)
+        with _limit(TEXT_LIMIT):
+            text = str(error)
     except BaseException as broken:  # noqa: BLE001 (a user's __str__)
         text = f"{type(error).__name__} (its text failed: {type(broken).__name__})"
     return printable_text(text) or type(error).__name__
