@@ -123,6 +123,24 @@ def test_a_subscription_that_is_cut(
         eventually(lambda: held.stopped == ["while it was cut", "again"])
 
 
+def test_a_subscription_that_comes_about_no_more(
+    queue: Queue, proxy: Proxy, prefix: str, held: Held
+) -> None:
+    """5.2: all other calls are answered; so each second it looks at the records by one of them."""
+    with Worker("q", held.process, proxy.url, prefix, lock_duration=600) as worker:
+        listens(worker)
+        job = queue.add("n")
+        eventually(lambda: held.begun)
+        for _ in range(100):
+            proxy.lose_next(is_subscribe)
+        proxy.cut()
+        eventually(lambda: not engine_of(worker).subscription.is_up)
+        assert queue.cancel_job(job.id, "by a look")
+        eventually(lambda: held.stopped == ["by a look"])
+        assert not engine_of(worker).subscription.is_up
+        proxy.remove_traps()
+
+
 @pytest.mark.slow
 def test_a_link_that_is_dead_without_being_closed(
     queue: Queue, proxy: Proxy, prefix: str, held: Held

@@ -9,10 +9,11 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, GeventqError, Job, JobSpec, Queue
+from geventq import CancellationToken, GeventqError, Job, JobSpec, Queue, Worker
 from geventq.worker.stages import Stages
 from tests.conftest import Make
-from tests.support.waiting import eventually
+from tests.support.locks import Locks
+from tests.support.waiting import eventually, never
 
 
 class Gate:
@@ -112,6 +113,40 @@ def test_with_retry_the_end_of_the_run_counts(queue: Queue, make: Make, gate: Ga
     (result,) = caller.get()
     assert result.status == "stopped"
     assert job.get_state() == "delayed"
+
+
+def test_with_retry_the_end_of_a_run_that_the_stream_does_not_tell_of_is_seen(
+    queue: Queue,
+    locks: Locks,
+    redis_client: redis.Redis,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """5.4: it was trimmed away; the job waits again, one attempt further."""
+    monkeypatch.setattr("geventq.store.job_ends._LOOK_EVERY", 0.1)
+    job = queue.add("n", attempts=3)
+    locks.leave_as_a_dead_worker_does(job.id)
+    caller = asked(queue, job.id, wait=60, retry=True)
+    redis_client.lmove(f"{prefix}:q:active", f"{prefix}:q:wait", "LEFT", "LEFT")
+    redis_client.hset(f"{prefix}:q:{job.id}", "atm", 1)
+    assert caller.get()[0].status == "stopped"
+
+
+def test_a_job_that_stalls_has_not_stopped_for_good(
+    queue: Queue, locks: Locks, redis_client: redis.Redis, prefix: str, redis_url: str
+) -> None:
+    """3.5, 5.4: back in wait it is still to be ended; only then the caller is answered."""
+    job = queue.add("n", attempts=3)
+    locks.leave_as_a_dead_worker_does(job.id)
+    caller = asked(queue, job.id, wait=60)
+    redis_client.sadd(f"{prefix}:q:stalled", job.id)
+    queue.pause()
+    with Worker("q", print, redis_url, prefix, stalled_interval=0.1):
+        eventually(lambda: job.get_state() == "waiting")
+        never(caller.ready, 0.2)
+        queue.resume()
+        assert caller.get()[0].status == "stopped"
+    assert job.get_state() == "failed"
 
 
 def test_at_the_time_out_it_says_how_far_it_has_come(queue: Queue, make: Make, gate: Gate) -> None:
