@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from tests.support.programs import Programs
+from tests.support.servers import server_binary
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow  # all together
@@ -31,7 +32,7 @@ COMMANDS = {
 
 
 class Server:
-    """A redis-server of the test's own, with a password, on a TCP port."""
+    """A server of the test's own, with a password, on a TCP port."""
 
     def __init__(self, directory: pathlib.Path, *options: str) -> None:
         self.directory = directory
@@ -42,9 +43,9 @@ class Server:
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         words = f"--port {self.port} --bind 127.0.0.1 --save --requirepass secret".split()
         words.insert(words.index("--save") + 1, "")
-        with open(directory / "redis.log", "wb") as log:
+        with open(directory / "server.log", "wb") as log:
             self.process = subprocess.Popen(
-                ["redis-server", *words, *options], cwd=directory, stdout=log, stderr=log
+                [server_binary(), *words, *options], cwd=directory, stdout=log, stderr=log
             )
         eventually(self._answers, timeout=60)
 
