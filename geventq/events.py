@@ -190,8 +190,7 @@ class QueueEvents:
     def _events(self, reader: EventReader) -> typing.Iterator[QueueEvent]:
         self._refuse_second_reader()
         self._is_read = True
-        server = None if self._client is None else self._client.address
-        outage = Outage("reading the events", self.name, self._stop, server)
+        outage = Outage("reading the events", self.name, self._stop, self._client)
         try:
             while not self._stop.is_set():
                 while self._unread:

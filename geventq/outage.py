@@ -30,22 +30,31 @@ log = logging.getLogger("geventq")
 _new_guard: typing.Final = gevent.monkey.get_original("_thread", "allocate_lock")
 
 
+class Served(typing.Protocol):
+    """Whoever calls a server, for all the loops of one owner: a `Client`."""
+
+    @property
+    def address(self) -> str:
+        """Where the server is, for people."""
+
+
 class Outage:
     """The failures of one loop since its last success.
 
     `failed` is told of every failure and says whether it is the first of this outage; `pause`
-    waits, longer each time, until `stop` is set; `over` ends the outage.  `server` is the address
-    of the Redis that the loop uses: while that cannot be used, all loops of the process that meet
-    it share one outage, of which the log tells the beginning and the end once.
+    waits, longer each time, until `stop` is set; `over` ends the outage.  `client` is what the loop
+    calls Redis by: while that server cannot be used, all loops of the process that meet it share
+    one outage, of which the log tells the beginning and the end once; and of the loops that share a
+    client, as those of a worker do, only the first hears that it is news.
     """
 
     def __init__(
-        self, what: str, queue: str | None, stop: gevent.event.Event, server: str | None = None
+        self, what: str, queue: str | None, stop: gevent.event.Event, client: Served | None = None
     ) -> None:
         self._what = what if queue is None else f"{what} of queue {queue}"
         self._extra = None if queue is None else {"queue": queue}
         self._stop = stop
-        self._server = server
+        self._client = client
         self._since: float | None = None
         self._level = logging.WARNING  # of what it tells: that of a shared outage is a detail
         self._shared: _ServerOutage | None = None
@@ -63,19 +72,19 @@ class Outage:
 
     def failed(self, error: BaseException) -> bool:
         """Note a failure; `True` for the first one, which is logged."""
-        is_first = self._since is None
-        is_shared = self._server is not None and isinstance(error, RedisUnavailableError)
-        if self._server is not None and is_shared:
-            self._shared = self._shared or _ServerOutage.of(self._server)
-            self._shared.met(self, f"{self._what}: {_plain(error)}")
+        is_first = is_news = self._since is None
+        is_shared = self._client is not None and isinstance(error, RedisUnavailableError)
+        if self._client is not None and is_shared:
+            self._shared = self._shared or _ServerOutage.of(self._client.address)
+            is_news = self._shared.met(self, self._client, f"{self._what}: {_plain(error)}")
         if is_first:
             self._since = clock.monotonic()
             self._level = logging.DEBUG if is_shared else logging.WARNING
             text = "%s failed, trying again: %s"
             log.log(self._level, text, self._what, _plain(error), extra=self._extra)
-            if isinstance(error, RedisUnavailableError):
-                error.was_logged = True
-        return is_first
+        if isinstance(error, RedisUnavailableError):
+            error.was_logged = True
+        return is_news
 
     def pause(self, at_most: float = _LONGEST) -> None:
         """Wait before the next try: 50 ms, doubling up to 2 s, with jitter.  Yields."""
@@ -110,6 +119,7 @@ class _ServerOutage:
         self._works = False  # for one of those that had met it
         self._met_late: weakref.WeakSet[Outage] = weakref.WeakSet()
         self._met_by: weakref.WeakSet[Outage] = weakref.WeakSet()
+        self._heard_by: weakref.WeakSet[Served] = weakref.WeakSet()  # for whom it is no news
         self._guard = _new_guard()  # nobody holds it while the hub turns
 
     @classmethod
@@ -117,12 +127,16 @@ class _ServerOutage:
         """That of this process: a forked child tells anew."""
         return cls._known.setdefault((os.getpid(), server), cls(server))
 
-    def met(self, outage: Outage, how: str) -> None:
-        """A loop has failed by it."""
+    def met(self, outage: Outage, client: Served, how: str) -> bool:
+        """A loop has failed by it; whether that is news for those who share its client."""
         with self._guard:
             begins = self._begins(outage)
+            is_news = self._since is not None and client not in self._heard_by
+            if is_news:
+                self._heard_by.add(client)
         if begins:
             log.warning("Redis at %s failed, trying again: %s", self._server, how)
+        return is_news
 
     def _begins(self, outage: Outage) -> bool:
         if self._since is not None and self._is_shared():
@@ -135,6 +149,7 @@ class _ServerOutage:
         self._met_by |= self._met_late
         self._met_by.add(outage)
         self._met_late.clear()
+        self._heard_by.clear()
         self._since, self._works = now, False
         return True
 

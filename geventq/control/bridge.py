@@ -204,9 +204,7 @@ class _Ear:
         self._channels = Channels(self.client, (channel,))
         self._heard = heard
         self._stop = gevent.event.Event()
-        self._outage = Outage(
-            f"the bridge of channel {channel}", None, self._stop, self.client.address
-        )
+        self._outage = Outage(f"the bridge of channel {channel}", None, self._stop, self.client)
         self.task = Guarded(self._listen, f"bridge-{channel}", self._outage)
         self.task.start()
 

@@ -236,7 +236,7 @@ class _Reader:
         self._events = EventReader(self._follower, after)
         self._left = gevent.event.Event()  # nobody waits any more
         self._look_at = 0.0 if after is None else clock.monotonic() + _LOOK_EVERY
-        self._outage = Outage("waiting for ends of jobs", keys.name, self._left, client.address)
+        self._outage = Outage("waiting for ends of jobs", keys.name, self._left, client)
         self._task = Guarded(self._read_all, f"ends-{keys.name}", self._outage)
         self._task.start()
 

@@ -35,7 +35,7 @@ class Background(abc.ABC):
     def __init__(self, name: str, what: str, queue: str, tell: Tell, client: Client) -> None:
         self._tell = tell
         self._stop = gevent.event.Event()
-        self._outage = Outage(what, queue, self._stop, client.address)
+        self._outage = Outage(what, queue, self._stop, client)
         self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell_error)
         self._has_begun = False
 

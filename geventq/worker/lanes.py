@@ -99,7 +99,7 @@ class Lanes:
         self._stopping = False
         self._stop = gevent.event.Event()
         self._life = calls.lock_life
-        self._outage = Outage("taking and settling jobs", queue_name, self._stop, calls.address)
+        self._outage = Outage("taking and settling jobs", queue_name, self._stop, calls.client)
         self.has_answer = False  # the server has answered, ever
         self.asked = 0  # jobs asked for by calls under way
         self.hungry = False  # there may be jobs to take

@@ -79,8 +79,9 @@ class WorkerEvents(typing.Protocol):
         """The job had lost its worker, and is back in its queue or failed."""
 
     def error(self, error: BaseException) -> object:
-        """Something went wrong that is no job's failure: an outage (told once), a listener that
-        raised.  Goes to the logger ``geventq`` where nobody listens."""
+        """Something went wrong that is no job's failure: an outage (told once, whatever of the
+        worker meets it), a listener that raised.  Goes to the logger ``geventq`` where nobody
+        listens."""
 
     def ready(self) -> object:
         """The worker takes jobs."""

@@ -17,16 +17,29 @@ from tests.support.waiting import TurnedClock
 GONE: typing.Final = RedisUnavailableError("closed the connection")
 
 
+class Served:
+    """A client, as far as an outage knows it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
 class Loops:
-    """Loops of one process, which share a server that no other test has."""
+    """Loops of one process, which share a server that no other test has: each has its own client,
+    if none is given."""
 
     def __init__(self, server: str) -> None:
         self.server = server
         self.stops: dict[Outage, gevent.event.Event] = {}
+        self.clients: list[Served] = []
 
-    def __call__(self, what: str, server: str | None = "") -> Outage:
+    def client(self, more: str = "") -> Served:
+        self.clients.append(Served(self.server + more))
+        return self.clients[-1]
+
+    def __call__(self, what: str, client: Served | None = None) -> Outage:
         stop = gevent.event.Event()
-        outage = Outage(what, "q", stop, self.server if server == "" else server)
+        outage = Outage(what, "q", stop, client or self.client())
         self.stops[outage] = stop
         return outage
 
@@ -65,7 +78,7 @@ def clock(turned_clock: TurnedClock) -> TurnedClock:
 def test_loops_share_the_outage_of_their_server(
     loops: Loops, said: Said, clock: TurnedClock
 ) -> None:
-    """Each still knows its own first failure, for its `error` event."""
+    """It is news for each of their owners."""
     one, other = loops("a"), loops("b")
     assert [one.failed(GONE), one.failed(GONE), other.failed(GONE)] == [True, False, True]
     assert said() == [BEGINS]
@@ -74,6 +87,23 @@ def test_loops_share_the_outage_of_their_server(
     assert (one.is_under_way, other.is_under_way, said()) == (False, True, [])
     other.over()
     assert said() == [ENDS]
+
+
+def test_it_is_news_once_for_the_loops_of_one_client(
+    loops: Loops, said: Said, clock: TurnedClock
+) -> None:
+    """As those of a worker are, which tells its listeners of an outage."""
+    client = loops.client()
+    one, other = loops("a", client), loops("b", client)
+    assert [one.failed(GONE), other.failed(GONE), other.failed(GONE)] == [True, False, False]
+    assert loops("c").failed(GONE)
+    for loop in loops.stops:
+        loop.over()
+    clock.advance(_LATE)
+    assert [other.failed(GONE), one.failed(GONE)] == [True, False]
+    refusal = GeventqError("NOPERM")
+    one.over()
+    assert [one.failed(refusal), one.failed(refusal)] == [True, False]
 
 
 def test_the_error_that_was_told_by_another_is_not_told_again(loops: Loops) -> None:
@@ -98,7 +128,7 @@ def test_the_details_are_there_at_the_level_of_debug(
 
 def test_what_is_no_outage_of_the_server_is_each_loops_own(loops: Loops, said: Said) -> None:
     """A refusal, a defect, a loop that has no server."""
-    refused, elsewhere = loops("a"), loops("b", None)
+    refused, elsewhere = loops("a"), Outage("b", "q", gevent.event.Event())
     refused.failed(GeventqError("NOPERM"))
     elsewhere.failed(GONE)
     assert said() == [
@@ -112,7 +142,7 @@ def test_what_is_no_outage_of_the_server_is_each_loops_own(loops: Loops, said: S
 
 def test_two_servers_have_two_outages(loops: Loops, said: Said) -> None:
     loops("a").failed(GONE)
-    loops("b", loops.server + "2").failed(GONE)
+    loops("b", loops.client("2")).failed(GONE)
     assert len(said()) == 2
 
 
@@ -171,7 +201,7 @@ def test_who_finds_late_that_he_was_cut_off_tells_of_no_new_outage(
     one.over()
     assert said() == [BEGINS, ENDS]
     clock.advance(_LATE - 1)
-    assert late.failed(GONE)
+    assert not late.failed(GONE)
     late.over()
     assert said() == []
 
@@ -184,10 +214,10 @@ def test_a_new_outage_is_told(loops: Loops, said: Said, clock: TurnedClock, afte
     one.over()
     said()
     clock.advance(after)
-    other.failed(GONE)
-    one.failed(GONE)
+    news = [other.failed(GONE), one.failed(GONE)]
+    assert news == [after >= _LATE] * 2
     assert said() == ([] if after < _LATE else [BEGINS.replace("a of", "b of")])
-    one.failed(GONE)
+    assert one.failed(GONE) == (after < _LATE)
     assert said() == ([BEGINS] if after < _LATE else [])
     clock.advance(5)
     other.over()

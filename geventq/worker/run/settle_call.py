@@ -109,7 +109,7 @@ class SettleCall:
         self._client = client
         self._keys = keys
         self._lock_ms = str(round(lock_duration * 1000))
-        self.address = client.address
+        self.client = client
         #: Seconds from the sending of a take for which its locks are surely ours (3.3).
         self.lock_life = lock_duration * SAFETY
         self._worker_name = worker_name
