@@ -1,5 +1,5 @@
-"""What holds a throw back beside shields: imports, and the start of a library's thread
-(cancellation.md 2.9, 2.12).
+"""What holds a throw back beside shields: imports, a condition variable that takes its lock back,
+and the start of a library's thread (cancellation.md 2.9, 2.12).
 
 Looks at the frames of greenlets that wait.  No greenlets of its own; called in the hub, or in the
 greenlet that is asked about.
@@ -56,9 +56,11 @@ def held_until(greenlet: typing.Any) -> float | None:
 
     An exception thrown into an import leaves the module half-made for all later jobs, and for
     those that wait for the same module; thrown into the start of a library's thread, it leaves a
-    thread that the library does not know.  The cap counts from the first look.
+    thread that the library does not know.  Thrown where ``Condition.wait`` takes its lock back, it
+    lets the `with` around it release a lock that somebody else holds by then, who fails by that.
+    The cap counts from the first look.
     """
-    if not (_imports(greenlet) or _starts_for_others(greenlet)):
+    if not (is_inside(greenlet, _is_whole) or _starts_for_others(greenlet)):
         _seen.pop(greenlet, None)
         return None
     now = clock.monotonic()
@@ -83,8 +85,12 @@ def is_held(greenlet: typing.Any) -> bool:
             return False
 
 
-def _imports(greenlet: typing.Any) -> bool:
-    return is_inside(greenlet, lambda code: code.co_filename == _BOOTSTRAP)
+def _is_whole(code: types.CodeType) -> bool:
+    """Whether code has to come to its end: an import, or a condition that takes back a lock which
+    does not know who holds it."""
+    return code.co_filename == _BOOTSTRAP or (
+        code.co_name == "_acquire_restore" and code.co_filename == threading.__file__
+    )
 
 
 def _starts_for_others(greenlet: typing.Any) -> bool:

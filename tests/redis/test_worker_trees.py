@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import os
+import threading
 import typing
 
 import gevent
@@ -55,6 +56,51 @@ def test_a_kill_takes_the_jobs_greenlets_along(queue: Queue, make: Make) -> None
     eventually(lambda: told.of(other))
     assert "detached" not in ended
     gevent.killall(spared)
+
+
+@pytest.mark.patched
+@pytest.mark.parametrize("how", ["kill", "time limit", "timeout of a call"])
+def test_a_kill_lets_a_condition_take_its_lock_back(queue: Queue, make: Make, how: str) -> None:
+    """2.9: else the `with` of who was killed releases the lock that another job holds by then, and
+    that one fails."""
+    condition = threading.Condition(threading.Lock())
+    waiting, taken, go_on = gevent.event.Event(), gevent.event.Event(), gevent.event.Event()
+
+    def wait(job: Job, token: CancellationToken) -> None:
+        def until_told() -> None:
+            with condition:
+                waiting.set()
+                condition.wait()
+            gevent.sleep(60)
+
+        if how == "timeout of a call":
+            token.run(until_told, timeout=0.3)
+        else:
+            until_told()
+
+    def hold(job: Job) -> str:
+        with condition:
+            condition.notify()
+            taken.set()
+            go_on.wait()
+        return "held to the end"
+
+    worker = make({"wait": wait, "hold": hold}, concurrency=2, cancel_mode="hard")
+    told = Told(worker)
+    waiter = queue.add("wait", timeout=0.3 if how == "time limit" else None)
+    waiting.wait()
+    holder = queue.add("hold")
+    taken.wait()
+    if how == "kill":
+        assert worker.cancel_job(waiter.id, retry=False)
+    gevent.sleep(0.5)  # it is due by now, and held back
+    assert told.of(waiter) == []
+    go_on.set()
+    told.wait("failed")
+    eventually(lambda: told.of(holder))
+    assert told.of(holder) == ["completed"]
+    assert condition.acquire(blocking=False)
+    condition.release()
 
 
 def test_a_worker_that_a_job_started_does_not_die_with_it(
