@@ -24,6 +24,7 @@ _NONCE: typing.Final = re.compile(r"[0-9a-zA-Z-]{1,64}", re.ASCII)
 #: Kinds that concern a single worker, and are never recorded: the job would come back for ever.
 _OF_ONE_WORKER: typing.Final = ("shutdown", "lock_lost")
 _HUGE: typing.Final = 2**53 - 1
+_MOST: typing.Final = 8  # requests that are named in a record, and that stand in it
 
 
 class Record(typing.NamedTuple):
@@ -71,7 +72,7 @@ def record_of(
         "atm": attempts_made,
         "ts": timestamp_ms,
         "at": round(request.requested_at * 1000),
-        "nonces": nonces[-8:],
+        "nonces": nonces[-_MOST:],
     }
     return encode("reason", told)
 
@@ -114,9 +115,9 @@ def read_record(text: bytes) -> Record | None:
             None if grace == "mode" else bool(grace),
             _whole(told.get("atm")),
             _whole(told.get("ts")),
-            tuple(one if is_nonce(one) else UNREADABLE for one in nonces),
+            _nonces_in(list(nonces)),
             told.get("waits") is True,
-            tuple(str(one).encode() for one in told.get("signed") or ()),
+            tuple(str(one).encode() for one in list(told.get("signed") or ())[-_MOST:]),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -125,6 +126,11 @@ def read_record(text: bytes) -> Record | None:
 def is_nonce(value: object) -> typing.TypeGuard[str]:
     """Whether it can name a request: it becomes part of keys, and scripts have to read it."""
     return isinstance(value, str) and _NONCE.fullmatch(value) is not None
+
+
+def _nonces_in(nonces: list[object]) -> tuple[str, ...]:
+    read = tuple(one if is_nonce(one) else UNREADABLE for one in nonces[-_MOST:])
+    return read if len(nonces) <= _MOST else (UNREADABLE, *read)
 
 
 def _sent_by(value: object) -> str | None:

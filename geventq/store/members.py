@@ -71,15 +71,21 @@ class Members:
     def fresh(self, timeout: float | None = None) -> tuple[int, list[Member]]:
         """The server's time in milliseconds, and who is a member now."""
         base = self._keys.base
-        now, found = self._client.script(
-            load("members"), self._keys, (base, _STALE, _COUNTED), again=True, timeout=timeout
-        )
-        members = []
-        for worker_id, active_jobs, flat in found:
-            texts = [one.decode("utf-8", "replace") for one in flat]
-            told = dict(zip(texts[::2], texts[1::2], strict=True))
-            members.append(Member(worker_id.decode("utf-8", "replace"), active_jobs, told))
-        return int(now), members
+        last: bytes | str = ""
+        same = 0
+        members: dict[bytes, Member] = {}  # one may tell a heartbeat between two calls
+        while True:
+            args = (base, _STALE, _COUNTED, last, same)
+            now, found, last, same = self._client.script(
+                load("members"), self._keys, args, again=True, timeout=timeout
+            )
+            for worker_id, active_jobs, flat in found:
+                texts = [one.decode("utf-8", "replace") for one in flat]
+                told = dict(zip(texts[::2], texts[1::2], strict=True))
+                name = worker_id.decode("utf-8", "replace")
+                members[worker_id] = Member(name, active_jobs, told)
+            if not last:
+                return int(now), list(members.values())
 
     def publish(self, messages: typing.Mapping[str, bytes], timeout: float) -> set[str]:
         """Publish on each of these channels; those that somebody has heard."""

@@ -211,6 +211,22 @@ def test_a_record_that_another_program_has_broken_lets_its_job_end(
     assert repr(read.cancellation)
 
 
+@pytest.mark.parametrize("member", ["signed", "nonces", "x"])
+def test_a_record_that_another_program_has_made_long_holds_up_no_server(
+    queue: Queue, redis_client: redis.Redis, prefix: str, make: Make, member: str
+) -> None:
+    """4.2: what the script keeps of it it takes off the end, however much there is; it went through
+    all of it for each that it left out."""
+    worker = make(until_cancelled)
+    job = queue.add("long")
+    eventually(lambda: worker.active_jobs)
+    told = {**NOTHING, "reason": '"r"', "at": 1, "atm": 0, "ts": 0, "nonces": ["n"]}
+    told[member] = [f"n{number}" for number in range(50_000)]
+    redis_client.hset(f"{prefix}:q:{job.id}", "gqc", json.dumps(told))
+    assert queue.cancel_job(job.id, "enough", wait=5).status in ("stopped", "finished")
+    assert ended(queue, job, "failed").id == job.id
+
+
 @pytest.mark.parametrize("name", ["nonce", "by", "reason", "prefix"])
 def test_a_message_with_half_a_character_spoils_no_outcome(
     queue: Queue, redis_client: redis.Redis, prefix: str, make: Make, name: str

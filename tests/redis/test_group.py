@@ -133,6 +133,46 @@ def test_a_heartbeat_is_fresh_by_the_servers_clock(
         assert 0 < ttl <= 30_000
 
 
+def _scripts_run(client: redis.Redis) -> int:
+    stats = client.info("commandstats")
+    names = ("cmdstat_evalsha", "cmdstat_eval")
+    return sum(stats[name]["calls"] for name in names if name in stats)
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+def test_members_without_end_are_told_in_several_calls(
+    queue: Queue, group: WorkerGroup, redis_client: redis.Redis, prefix: str, apart: int
+) -> None:
+    """4.2: no call of a script goes through more than a thousand; none is missed, also of those
+    whose heartbeats came in one millisecond, and none told twice."""
+    soon = clock.wall_ms() + 60_000
+    ids = [f"w{number}" for number in range(2500)]
+    redis_client.zadd(
+        f"{prefix}:q:gq:workers", {one: soon + apart * (n // 700) for n, one in enumerate(ids)}
+    )
+    pipe = redis_client.pipeline(transaction=False)
+    for one in ids:
+        pipe.hset(f"{prefix}:q:gq:worker:{one}", mapping={"node": "n", "pid": "1"})
+    pipe.execute()
+    before = _scripts_run(redis_client)
+    found = group.members()
+    assert sorted(one.id for one in found) == sorted(ids)
+    assert _scripts_run(redis_client) - before >= 3
+
+
+def test_a_heartbeat_forgets_the_stale_ones_a_thousand_at_a_time(
+    group: WorkerGroup, redis_client: redis.Redis, prefix: str, make: Make
+) -> None:
+    """4.2: as many workers as there may have been."""
+    key = f"{prefix}:q:gq:workers"
+    redis_client.zadd(key, {f"w{number}": 1 for number in range(1500)})
+    worker = make(idle)
+    joined(group, worker)
+    assert redis_client.zcard(key) == 501
+    engine_of(worker).member.changed()
+    eventually(lambda: redis_client.zcard(key) == 1)
+
+
 def test_jobs_cost_no_heartbeat(
     queue: Queue, make: Make, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

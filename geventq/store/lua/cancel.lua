@@ -29,6 +29,7 @@
 --- include: keep
 --- include: remember
 --- include: remove
+--- include: record
 --- include: reserved
 --- include: scheduler
 
@@ -39,8 +40,10 @@ local text = ARGV[4]
 local forces, is_dry = string.find(ARGV[7], 'f') ~= nil, string.find(ARGV[7], 'd') ~= nil
 local FIRST, STRIDE = 9, 5
 local count = (#ARGV - FIRST + 1) / STRIDE
--- How many list elements one call looks at, some 20 ms; the jobs behind them are for the next.
+-- How many list elements and bytes of records one call looks at, some 20 ms; the jobs behind them are
+-- for the next.
 local BUDGET = 2000000
+local visited = 0 -- of these, at most
 -- A list that is not longer is filtered as a whole where many go.
 local FILTERED = 30000
 
@@ -70,9 +73,15 @@ local function look_at_all()
   redis.call('SCARD', keys.stalled)
 end
 
-local function read_json(json)
-  local read, value = pcall(cjson.decode, json)
-  return read and type(value) == 'table' and value or {}
+local NOTHING = {}
+
+-- What a record says; `text` is false where there is none.
+local function read_record(text)
+  if not text then
+    return NOTHING
+  end
+  visited = visited + #text
+  return record_in(text)
 end
 
 -- The server's clock in microseconds, as text; it stands still while a script runs.
@@ -97,8 +106,6 @@ local function needs_flows(job)
       job.key .. ':failed', job.key .. ':unsuccessful') > 0
 end
 
-local NOTHING = {}
-
 local function read_job(at)
   local job = { before = NOTHING, id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
@@ -122,7 +129,7 @@ local function read_job(at)
     job.status = 'changed'
   end
   job.timestamp, job.made = whole_in(job.timestamp), whole_in(job.made)
-  job.before = job.asked and read_json(job.asked) or NOTHING
+  job.before = read_record(job.asked)
   return job
 end
 
@@ -130,8 +137,6 @@ local SETS = {
   { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
   { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
 }
-local visited = 0 -- list elements, at most
-
 local function is_active(job)
   visited = visited + lengths.active
   return redis.call('LPOS', keys.active, job.id)
@@ -157,16 +162,16 @@ end
 local function first_answer(job)
   local answer = redis.call('HGET', keys.answers, job.id)
   if answer then
-    answer = read_json(answer)
+    answer = record_in(answer)
     return answer.status, answer.state
   end
   local state
-  local ended = job.ended and read_json(job.ended) or NOTHING
+  local ended = read_record(job.ended)
   if has(ended, request.nonce) then
-    state = ended.state or 'active' -- a worker's own record has none
+    state = type(ended.state) == 'string' and ended.state or 'active' -- a worker's own has none
   end
-  for _, pair in ipairs(job.answered and read_json(job.answered) or NOTHING) do
-    if type(pair) == 'table' and pair[1] == request.nonce then
+  for _, pair in ipairs(read_record(job.answered)) do
+    if type(pair) == 'table' and pair[1] == request.nonce and type(pair[2]) == 'string' then
       state = pair[2]
     end
   end
@@ -326,7 +331,7 @@ end
 
 -- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
 local function removal_policy(job)
-  local policy = read_json(job.opts or '{}').removeOnFail
+  local policy = record_in(job.opts).removeOnFail
   if policy == true then
     return { 0, -1, 0 }
   elseif type(policy) == 'number' then
@@ -443,7 +448,7 @@ local function shorter(one, other)
   return type(other) == 'number' and math.min(one, other) or one
 end
 
-local MOST_SIGNED = 8
+local MOST_SIGNED, MOST_NONCES = 8, 8
 local STRENGTH = { [true] = 3, [false] = 1 } -- of `hard`; null, the worker's mode, is between them
 
 -- Whether a signed request asks for all of the kill that another one asks for.
@@ -459,7 +464,7 @@ end
 local function spare(signed)
   local claims = {}
   for n, text in ipairs(signed) do
-    claims[n] = read_json(text)
+    claims[n] = record_in(text)
     if not is_believed(claims[n].key) then
       return n
     end
@@ -476,10 +481,7 @@ end
 
 -- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
 local function all_signed(before, job)
-  local signed = {}
-  for _, text in ipairs(type(before) == 'table' and before or {}) do
-    signed[#signed + 1] = type(text) == 'string' and text or nil
-  end
+  local signed = last_texts(before, MOST_SIGNED)
   signed[#signed + 1] = job.signed ~= '' and job.signed or nil
   while #signed > MOST_SIGNED do
     table.remove(signed, spare(signed))
@@ -500,14 +502,8 @@ merged = function(job)
     request.signed = nil
     return record, true
   end
-  local nonces = {}
-  for _, nonce in ipairs(type(before.nonces) == 'table' and before.nonces or NOTHING) do
-    nonces[#nonces + 1] = type(nonce) == 'string' and nonce or nil
-  end
+  local nonces = last_texts(before.nonces, MOST_NONCES - 1)
   nonces[#nonces + 1] = request.nonce
-  while #nonces > 8 do
-    table.remove(nonces, 1)
-  end
   local now = cjson.decode(record_for(job, nonces))
   local decides = is_stronger(request, before)
   local base, other = decides and now or before, decides and before or now

@@ -8,6 +8,7 @@
 --        4... fields and values of what it tells about itself
 -- Reply  the server's time in ms
 -- Events none
+--- include: bound
 --- include: types
 
 local wrong = wrong_type(keys)
@@ -16,8 +17,9 @@ if wrong then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local stale = redis.call('ZRANGE', keys.workers, '-inf', now - ARGV[2], 'BYSCORE', 'LIMIT', 0, MOST)
 -- First: a full Redis refuses ZADD as the first write.
-redis.call('ZREMRANGEBYSCORE', keys.workers, '-inf', now - ARGV[2])
+redis.call('ZREM', keys.workers, ARGV[1], unpack(stale))
 redis.call('ZADD', keys.workers, now, ARGV[1])
 redis.call('PEXPIRE', keys.workers, ARGV[2])
 redis.call('HSET', keys.member, unpack(ARGV, 4, #ARGV))

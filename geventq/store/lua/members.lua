@@ -4,9 +4,12 @@
 -- KEYS   workers active
 -- Also   <id> :lock gq:
 -- ARGV   1 key base  2 ms after which a heartbeat is stale  3 active jobs that are counted at most
+--        4 the heartbeat to go on with, '' at first  5 how many with that one were told of before
 -- Reply  {the server's time in ms, for each worker {its id, how many jobs or -1 where there are too
---        many to count, fields and values of what it told}}
+--        many to count, fields and values of what it told}, the heartbeat to go on with, '' = that
+--        is all, how many with that one were told of}
 -- Events none
+--- include: bound
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -26,10 +29,23 @@ for first = 1, #active, 1000 do
   end
 end
 local members = {}
-for _, id in ipairs(redis.call('ZRANGE', keys.workers, now - ARGV[2], '+inf', 'BYSCORE')) do
-  local told = redis.pcall('HGETALL', ARGV[1] .. 'gq:worker:' .. id)
+local from = ARGV[4] ~= '' and ARGV[4] or now - ARGV[2]
+local found = redis.call('ZRANGE', keys.workers, from, '+inf', 'BYSCORE', 'LIMIT', ARGV[5], MOST,
+  'WITHSCORES')
+for n = 1, #found, 2 do
+  local told = redis.pcall('HGETALL', ARGV[1] .. 'gq:worker:' .. found[n])
   if not told.err and #told > 0 then
-    members[#members + 1] = { id, is_counted and (counts[id] or 0) or -1, told }
+    members[#members + 1] = { found[n], is_counted and (counts[found[n]] or 0) or -1, told }
   end
 end
-return { now, members }
+local last, same = '', 0
+if #found == 2 * MOST then
+  last = found[#found]
+  for n = #found, 2, -2 do
+    same = same + (found[n] == last and 1 or 0)
+  end
+  if last == ARGV[4] then
+    same = same + ARGV[5]
+  end
+end
+return { now, members, last, same }

@@ -1,6 +1,7 @@
 -- A closer look at outcomes that may not be carried out as they are: whose lock is not their own, or
 -- where a hash is gone, a job has children, or somebody has asked meanwhile.  Only reads.
 local function make_closer_look(keys, all_exist, children, has_news)
+  --- include: record
   -- An outcome is sent again because its answer was lost: was it carried out the first time?  The
   -- hash tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.  Once the
   -- lock can have lapsed, another may have ended the job: then only an end at our own moment is
@@ -64,9 +65,8 @@ local function make_closer_look(keys, all_exist, children, has_news)
     for _, nonce in ipairs(heard) do
       known[nonce] = true
     end
-    local read, request = pcall(cjson.decode, record)
-    local nonces = read and type(request) == 'table' and request.nonces
-    for _, nonce in ipairs(type(nonces) == 'table' and not known['*'] and nonces or {}) do
+    local nonces = not known['*'] and record_in(record).nonces
+    for _, nonce in ipairs(type(nonces) == 'table' and nonces or {}) do
       if not known[nonce] then
         return record
       end
