@@ -288,6 +288,26 @@ def test_a_forced_cancel_that_is_not_hard_kills_nothing(queue: Queue, make: Make
     assert job.get_state() == "failed"
 
 
+def test_each_step_of_a_remote_cancellation_is_timed(
+    queue: Queue, proxy: Proxy, prefix: str
+) -> None:
+    """5.5: until it was seen, until the processor's end, until that is in Redis."""
+    with Worker("q", lambda job: gevent.sleep(60), proxy.url, prefix) as worker:
+        listens(worker)
+        job = queue.add("n")
+        eventually(lambda: worker.active_jobs)
+        held = hold_end(proxy, "f")
+        queue.cancel_job(job.id, kill_after=0.2)
+        held.wait()
+        gevent.sleep(0.2)
+        held.release()
+        delays = engine_of(worker).hearing.delays
+        eventually(lambda: delays.counts["settled"])
+        assert delays.counts == {"seen": 1, "stopped": 1, "settled": 1}
+        assert delays.sums == delays.longest
+        assert min(delays.sums["stopped"], delays.sums["settled"]) >= 0.19
+
+
 @pytest.mark.parametrize("remote_first", [False, True])
 def test_a_run_that_was_asked_here_and_from_afar_ends_by_the_stronger_request(
     queue: Queue, make: Make, remote_first: bool
