@@ -19,6 +19,7 @@ import typing
 import gevent
 import gevent.event
 from gevent import monkey
+from greenlet import getcurrent
 
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
@@ -72,8 +73,9 @@ def worker_hooks(factory: str | Factory) -> Hooks:
     their locks have to lapse.
 
     Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails or
-    returns no worker, another worker class than ``gevent``, and a hook that runs before the
-    process is patched raise in the web process at its start: gunicorn then says so and ends.
+    returns no worker, another worker class than ``gevent``, a hook that runs before the process is
+    patched, and one without the other raise at the start: gunicorn then says so and ends.  Who has
+    hooks of these names already calls the two in them.
     """
     if isinstance(factory, str):
         module, colon, name = factory.partition(":")
@@ -101,7 +103,13 @@ def worker_hooks(factory: str | Factory) -> Hooks:
 
 def _refuse_other_hosts(worker: typing.Any) -> None:
     """Before anything is imported or started."""
-    if not any(kind.__name__ == "GeventWorker" for kind in type(worker).__mro__):
+    kinds = {kind.__name__ for kind in type(worker).__mro__}
+    if "Worker" not in kinds:  # when_ready and its like get the master
+        raise RuntimeError(
+            "geventq.integrations.gunicorn: this hook is called in the master, where no jobs can "
+            "run; write post_worker_init, worker_exit = worker_hooks(...)"
+        )
+    if "GeventWorker" not in kinds:
         raise RuntimeError(
             "geventq.integrations.gunicorn: jobs run as greenlets, so gunicorn needs "
             f'worker_class = "gevent" in its configuration; it is {type(worker).__name__}'
@@ -111,6 +119,12 @@ def _refuse_other_hosts(worker: typing.Any) -> None:
             "geventq.integrations.gunicorn: this process is not monkey-patched yet; write "
             "post_worker_init, worker_exit = worker_hooks(...), since gunicorn patches "
             "after its earlier hooks (post_fork among them)"
+        )
+    if worker.cfg.worker_exit is worker.cfg.settings["worker_exit"].default:
+        raise RuntimeError(
+            "geventq.integrations.gunicorn: the configuration has no worker_exit, so that jobs "
+            "would be cut when a process ends; write post_worker_init, worker_exit = "
+            "worker_hooks(...), or call the second one in a worker_exit of your own"
         )
 
 
@@ -182,16 +196,28 @@ class _Resident:
     def _heed_quick_ends(self) -> None:
         """Learn of QUIT, INT and ``timeout``, which gunicorn tells by hooks of its own: the ones
         that are configured are called as before."""
+        from geventq.cancellation import tree  # nothing that the master needs
+
         settings = self._host.cfg
-        for hook in ("worker_int", "worker_abort"):
-            settings.set(hook, self._quick(getattr(settings, hook)))
+        interrupted, aborted = settings.worker_int, settings.worker_abort
 
-    def _quick(self, before: typing.Callable[[typing.Any], object]) -> typing.Any:
-        def quick(worker: typing.Any) -> None:
+        def worker_int(worker: typing.Any) -> None:
             self._at_once = True
-            before(worker)
+            interrupted(worker)
 
-        return quick
+        def worker_abort(worker: typing.Any) -> None:
+            self._at_once = True
+            aborted(worker)
+            # gunicorn goes on with `sys.exit(1)`, in whatever greenlet holds the process up: a job
+            # fails by it, and "1" would be the reason.
+            if tree.marked(getcurrent()) is not None:
+                raise SystemExit(
+                    "it held up its web process for longer than gunicorn's timeout of "
+                    f"{worker.cfg.timeout:g} s"
+                )
+
+        settings.set("worker_int", worker_int)
+        settings.set("worker_abort", worker_abort)
 
     def _look(self) -> None:
         """Until gunicorn wants this process to stop.  `alive` is a plain attribute, which nothing

@@ -389,6 +389,21 @@ def test_gunicorns_own_timeout_brings_the_jobs_back(
     until_done(queue, len(ids))
 
 
+def test_a_job_that_exceeds_gunicorns_timeout_fails_by_a_sentence(site: Site, queue: Queue) -> None:
+    """It does not go back, to end one process after the other; those beside it do."""
+    site.start(timeout=3)
+    site.until_up()
+    ids = fill(queue, 20, rows=40)
+    until_busy(queue, 20)
+    computing = queue.add("compute")
+    eventually(computing.is_failed, 40, every=0.05, what="the computing job is ended")
+    read = queue.get_job(computing.id)
+    assert read is not None and read.failed_reason == (
+        "it held up its web process for longer than gunicorn's timeout of 3 s"
+    )
+    until_done(queue, len(ids))
+
+
 def test_draining_is_not_taken_for_a_hang(site: Site, queue: Queue) -> None:
     """While jobs end, the process tells its master that it lives, longer than `timeout`."""
     fill(queue, 10, rows=60, pause=0.1)
@@ -406,11 +421,13 @@ def test_draining_is_not_taken_for_a_hang(site: Site, queue: Queue) -> None:
     [
         (("gevent", "gthread"), 'worker_class = "gevent"'),
         (("post_worker_init, worker_exit", "post_fork, worker_exit"), "write post_worker_init"),
+        (("post_worker_init, worker_exit", "when_ready, worker_exit"), "called in the master"),
+        (("post_worker_init, worker_exit", "post_worker_init, _"), "has no worker_exit"),
         (("jobs:make_worker", "jobs:nothing"), "a Worker or a list of Workers is needed"),
         (("jobs:make_worker", "jobs:no_such"), "has no 'no_such'"),
         (("web.jobs", "web.no_jobs"), "No module named 'tests.apps.web.no_jobs'"),
     ],
-    ids=["another class", "post_fork", "no worker", "no function", "no module"],
+    ids=["class", "post_fork", "when_ready", "no end", "no worker", "no function", "no module"],
 )
 def test_a_mistake_ends_gunicorn_at_its_start_with_a_sentence(
     site: Site, change: tuple[str, str], says: str

@@ -45,10 +45,17 @@ def export(job: Job, token: CancellationToken) -> dict[str, int]:
     return {"rows": job.data["rows"]}
 
 
+def compute(job: Job) -> None:
+    """Hold the process up, without ever letting go."""
+    note("begins", job)
+    while True:
+        pass
+
+
 def make_worker() -> Worker:
     return Worker(
         "exports",
-        export,
+        {"export": export, "compute": compute},
         connection=URL,
         prefix=PREFIX,
         concurrency=int(os.environ.get("APP_CONCURRENCY", "50")),
