@@ -10,6 +10,7 @@ import re
 import shlex
 import socket
 import typing
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -141,7 +142,9 @@ def test_an_asgi_application(reader: Reader) -> None:
     reader.follow("other-hosts.md")
     server = reader.serve("uvicorn", "asgi:app", "--port", str(reader.port))
     added = json.loads(reader.ask("/", "POST"))
-    assert reader.jobs()[added["id"]]["state"] == "waiting"
+    assert json.loads(reader.ask(f"/{added['id']}")) == {"state": "waiting"}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        reader.ask("/")
     assert json.loads(reader.ask(f"/{added['id']}", "DELETE")) == {"status": "cancelled"}
     assert reader.jobs()[added["id"]]["state"] == "failed"
     assert "Traceback" not in server.err, server.err
