@@ -755,6 +755,7 @@ def test_what_multiprocessing_has_started_ends_with_the_job(method: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("imported", ["before", "in the job"])
 def test_a_process_pool_ends_with_the_job_that_made_it(imported: str) -> None:
     """2.12: its processes, what it has queued, and the `with` block that waits for them."""
@@ -776,6 +777,7 @@ def test_a_process_pool_ends_with_the_job_that_made_it(imported: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_process_pool_made_outside_outlives_the_job_that_began_it() -> None:
     """2.12: its processes start with the first call, whoever's that is, and serve others after."""
