@@ -21,7 +21,7 @@ import typing
 
 from geventq.cancellation import databases
 
-__all__ = ["cancels", "stop"]
+__all__ = ["cancels", "stopper"]
 
 _KNOWN: typing.Final = (
     "token.cancels() takes a connection of psycopg2, psycopg 3, PyMySQL or sqlite3; what wraps "
@@ -58,9 +58,11 @@ def cancels(register: Register, connection: typing.Any) -> typing.ContextManager
     return _while_registered(register, functools.partial(_stop_all, stops))
 
 
-def stop(connection: typing.Any) -> None:
-    """Stop what `connection` runs now, as a cancellation does inside `cancels`.  Yields."""
-    _stop_all(_stops_of(connection))
+def stopper(connection: typing.Any) -> Stop:
+    """What stops the query that `connection` begins now, as a cancellation does inside `cancels`:
+    also when a kill has made its driver close it.  What is returned yields."""
+    stops = _stops_of(connection, closed_too=True)()
+    return functools.partial(_stop_all, lambda: stops)
 
 
 @contextlib.contextmanager
@@ -81,28 +83,30 @@ def _stop_all(stops: typing.Callable[[], list[Stop]]) -> None:
         stop()
 
 
-def _stops_of(given: typing.Any) -> typing.Callable[[], list[Stop]]:
-    """What tells, when it is called, how the queries are stopped that `given` runs then."""
+def _stops_of(given: typing.Any, *, closed_too: bool = False) -> typing.Callable[[], list[Stop]]:
+    """What tells, when it is called, how the queries are stopped that `given` runs then;
+    `closed_too`: also of a connection that has been closed meanwhile."""
     if _is(given, "sqlalchemy.orm", "scoped_session"):
         given = given()  # of whoever asks: in a callback's greenlet it would be another
     elif _is(given, "django.utils.connection", "ConnectionProxy"):
         given = sys.modules["django.db"].connections[given.alias]
     for module, name, connections in _WRAPPERS:
         if _is(given, module, name):
-            return _Wrapped(functools.partial(connections, given))
+            return _Wrapped(functools.partial(connections, given), closed_too)
     if _driver_of(given) is None and callable(given) and not isinstance(given, type):
         if inspect.iscoroutinefunction(given):
             raise TypeError(f"{_KNOWN}, not a coroutine function, {given!r}: nothing awaits it")
         return lambda: [given]
-    stop = _stop(given, None)
+    stop = _stop(given, None, closed_too)
     return lambda: [stop]
 
 
 class _Wrapped:
     """What a wrapper's queries are stopped by."""
 
-    def __init__(self, connections: typing.Callable[[], Held]) -> None:
+    def __init__(self, connections: typing.Callable[[], Held], closed_too: bool) -> None:
         self._connections = connections
+        self._closed_too = closed_too
         #: By connection; made when one is first seen: MySQLdb's does not tell its number any
         #: more while a query runs.
         self._known: list[tuple[typing.Any, Stop]] = []
@@ -114,14 +118,16 @@ class _Wrapped:
         for one, stop in self._known:
             if one is connection:
                 return stop
-        stop = _stop(connection, another)
+        stop = _stop(connection, another, self._closed_too)
         self._known.append((connection, stop))
         return stop
 
 
-def _stop(connection: typing.Any, another: Connect | None) -> Stop:
+def _stop(connection: typing.Any, another: Connect | None, closed_too: bool) -> Stop:
     """What stops the query of a driver's own connection."""
     cancel = _driver_of(connection)
+    if closed_too and cancel is databases.cancel_pymysql:
+        return databases.pymysql_stopper(connection)
     if cancel is not None:
         return functools.partial(cancel, connection)
     kind = type(connection)

@@ -33,6 +33,7 @@ __all__ = [
     "cancel_pymysql",
     "interrupt_sqlite",
     "kill_mysql",
+    "pymysql_stopper",
 ]
 
 _ERROR_SIZE: typing.Final = 256
@@ -42,6 +43,7 @@ _THREADS: typing.Final = 8
 _IDLE: typing.Final = 1
 #: Seconds in which MySQL's server has to take the second connection.
 _PATIENCE: typing.Final = 1.0
+_NO_SUCH_THREAD: typing.Final = 1094  # MySQL's ER_NO_SUCH_THREAD
 
 
 def _own_pool() -> ThreadPool:
@@ -155,9 +157,19 @@ def _libpq(driver: str) -> typing.Any:
 
 def cancel_pymysql(connection: typing.Any) -> None:
     """Stop what runs on a connection of PyMySQL.  Yields."""
-    if not connection.open:
-        return
+    if connection.open:
+        pymysql_stopper(connection)()
+
+
+def pymysql_stopper(connection: typing.Any) -> typing.Callable[[], None]:
+    """What stops the query that begins now on a connection of PyMySQL: also when the driver has
+    closed it, which it does for whatever is thrown into it.  What is returned yields."""
     thread_id = int(connection.thread_id())
+    peer = None if connection.unix_socket else connection._sock.getpeername()
+    return functools.partial(_tell_mysql, connection, peer, thread_id)
+
+
+def _tell_mysql(connection: typing.Any, peer: typing.Any, thread_id: int) -> None:
     settings: dict[str, typing.Any] = {
         "host": connection.host,
         "port": connection.port,
@@ -173,7 +185,6 @@ def cancel_pymysql(connection: typing.Any) -> None:
     # Newer versions ask for TLS by themselves where the server has it: then the second does too.
     if connection.ssl and getattr(connection, "_ssl_required", True):
         settings["ssl"] = connection.ctx
-    peer = None if connection.unix_socket else connection._sock.getpeername()
     if monkey.is_module_patched("socket"):
         _kill_query(settings, peer, thread_id)
     else:  # PyMySQL's own sockets would stop the hub
@@ -186,6 +197,9 @@ def _kill_query(settings: dict[str, typing.Any], peer: typing.Any, thread_id: in
     try:
         with second.cursor() as cursor:
             cursor.execute(f"KILL QUERY {thread_id}")
+    except sys.modules["pymysql"].OperationalError as error:
+        if error.args[0] != _NO_SUCH_THREAD:  # else it has ended, and the connection with it
+            raise
     finally:
         second.close()
 

@@ -14,7 +14,12 @@ import psycopg2
 import pytest
 
 from geventq import Job, Queue, RedisUnavailableError
-from tests.support.databases import postgresql_dsn, postgresql_runs  # noqa: F401 - a fixture
+from tests.support.databases import (  # noqa: F401 - two are fixtures
+    mariadb_runs,
+    mariadb_socket,
+    postgresql_dsn,
+    postgresql_runs,
+)
 from tests.support.programs import ROOT, Program, Programs
 from tests.support.told import ended
 from tests.support.waiting import eventually
@@ -124,6 +129,21 @@ def test_a_killed_job_leaves_nothing_behind(shop: Shop, queue: Queue, driver: st
     eventually(lambda: shop.connections() == 0)
     assert shop.orders() == []
     ended(queue, queue.add("buy", {"number": "next"}), "completed")
+
+
+@pytest.mark.unpatched
+def test_a_killed_job_leaves_no_query_in_mariadb(
+    shop: Shop,
+    queue: Queue,
+    mariadb_socket: str,  # noqa: F811
+) -> None:
+    """PyMySQL closes its connection by itself when a kill interrupts it."""
+    shop.worker(APP_MARIADB=mariadb_socket)
+    number = f"killed-{queue.prefix}"
+    job = queue.add("slow in MariaDB", {"number": number})
+    eventually(lambda: mariadb_runs(mariadb_socket, number))
+    assert queue.cancel_job(job.id, "enough", hard=True, wait=20).status == "stopped"
+    assert not mariadb_runs(mariadb_socket, number)
 
 
 @pytest.mark.unpatched

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import typing
 
 from gevent import monkey
 
-from geventq.cancellation.connections import stop
+from geventq.cancellation.connections import stopper
 from geventq.checks import show
 from geventq.errors import GeventqError
 from geventq.integrations.extras import needs
@@ -28,6 +29,8 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["add_on_commit", "around"]
 
+
+_log = logging.getLogger("geventq")
 
 _OWNER: typing.Final = "geventq_job"  # the attribute of a connection that says whose it is
 _STOPS_WITHIN: typing.Final = 5.0  # seconds that a database gets to stop a killed job's query
@@ -75,13 +78,17 @@ def _execute(
 ) -> typing.Any:
     """One query (Django calls this in its place).  What kills the job while it runs closes the
     connection, of which the server would only learn at the query's end."""
+    stop = stopper(connection)
     try:
         return execute(*query)
     except Exception:
         raise
     except BaseException:
         with token.shield(_STOPS_WITHIN):
-            stop(connection)
+            try:
+                stop()
+            except Exception:  # noqa: BLE001 - what stopped the job is what it has to end with
+                _log.exception("a killed job's query may run on in the database")
         raise
 
 

@@ -50,3 +50,9 @@ def slow(job: Job, token: CancellationToken) -> None:
         Order.objects.create(number=job.data["number"])
         with connection.cursor() as cursor:
             cursor.execute("select pg_sleep(60), %s", [job.data["number"]])
+
+
+@processors("slow in MariaDB")
+def slow_in_mariadb(job: Job) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("select sleep(60), %s", [job.data["number"]])

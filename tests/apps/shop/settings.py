@@ -20,4 +20,14 @@ _DATABASE = {
     "NAME": "postgres",
     "OPTIONS": {"application_name": os.environ.get("APP_NAME", "shop")},
 }
+if "APP_MARIADB" in os.environ:
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    _DATABASE = {
+        "ENGINE": "django.db.backends.mysql",
+        "HOST": os.environ["APP_MARIADB"],
+        "USER": "root",
+        "NAME": "mysql",
+    }
 DATABASES = {"default": _DATABASE, "replica": _DATABASE}
