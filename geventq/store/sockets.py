@@ -7,14 +7,19 @@ connections (`geventq.fork.connections`).  No greenlets run here; connecting yie
 
 from __future__ import annotations
 
+import typing
+
 import gevent.socket
 
+from geventq import clock
 from geventq.fork import connections as fork
 from geventq.store.endpoint import Endpoint
 from geventq.store.greeting import greet
-from geventq.store.lookups import addresses
+from geventq.store.lookups import Address, addresses
 
 __all__ = ["connect"]
+
+_MOMENT: typing.Final = 1.0  # seconds for one of several addresses, before all had theirs
 
 
 def connect(
@@ -70,22 +75,37 @@ def _to_host(host: str, port: int, limit: float) -> gevent.socket.socket:
 
 
 def _connected(host: str, port: int, limit: float) -> gevent.socket.socket:
-    """A socket to the first address of `host` that takes us."""
+    """A socket to the first address of `host` that takes us.  One that says nothing does not keep
+    us from the others: each has a moment, and those that were silent share what is left."""
+    deadline = clock.monotonic() + limit
+    found = addresses(host, port)
+    moment = limit if len(found) == 1 else min(_MOMENT, limit / (len(found) + 1))
+    silent: list[Address] = []
     refused: OSError | None = None
-    for family, kind, protocol, _, address in addresses(host, port):
+    for address in found:
         try:
-            sock = gevent.socket.socket(family, kind, protocol)
-        except OSError as error:  # this system has no such family
+            return _to_address(address, moment)
+        except TimeoutError as error:
+            silent.append(address)
             refused = error
-            continue
+        except OSError as error:  # also where this system has no such family
+            refused = error
+    while silent and (left := deadline - clock.monotonic()) > 0:
         try:
-            sock.settimeout(limit)
-            sock.connect(address)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
+            return _to_address(silent[0], left / len(silent))
+        except OSError as error:
+            del silent[0]
             refused = error
-        else:
-            return sock
     raise refused or OSError(f"{host} has no address")
+
+
+def _to_address(found: Address, limit: float) -> gevent.socket.socket:
+    family, kind, protocol, _, address = found
+    sock = gevent.socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(limit)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

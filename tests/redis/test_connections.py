@@ -393,3 +393,28 @@ def test_what_was_not_sent_to_its_end_was_not_done(own_server: Server, prefix: s
             own_server.resume()
         assert not caught.value.may_be_done
         assert queue.count() == 1
+
+
+@pytest.mark.parametrize("order", ["the silent one first", "the silent one last"])
+def test_an_address_that_is_silent_does_not_keep_callers_from_the_others(
+    own_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """3.7: of a name with several, as during a fail-over by DNS: without an end of its own the
+    first one takes all the time of each call, for ever."""
+    with Proxy(own_server.url) as proxy, socket.socket() as full:
+        full.bind(("127.0.0.2", int(proxy.url.split(":")[2].partition("/")[0])))
+        full.listen(0)
+        port = full.getsockname()[1]
+        filling = [socket.socket() for _ in range(4)]
+        for one in filling:  # a queue that is full: what comes now is not answered
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.2", port))
+        hosts = ["127.0.0.2", "127.0.0.1"]
+        if order == "the silent one last":
+            hosts.reverse()
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+        monkeypatch.setattr("geventq.store.sockets.addresses", lambda host, port: found)
+        with Queue("q", proxy.url, prefix, timeout=4.0) as queue:
+            assert queue.add("n").id == "1"
+        for one in filling:
+            one.close()
