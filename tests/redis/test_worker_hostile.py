@@ -289,6 +289,27 @@ def test_an_error_whose_text_hangs_holds_up_no_close(
     assert failed.stacktrace[0].count("HangingError: <exception str() failed>") == 2
 
 
+def test_a_result_that_hangs_while_it_is_written_holds_up_no_close(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.1: a row that reads its columns when it is asked for them; likewise."""
+    monkeypatch.setattr("geventq.worker.run.outcome.RESULT_LIMIT", 0.1)
+    asked = gevent.event.Event()
+
+    class Row(dict[str, int]):
+        def items(self) -> typing.Any:
+            asked.set()
+            gevent.event.Event().wait()
+
+    worker = make(lambda job: Row(column=1))
+    job = queue.add("n")
+    asked.wait()
+    with gevent.Timeout(20):
+        worker.close(0)
+    reason = ended(queue, job, "failed").failed_reason
+    assert reason == "result: it took more than 0.1 s to write it"
+
+
 @pytest.mark.parametrize("kind", ["shutdown", "lock_lost"])
 def test_a_record_of_a_kind_that_is_never_recorded_is_void(
     queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, kind: str

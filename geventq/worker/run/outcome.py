@@ -6,6 +6,7 @@ all that its script call needs.  No Redis, no greenlets.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import typing
@@ -57,6 +58,10 @@ _EVENTS: typing.Final = {
 STRATEGY_LIMIT = 10.0
 #: The same for an error's text, and for its trace, in which it stands again.
 TEXT_LIMIT = 5.0
+#: The same for a result of a class of the user's own, which may read from elsewhere what it holds.
+RESULT_LIMIT = 60.0
+#: Of these Python knows by itself what they hold.
+_PLAIN: typing.Final = {dict, list, tuple, str, int, float, bool, collections.OrderedDict}
 #: Bytes of JSON that a result may have.
 LARGEST: typing.Final = 128 * 2**20
 
@@ -167,7 +172,17 @@ def encoded(result: object) -> str | bytes:
     time."""
     if result is None:
         return "null"
-    value = encode_in_turns("result", result)
+    if type(result) in _PLAIN:
+        value = encode_in_turns("result", result)
+    else:
+        try:
+            with _limit(RESULT_LIMIT) as limit:
+                value = encode_in_turns("result", result)
+        except gevent.Timeout:
+            if not limit.passed:
+                raise
+            text = f"result: it took more than {RESULT_LIMIT:g} s to write it"
+            raise ValueError(text) from None
     if len(value) > LARGEST:
         raise ValueError(f"result: {len(value)} bytes of JSON, at most {LARGEST} are possible")
     return value
