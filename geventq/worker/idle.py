@@ -166,6 +166,7 @@ class IdleWait(Background):
             try:
                 self._put_back()
             except GeventqError as error:
-                if self._outage.failed(error):
+                was_told = self._outage.is_under_way
+                if not was_told and self._outage.failed(error):
                     self._tell("error", error)
         self._connection.close()
