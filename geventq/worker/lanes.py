@@ -43,6 +43,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["Lanes"]
 
 _LANES: typing.Final = 4
+_SHARES: typing.Final = 2  # takes that fill all slots
 _BATCH: typing.Final = 500  # outcomes and jobs a call
 _BYTES: typing.Final = 1 << 20  # of results in a call, but for one that has more by itself
 
@@ -211,11 +212,12 @@ class Lanes:
                     line.remove(lane)
 
     def _free_slots(self) -> int:
-        """How many jobs to ask for: a lane's share at most, so that the lanes' calls overlap and
-        neither the server nor this process waits for the other's whole batch.  0 or less: none."""
+        """How many jobs to ask for: half of all at most, so that two calls overlap, and neither
+        the server nor this process waits for the other.  More jobs in each cost both less.  0 or
+        less: none."""
         if self._stopping:
             return 0
-        share = -(-self._slots.concurrency // _LANES)
+        share = -(-self._slots.concurrency // _SHARES)
         return min(self._slots.free() - self.asked, share, _BATCH)
 
     def _fitting(self) -> int:

@@ -9,7 +9,7 @@ import typing
 import pytest
 import redis
 
-from geventq import GeventqError, Job, JobSpec, Queue, Worker
+from geventq import GeventqError, Job, JobSpec, Queue, UnrecoverableError, Worker, clock
 from geventq.store.client import Client
 from geventq.store.keys import QueueKeys
 from geventq.store.scripts import load
@@ -44,7 +44,7 @@ class Direct:
         """The codes of outcomes (kind, id, lock token, value, more)."""
         args: list[str | int] = [self.keys.base, 1_750_000_000_000, -1, "", "", 30_000, "", ""]
         for kind, job_id, token, value, more in outcomes:
-            args += [kind, job_id, token, 1_750_000_000_000, value, 1, more]
+            args += [1, kind, 1_750_000_000_000, value, 1, more, job_id, token]
         codes: list[typing.Any] = self("settle", *args)[0]
         return codes
 
@@ -217,6 +217,69 @@ def test_an_outcome_that_fails_half_way_is_told_and_its_job_is_not_lost(
     assert b"could not be carried out" in codes[0]
     assert codes[1] == 0
     assert [job.get_state() for job in jobs] == ["active", "completed"]
+
+
+def test_outcomes_that_share_what_they_are_are_judged_each_for_itself(
+    queue: Queue, direct: Direct, redis_client: redis.Redis, prefix: str
+) -> None:
+    jobs = queue.add_bulk([JobSpec("n")] * 5)
+    direct.take(5)
+    one, another, third, fourth, fifth = (job.id for job in jobs)
+    redis_client.set(f"{prefix}:q:{another}:lock", "another's")
+    now = 1_750_000_000_000
+    codes = direct(
+        *("settle", direct.keys.base, now, -1, "", "", 30_000, "", ""),
+        *(3, "c", now, "null", 1, "", one, "mine:1", another, "mine:2", third, "mine:3"),
+        *(2, "f", now, "boom", 1, FAILURE, fourth, "mine:4", fifth, "mine:4"),
+    )[0]
+    assert codes == [0, -6, 0, 0, -6]
+    states = ["completed", "active", "completed", "failed", "active"]
+    assert [job.get_state() for job in jobs] == states
+    assert queue._store.read(third).finished_on == now / 1000  # type: ignore[union-attr]
+
+
+def test_a_worker_tells_once_what_its_outcomes_share(
+    queue: Queue, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call costs both sides less, the less there is in it."""
+    script_of, seen = Client.script, list[typing.Any]()
+
+    def script(
+        self: Client, which: typing.Any, keys: typing.Any, args: typing.Any, **more: typing.Any
+    ) -> typing.Any:
+        if which is load("settle"):
+            seen.append(args[8:])
+        return script_of(self, which, keys, args, **more)
+
+    monkeypatch.setattr(Client, "script", script)
+    monkeypatch.setattr(clock, "wall_ms", lambda: 1_750_000_000_000)
+    jobs = queue.add_bulk([JobSpec("n", {"fails": n == 15}) for n in range(30)])
+
+    def process(job: Job) -> None:
+        if job.data["fails"]:
+            raise UnrecoverableError("boom")
+
+    worker = make(process, concurrency=60)
+    told = Told(worker)
+    eventually(lambda: len(told.args("completed")) == 29 and told.args("failed"))
+    assert max(int(args[0]) for args in seen if args) > 1
+    states = [job.get_state() for job in jobs]
+    assert states == ["failed" if n == 15 else "completed" for n in range(30)]
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "", "\0\0 \0", "plain"])
+def test_a_worker_sees_a_hash_as_it_is_stored(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, text: str
+) -> None:
+    """With zero bytes, which separate its fields in the answer, and with empty fields."""
+    jobs = queue.add_bulk([JobSpec("n")] * 3)
+    redis_client.hset(f"{prefix}:q:{jobs[1].id}", mapping={"failedReason": text, "pb": ""})
+    make(lambda job: [job.failed_reason, job.processed_by, job.data], concurrency=3)
+    assert [job.wait_until_finished(20) for job in jobs] == [
+        [None, None, {}],
+        [text, "", {}],
+        [None, None, {}],
+    ]
 
 
 @pytest.mark.parametrize("key", ["dependencies", "unsuccessful"])

@@ -15,9 +15,10 @@
 --        6 lock duration in ms  7 worker name or ''
 --        8 the smallest count of requests to cancel that is known for one of the outcomes;
 --          '' = it is not known
---        9... seven values an outcome:
+--        9... outcomes; those that follow each other and differ in nothing else share what they are:
+--          how many  they are
 --          kind      c complete, f fail, r retry now, d delay, w to wait, b give back
---          job id, lock token, ms of the end,
+--          ms        of the end
 --          value     c: result JSON; f, r, d: failedReason ('' = leave the field)
 --          atm       attempts made, after this end
 --          more      '' or JSON: stack (text), keep {count, age, limit}, delay (ms), move (the
@@ -27,7 +28,9 @@
 --                    turn (text, which sorts as their takes), and of the first one mates (turns by
 --                    id of what its worker has given back before); of an outcome that is sent
 --                    again: atm0 and stc0 (as at the take), lapsed (its lock can have expired since)
--- Reply  {codes, jobs (id, lock token, hash as before the take), broken {id, why},
+--          then of each its job id and its lock token
+-- Reply  {codes, jobs (id, lock token, hash as before the take: names and values, with a zero byte
+--         between them where none of them has one), broken {id, why},
 --         ms of the next delayed job or 0; -1: there is more to take now,
 --         id of the last event that tells of jobs taken, or '', the count of requests to cancel}
 --        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
@@ -41,8 +44,20 @@
 
 keys.base = ARGV[1]
 local room = tonumber(ARGV[3])
-local FIRST, STRIDE = 9, 7
-local count = (#ARGV - FIRST + 1) / STRIDE
+-- Of each outcome, where in ARGV its job id stands, and where what it is: KIND and so on from there.
+local KIND, ENDED_MS, VALUE, MADE, MORE, SHARED = 1, 2, 3, 4, 5, 6
+local ids_at, shared_at, count = {}, {}, 0
+do
+  local at = 9
+  while at <= #ARGV do
+    local behind = at + SHARED + 2 * ARGV[at]
+    for id_at = at + SHARED, behind - 1, 2 do
+      count = count + 1
+      ids_at[count], shared_at[count] = id_at, at
+    end
+    at = behind
+  end
+end
 local NOTHING = {}
 local LATER, UNREADABLE = 2, -21
 
@@ -100,10 +115,9 @@ end
 local function judge(has_news)
   local lock_keys, job_keys, child_keys = {}, {}, {}
   for n = 1, count do
-    local at = FIRST + (n - 1) * STRIDE
-    local job_key = keys.base .. ARGV[at + 1]
+    local job_key = keys.base .. ARGV[ids_at[n]]
     lock_keys[n], job_keys[n] = job_key .. ':lock', job_key
-    if ARGV[at] == 'c' then
+    if ARGV[shared_at[n] + KIND] == 'c' then
       child_keys[#child_keys + 1] = job_key .. ':dependencies'
       child_keys[#child_keys + 1] = job_key .. ':unsuccessful'
     end
@@ -114,17 +128,21 @@ local function judge(has_news)
   local is_plain = all_exist and not children and not has_news
   local look
   local codes, mores, accepted = {}, {}, 0
+  local more, at = nil, nil
   for n = 1, count do
-    local at = FIRST + (n - 1) * STRIDE
-    local more, code = read_more(ARGV[at], ARGV[at + 6]), 0
+    local lock_token, code = ARGV[ids_at[n] + 1], 0
+    if at ~= shared_at[n] then
+      at = shared_at[n]
+      more = read_more(ARGV[at + KIND], ARGV[at + MORE])
+    end
     if not more then
       code = UNREADABLE
-    elseif not is_plain or holders[n] ~= ARGV[at + 2] then
+    elseif not is_plain or holders[n] ~= lock_token then
       if not look then
         --- include: doubt
         look = make_closer_look(keys, all_exist, children, has_news)
       end
-      code = look(holders[n], ARGV[at + 2], ARGV[at], ARGV[at + 1], ARGV[at + 3], more)
+      code = look(holders[n], lock_token, ARGV[at + KIND], ARGV[ids_at[n]], ARGV[at + ENDED_MS], more)
     end
     if code == 0 then
       accepted = accepted + 1
@@ -240,10 +258,10 @@ local function finish(state, job_id, ended_ms, value, made, more)
   return 0
 end
 
--- Where an outcome leads; `place` is where its job stood in active.
-local function carry_out(at, more, place)
-  local kind, job_id = ARGV[at], ARGV[at + 1]
-  local ended_ms, value, made = ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+-- Where an outcome leads; `at` is where it says what it is, `place` where its job stood in active.
+local function carry_out(job_id, at, more, place)
+  local kind, ended_ms = ARGV[at + KIND], ARGV[at + ENDED_MS]
+  local value, made = ARGV[at + VALUE], ARGV[at + MADE]
   if kind == 'c' then
     return finish('completed', job_id, ended_ms, value, made, more)
   elseif kind == 'f' then
@@ -257,10 +275,10 @@ local function carry_out(at, more, place)
 end
 
 -- One outcome's failure is its own code, as text; its job stalls, so that it is not lost.
-local function carry_out_alone(at, more, place)
-  local done, code = pcall(carry_out, at, more, place)
+local function carry_out_alone(job_id, at, more, place)
+  local done, code = pcall(carry_out, job_id, at, more, place)
   if not done then
-    redis.call('LPUSH', keys.active, ARGV[at + 1])
+    redis.call('LPUSH', keys.active, job_id)
     return 'it could not be carried out: ' .. (type(code) == 'table' and code.err or tostring(code))
   end
   if more.event and code == 0 then
@@ -275,9 +293,8 @@ local function settle(codes, mores, lock_keys)
   local ends, gives = false, false
   for n = 1, count do
     if codes[n] == 0 then
-      local at = FIRST + (n - 1) * STRIDE
-      local kind, job_id = ARGV[at], ARGV[at + 1]
-      ids[#ids + 1], locks[#locks + 1] = job_id, lock_keys[n]
+      local kind = ARGV[shared_at[n] + KIND]
+      ids[#ids + 1], locks[#locks + 1] = ARGV[ids_at[n]], lock_keys[n]
       ends = ends or kind == 'c' or kind == 'f'
       gives = gives or kind == 'b'
     end
@@ -298,10 +315,10 @@ local function settle(codes, mores, lock_keys)
   local places = leave_active(ids, gives)
   for n = 1, count do
     if codes[n] == 0 then
-      local at = FIRST + (n - 1) * STRIDE
-      local place = places[ARGV[at + 1]]
-      places[ARGV[at + 1]] = false -- a second outcome of the same job finds it gone
-      codes[n] = place and carry_out_alone(at, mores[n], place) or -3
+      local job_id = ARGV[ids_at[n]]
+      local place = places[job_id]
+      places[job_id] = false -- a second outcome of the same job finds it gone
+      codes[n] = place and carry_out_alone(job_id, shared_at[n], mores[n], place) or -3
     end
   end
   for state, group in pairs(filed) do

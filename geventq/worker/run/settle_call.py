@@ -138,17 +138,21 @@ class SettleCall:
             "" if known < 0 else str(known),
         ]
         mates: typing.Mapping[str, str] | None = None  # of one worker all have the same
+        shared: tuple[object, ...] = ()
+        value: str | bytes | None = None
+        alike = at = 0
         for execution, outcome in batch:
-            args += (
-                outcome.kind,
-                execution.job_id,
-                execution.lock_token,
-                str(outcome.ended_ms),
-                outcome.value,
-                str(outcome.attempts_made),
-                self._more(execution, outcome, mates is None) if outcome.more else "",
-            )
+            more = self._more(execution, outcome, mates is None) if outcome.more else ""
             mates = mates or outcome.mates
+            what = (outcome.kind, outcome.ended_ms, outcome.attempts_made, more)
+            if outcome.value is value and what == shared:  # `is`: values may be large
+                alike += 1
+                args[at] = str(alike)
+            else:
+                shared, value, alike, at = what, outcome.value, 1, len(args)
+                made = str(outcome.attempts_made)
+                args += ("1", outcome.kind, str(outcome.ended_ms), value, made, more)
+            args += (execution.job_id, execution.lock_token)
         codes, jobs, broken, next_ms, told, requests = self._client.script(
             self._settle, self._keys, args, timeout=timeout, texts_only=True
         )
@@ -203,7 +207,11 @@ def _place(event_id: bytes) -> str:
 def _taken(jobs: list[typing.Any]) -> list[Taken]:
     flat = iter(jobs)
     return [  # without a call of `_text`: these are many
-        (job_id.decode("utf-8", "replace"), lock_token.decode("utf-8", "replace"), fields)
+        (
+            job_id.decode("utf-8", "replace"),
+            lock_token.decode("utf-8", "replace"),
+            fields if type(fields) is list else fields.split(b"\0"),
+        )
         for job_id, lock_token, fields in zip(flat, flat, flat, strict=True)
     ]
 

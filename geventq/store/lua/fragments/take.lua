@@ -43,9 +43,9 @@ local function pop_ids(keys, room)
 end
 
 -- `lock` is {beginning, first number or '', duration in ms}: each job gets a lock token of its own.
--- Answers jobs (of each its id, lock token, and fields as they were before the take), how many they
--- are, broken ids {id, why}, whether there was more than one call takes, and the id of the last event
--- that tells of them.
+-- Answers jobs (of each its id, lock token, and fields as they were before the take, as one text where
+-- that can be told apart), how many they are, broken ids {id, why}, whether there was more than one
+-- call takes, and the id of the last event that tells of them.
 local function take_jobs(keys, room, now_ms, lock, worker_name)
   local ids, scores, is_odd = pop_ids(keys, room)
   local jobs, broken, taken = {}, {}, {}
@@ -84,7 +84,10 @@ local function take_jobs(keys, room, now_ms, lock, worker_name)
     end
     taken[#taken + 1] = job_id
     local last = #jobs -- flat: Redis asks each table of a reply what it is
-    jobs[last + 1], jobs[last + 2], jobs[last + 3] = job_id, token, fields
+    jobs[last + 1], jobs[last + 2] = job_id, token
+    -- One text costs the half of a table, also with the look whether it can be told apart again.
+    local has_zero = string.find(table.concat(fields), '\0', 1, true)
+    jobs[last + 3] = has_zero and fields or table.concat(fields, '\0')
     number = number or tonumber(lock[2])
   end
 
