@@ -229,6 +229,7 @@ def test_an_outage_is_told_once_whatever_it_is(
     assert all(isinstance(error, RedisUnavailableError) for error in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["meta", "events", "wait", "delayed", "completed", "marker"])
 def test_a_foreign_key_is_told_once_and_asked_about_ever_less(
     own_server: Server, caplog: pytest.LogCaptureFixture, key: str

@@ -115,6 +115,7 @@ def test_with_retry_the_end_of_the_run_counts(queue: Queue, make: Make, gate: Ga
     assert job.get_state() == "delayed"
 
 
+@pytest.mark.slow
 def test_with_retry_the_end_of_a_run_that_the_stream_does_not_tell_of_is_seen(
     queue: Queue,
     locks: Locks,

@@ -228,6 +228,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_adding_very_many_jobs_leaves_the_hub_its_turns(queue: Queue) -> None:
     """3.1: each of them is small, and all of them take long to write, and to answer."""
     specs = [JobSpec("n", {"text": "x" * 300}, {"delay": 3600}) for _ in range(50_000)]
