@@ -223,7 +223,7 @@ class _Ear:
             while not self._stop.is_set():
                 push = self._channels.next(_TURN)
                 if push is not None:
-                    self._heard(self.client, push[1])
+                    self._heard(self.client, push)
         except GeventqError:
             if not self._stop.is_set():
                 raise

@@ -23,8 +23,7 @@ __all__ = ["Channels"]
 _ANSWER: typing.Final = 5.0  # seconds for one
 _SILENCE: typing.Final = 5.0  # seconds after which the server is asked whether it is there
 
-Push = tuple[str, bytes]
-"""The channel, and what was published on it."""
+T = typing.TypeVar("T")
 
 
 class Channels:
@@ -34,7 +33,7 @@ class Channels:
     def __init__(self, client: Client, names: typing.Sequence[str]) -> None:
         self._names = names
         self._connection = BlockingConnection(client)
-        self._heard: list[Push] = []  # while something else was waited for
+        self._heard: list[bytes] = []  # while something else was waited for
         self._heard_at = 0.0  # the last word of the server, monotonic
         self._asked_at = 0.0  # when it was asked for one; 0 if it answered since
         self._subscription = b"".join([pack(("SUBSCRIBE", name)) for name in names])
@@ -63,10 +62,18 @@ class Channels:
         self._heard_at, self._asked_at = clock.monotonic(), 0.0
         checked(answers)
 
-    def next(self, wait: float) -> Push | None:
+    def next(self, wait: float) -> bytes | None:
         """What was published next, waited for `wait` seconds; `None` if nothing was.  Yields."""
-        if self._heard:
-            return self._heard.pop(0)
+        return self.next_left(wait, _as_it_is)
+
+    def next_left(self, wait: float, act: typing.Callable[[bytes], T | None]) -> T | None:
+        """Have `act` deal with what is published, for `wait` seconds: the first that it answers,
+        `None` if it dealt with all.  It is called in the hub where that is possible, and must not
+        block, yield or log.  Yields."""
+        while self._heard:
+            left = act(self._heard.pop(0))
+            if left is not None:
+                return left
         connection = self._connection.opened()
         now = clock.monotonic()
         if self._asked_at and now - self._asked_at > _ANSWER:
@@ -74,14 +81,17 @@ class Channels:
         if not self._asked_at and now - self._heard_at > _SILENCE:
             self._asked_at = now
             connection.send(self._question, _ANSWER)
-        answer = connection.receive(wait)
-        if answer is None:
-            return None
-        self._heard_at, self._asked_at = clock.monotonic(), 0.0
-        push = _push_in(answer)
-        if push is None:
+
+        def act_on(answer: typing.Any) -> T | None:
+            self._heard_at, self._asked_at = clock.monotonic(), 0.0
+            push = _push_in(answer)
+            if push is not None:
+                return act(push)
             _refuse_replica(answer)
-        return push
+            return None
+
+        left = connection.receive(wait, act_on)
+        return typing.cast("T | None", left)
 
     def renew(self) -> None:
         """Connect anew at the next `subscribe`."""
@@ -93,10 +103,15 @@ class Channels:
         self._connection.close()
 
 
-def _push_in(answer: typing.Any) -> Push | None:
-    """The message that an answer is, if it is one."""
+def _as_it_is(push: bytes) -> bytes:
+    return push
+
+
+def _push_in(answer: typing.Any) -> bytes | None:
+    """What was published, if the answer tells of that."""
     if isinstance(answer, list) and len(answer) == 3 and answer[0] == b"message":
-        return answer[1].decode("utf-8", "replace"), answer[2]
+        push: bytes = answer[2]
+        return push
     return None
 
 

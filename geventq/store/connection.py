@@ -18,15 +18,19 @@ import gevent.ssl
 import hiredis
 from gevent._hub_local import get_hub_if_exists
 
+from geventq import clock
 from geventq.errors import RedisUnavailableError
 from geventq.store import sockets
 from geventq.store.answers import Meaning, meaning_of
 from geventq.store.endpoint import Endpoint
+from geventq.store.hub_reading import HubReading
 from geventq.store.threads import life_of_this_thread
 
 __all__ = ["Answer", "Connection", "unavailable"]
 
 Answer = typing.Any
+Act = typing.Callable[[Answer], typing.Any]
+"""What is done with a reply; what it answers is left of it."""
 
 _NEVER: typing.Final = object()
 _RECEIVE: typing.Final = 1 << 16  # bytes asked for at once
@@ -141,25 +145,53 @@ class Connection:
             self._set_limit(sock, limit)
             sock.sendall(payload)
 
-    def receive(self, limit: float) -> Answer | None:
-        """The next reply, to whatever it is one; `None` if no byte came for `limit` seconds, and
-        nothing is lost by that.  Yields and raises as `call`."""
+    def receive(self, limit: float, act: Act | None = None) -> typing.Any:
+        """The next reply, to whatever it is one; `None` if none came for `limit` seconds, and
+        nothing is lost by that.  Yields and raises as `call`.
+
+        `act`, if given, gets each reply first, in the hub where that is possible: it must not
+        block, yield or log.  What it answers is returned, unless it is `None`: then that reply is
+        dealt with.  What it raises is raised.
+        """
+        act = act or _as_it_is
         with self._in_use() as sock:
-            reader = self._reader
-            while (answer := reader.gets()) is _NEVER:
-                self._set_limit(sock, limit)
-                try:
-                    data = _awaited(sock)
-                except TimeoutError:
-                    return None
-                if not data:
-                    raise unavailable(f"Redis at {self.address} closed the connection", True)
-                reader.feed(data)
-            if isinstance(answer, hiredis.HiredisError):
-                outage = self._judged(answer, None)
+            answer = self._acted(act)
+            if answer is not None:
+                return answer
+            if isinstance(sock, gevent.ssl.SSLSocket):
+                return self._receive_encrypted(sock, limit, act)
+            return HubReading(sock, lambda data: self._fed(data, act)).wait(max(limit, 0.001))
+
+    def _receive_encrypted(self, sock: gevent.socket.socket, limit: float, act: Act) -> typing.Any:
+        """The same where the socket does not show what can be read."""
+        deadline = clock.monotonic() + limit
+        answer = None
+        while answer is None and (left := deadline - clock.monotonic()) > 0:
+            self._set_limit(sock, left)
+            try:
+                answer = self._fed(sock.recv(_RECEIVE), act)
+            except TimeoutError:
+                return None
+        return answer
+
+    def _fed(self, data: bytes, act: Act) -> typing.Any:
+        if not data:
+            raise unavailable(f"Redis at {self.address} closed the connection", True)
+        self._reader.feed(data)
+        return self._acted(act)
+
+    def _acted(self, act: Act) -> typing.Any:
+        """What `act` leaves of the replies that are there."""
+        gets = self._reader.gets
+        while (reply := gets()) is not _NEVER:
+            if isinstance(reply, hiredis.HiredisError):
+                outage = self._judged(reply, None)
                 if outage is not None:
                     raise self._refusal(outage)
-            return answer
+            answer = act(reply)
+            if answer is not None:
+                return answer
+        return None
 
     @contextlib.contextmanager
     def _in_use(self) -> typing.Iterator[gevent.socket.socket]:
@@ -284,13 +316,8 @@ class Connection:
             sock._sock.close()
 
 
-def _awaited(sock: typing.Any) -> bytes:
-    """The next bytes on `sock`.  Yields at once, for they seldom are there yet: who was woken by
-    the last ones goes on the sooner."""
-    if not isinstance(sock, gevent.ssl.SSLSocket):  # which may have read them already
-        sock._wait(sock._read_event)
-    data: bytes = sock.recv(_RECEIVE)
-    return data
+def _as_it_is(reply: Answer) -> Answer:
+    return reply
 
 
 def _send_in_turns(sock: gevent.socket.socket, payload: bytes) -> None:

@@ -4,12 +4,14 @@
 One greenlet with a connection of its own.  It subscribes, and when that is confirmed it looks at
 the records of all jobs that run here; from then on a message tells of each new one.  While the
 link is down it looks each second instead, and every few seconds while it is up: who asks may not
-be allowed to publish.  So nothing is missed, whoever was cut off and how long.  What is heard is
-`run.hearing`'s business.
+be allowed to publish.  So nothing is missed, whoever was cut off and how long.  A message to a job
+is read and acted on in the hub, where it arrives; what would log, call Redis or tell listeners is
+left to the greenlet.  What is heard is `run.hearing`'s business.
 """
 
 from __future__ import annotations
 
+import functools
 import typing
 
 from geventq import clock
@@ -94,34 +96,40 @@ class Subscription(Background):
                     self._live_through(error)
 
     def _turn(self) -> None:
-        push = self._channels.next(_TURN)
-        if push is not None:
-            self.heard(push[1])
+        left = self._channels.next_left(_TURN, self._heard)
+        if left is not None:
+            left()
         self._look_at_some()
         if self._held and clock.monotonic() - self._looked_at > _SILENT:
             self.look_at_all()
 
     # -- messages ----------------------------------------------------------------------------
 
-    def heard(self, data: bytes) -> None:
-        """A message was published.  Does not yield."""
+    def _heard(self, data: bytes) -> typing.Callable[[], object] | None:
+        """A message was published: a request reaches its job here and now, mostly in the hub.
+        Answers what is left to do in the greenlet.  Does not yield."""
         try:
             told = parse(data)
         except Refused as refusal:
-            self.ignored.note(refusal.kind, str(refusal))
-            return
+            return functools.partial(self.ignored.note, refusal.kind, str(refusal))
         if told.queue != self._keys.name:
-            return
-        if isinstance(told, Message):
-            became = self._hearing.message(told)
-            if became == "stale":
-                self.ignored.note("another run", f"job {told.job_id} began anew since")
-            elif became == "plain":
-                self.ignored.note("no record", f"job {told.job_id}: hints are recorded-only")
-            elif became not in _HANDLED:
-                self.ignored.note(became, f"job {told.job_id}: what its record says counts")
-        elif self.on_call is not None:
-            self.on_call(told)
+            return None
+        if not isinstance(told, Message):
+            return None if self.on_call is None else functools.partial(self.on_call, told)
+        if told.is_forced:  # listeners are told
+            return lambda: self._became(told, self._hearing.message(told))
+        became = self._hearing.message(told)
+        if became not in _HANDLED:
+            return lambda: self._became(told, became)
+        return self._look_at_some if self._hearing.to_read else None
+
+    def _became(self, told: Message, became: str) -> None:
+        if became == "stale":
+            self.ignored.note("another run", f"job {told.job_id} began anew since")
+        elif became == "plain":
+            self.ignored.note("no record", f"job {told.job_id}: hints are recorded-only")
+        elif became not in _HANDLED:
+            self.ignored.note(became, f"job {told.job_id}: what its record says counts")
 
     # -- records -----------------------------------------------------------------------------
 

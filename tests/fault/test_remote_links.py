@@ -7,11 +7,17 @@ import logging
 import typing
 import urllib.parse
 
+import gevent
 import pytest
 import redis
 
 from geventq import CancellationToken, Job, LockLost, Queue, Worker
+from geventq.store.connection import Connection
+from geventq.store.hub_reading import HubReading
+from geventq.worker.run.hearing import Hearing
+from geventq.worker.subscription import Subscription
 from tests.support.calls import takes
+from tests.support.interrupts import Interrupter
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.told import engine_of, listens
@@ -255,3 +261,55 @@ def test_a_worker_that_died_between_the_request_and_the_end(
         eventually(lambda: job.get_state() == "failed")
     assert ran == []
     assert redis_client.hget(f"{prefix}:q:{job.id}", "failedReason") == "Job cancelled: it is dead"
+
+
+WATCHED: typing.Final = [
+    (HubReading, "_readable"),
+    (Connection, "_fed"),
+    (Subscription, "_heard"),
+    (Hearing, "message"),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), WATCHED, ids=[f"{owner.__name__}.{name}" for owner, name in WATCHED]
+)
+def test_ctrl_c_at_any_line_of_what_the_hub_does_about_a_message(
+    queue: Queue,
+    redis_url: str,
+    prefix: str,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: typing.Any,
+    name: str,
+) -> None:
+    """5.2, 7.2: the main greenlet gets it, and the job stops all the same."""
+    interrupter = Interrupter()
+    monkeypatch.setattr(owner, name, interrupter.watch(owner, name))
+    number, hits, is_last = 1, 0, False
+    with Worker("q", held.process, redis_url, prefix, lock_duration=600) as worker:
+        worker.on("error", lambda error: None)
+        while not is_last:
+            listens(worker)
+            job = queue.add("n")
+            eventually(lambda: len(held.begun) > len(held.stopped))
+            interrupter.arm(number)
+            asking = gevent.spawn(queue.cancel_job, job.id, number)
+            hits += _until_failed(queue, job)
+            assert asking.get()
+            number += interrupter.has_hit
+            is_last = interrupter.lines > 0 and not interrupter.has_hit  # fewer lines than `number`
+        interrupter.disarm()
+    assert hits == number - 1 >= 2
+
+
+def _until_failed(queue: Queue, job: Job) -> int:
+    """Wait for the job; how often a Ctrl-C reached this greenlet, the main one, meanwhile."""
+    hits = 0
+    while True:
+        try:
+            eventually(lambda: queue.get_job_state(job.id) == "failed")
+            gevent.idle()  # one that is under way comes here
+            return hits
+        except KeyboardInterrupt:
+            hits += 1

@@ -21,6 +21,7 @@ from geventq import (
     Queue,
     Worker,
 )
+from geventq.control.messages import Message
 from geventq.store.scripts import load
 from tests.conftest import Make
 from tests.support.proxy import Proxy
@@ -384,6 +385,73 @@ def test_a_hint_that_came_before_a_take_began_is_nothing_to_its_jobs(
     hearing.take_is_over(10**9)
     obedient.go.set()
     eventually(lambda: queue.get_job_state("later") == "completed")
+
+
+def test_a_message_is_acted_on_in_the_hub(
+    queue: Queue, make: Make, obedient: Obedient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5.1: no greenlet of ours has to wake up before the job's own."""
+    worker = make(obedient.process)
+    listens(worker)
+    job = queue.add("n")
+    eventually(lambda: obedient.begun)
+    hearing, where = engine_of(worker).hearing, []
+    message = hearing.message
+
+    def heard(told: Message) -> str:
+        where.append(gevent.getcurrent())
+        return message(told)
+
+    monkeypatch.setattr(hearing, "message", heard)
+    assert queue.cancel_job(job.id, wait=20).status == "stopped"
+    assert where == [gevent.get_hub()]
+
+
+@pytest.mark.parametrize("what", ["garbage", "another run", "recorded-only", "forced", "a call"])
+def test_what_may_log_or_call_or_tell_is_left_to_a_greenlet(
+    queue: Queue,
+    make: Make,
+    obedient: Obedient,
+    redis_client: redis.Redis,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """2.9: the hub logs nothing, calls no code of users', and does not touch Redis."""
+    worker = make(obedient.process, hints="recorded-only" if what == "recorded-only" else "trusted")
+    listens(worker)
+    engine = engine_of(worker)
+    job = queue.add("n")
+    eventually(lambda: obedient.begun)
+    owner, name = {
+        "garbage": (engine.subscription.ignored, "note"),
+        "another run": (engine.subscription.ignored, "note"),
+        "recorded-only": (engine.subscription, "_look"),
+        "forced": (engine.giving_up, "lock_lost"),
+        "a call": (engine.subscription, "on_call"),
+    }[what]
+    original, where = getattr(owner, name), []
+
+    def called(*args: typing.Any) -> object:
+        where.append(gevent.getcurrent())
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, called)
+    mine = {"queue": "q", "prefix": prefix, "db": 0, "nonce": "n1", "at": 1}
+    if what == "forced":
+        queue.cancel_job(job.id, force=True)
+    elif what == "recorded-only":
+        queue.cancel_job(job.id)
+    else:
+        message: dict[str, dict[str, object]] = {
+            "garbage": {"queue": "q"},
+            "another run": {**mine, "jobId": job.id, "atm": 7, "ts": 1},
+            "a call": {**mine, "call": "ping"},
+        }
+        redis_client.publish(f"bullmq:cancel:{worker.id}", json.dumps(message[what]))
+    eventually(lambda: where)
+    assert set(where) == {engine.subscription.greenlet}
+    obedient.go.set()
 
 
 def test_recorded_only_reads_the_record_first(

@@ -54,7 +54,7 @@ ROOMS: typing.Final = {
     "fork": [{"connections", "burial"}, {"workers"}],
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
-        {"keys", "endpoint", "answers", "threads", "lookups", "encryption"},
+        {"keys", "endpoint", "answers", "threads", "lookups", "encryption", "hub_reading"},
         {"scripts"},
         {"greeting"},
         {"sockets"},

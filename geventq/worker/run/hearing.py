@@ -282,20 +282,22 @@ class Hearing:
 
     def _heed(self, execution: Execution, asked: Demand) -> None:
         heard = execution.heard = execution.heard or Heard()
-        fresh = [nonce for nonce in asked.nonces if nonce not in heard.nonces]
-        heard.nonces.update(fresh)
-        if not heard.seen_at:
-            heard.seen_at = clock.monotonic()
-            self.delays.add("seen", clock.wall() - asked.request.requested_at)
         attempt = execution.attempt
         if asked.is_waited_for:
+            fresh = [nonce for nonce in asked.nonces if nonce not in heard.nonces]
             heard.waiting += fresh
             attempt.on_stage = functools.partial(self._stages.reached, execution)
             self._stages.reached_by(execution, fresh, attempt.stage or "seen")
-        if attempt.greenlet is not None:
-            attempt.request(asked.request, hard=asked.hard, kill_after=asked.kill_after)
         # One that has not begun ends unrun, as if it had been recorded before the take (2.8).
-        attempt.answer(asked.request)
+        if attempt.greenlet is None or not attempt.request(
+            asked.request, hard=asked.hard, kill_after=asked.kill_after
+        ):
+            attempt.answer(asked.request)
+        # Noted when it is done: one that a Ctrl-C has cut is heeded as it is told again.
+        heard.nonces.update(asked.nonces)
+        if not heard.seen_at:
+            heard.seen_at = clock.monotonic()
+            self.delays.add("seen", clock.wall() - asked.request.requested_at)
 
 
 def answer_late(execution: Execution, text: bytes) -> None:
