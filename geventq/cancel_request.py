@@ -117,6 +117,8 @@ class Request:
         self.force = check_flag("force", options.get("force", False))
         retry = check_flag("retry", options.get("retry", False))
         self.reason_json = text.decode()
+        self.reason_text = reason if isinstance(reason, str) else self.reason_json
+        """As events tell it."""
         self.hard = hard
         self.kill_after = kill_after
         self.retry = retry

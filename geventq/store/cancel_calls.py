@@ -37,6 +37,7 @@ class Asked(typing.Protocol):
     nonce: str
     text: str
     reason_json: str
+    reason_text: str
     retry: bool
     force: bool
 
@@ -77,6 +78,7 @@ class CancelCalls:
     def _call(self, request: Asked, job_ids: list[str], dry_run: bool) -> list[Answer]:
         while True:
             flag = ("f" if request.force else "") + ("d" if dry_run else "")
+            flag += "r" if request.retry else ""
             looks = not dry_run and (request.force or self._secret is not None)
             args = (
                 self._looked_at(request, job_ids, flag)
@@ -91,16 +93,17 @@ class CancelCalls:
                 return answers[: known.index(False)] if False in known else answers
 
     def _head(self, request: Asked, flag: str) -> list[Argument]:
-        more = _json(self._message(request))[1:-1]
         return [
             self._keys.base,
             str(clock.wall_ms()),
             _json(request.record()),
             request.text,
             _json(self._keys.name),
-            more,
+            f'{_json(self._message(request))[1:-1]},"reason":{request.reason_json}',
             flag,
             "" if self._secret is None else self._secret.key,
+            request.nonce,
+            request.reason_text,
         ]
 
     def _message(self, request: Asked) -> dict[str, typing.Any]:
@@ -127,7 +130,7 @@ class CancelCalls:
             # A key that holds no hash is the script's to tell of.
             timestamp, old_made, made, opts = found if isinstance(found, list) else [None] * 4
             made = next(one for one in (old_made, made, b"0") if one is not None)
-            then = _then(request, made, opts or b"{}") if flag == "f" else "f"
+            then = _then(request, made, opts or b"{}") if request.force else "f"
             signed = b"" if at is None else self._signed(request, job_id, timestamp, made, at)
             args += (job_id, timestamp or b"", made, signed, then)
         return args

@@ -113,7 +113,7 @@ def message_of(queue: Queue, job: Job, reason: object = None, **options: typing.
     store = queue._store
     calls = CancelCalls(store._client, store.keys, queue._secret)
     args = calls._looked_at(Request(reason, **options), [job.id], "")
-    return typing.cast(bytes, args[11])
+    return typing.cast(bytes, args[-2])
 
 
 def record_with(job: Job, *signed: bytes, **members: object) -> bytes:

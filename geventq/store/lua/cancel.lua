@@ -9,12 +9,14 @@
 --        marker events schedulers answers
 -- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat: meta:
 -- ARGV   1 key base  2 now in ms
---        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `nonces`
+--        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `state`,
+--          `nonces`, `signed`
 --        4 the text that the job fails with  5 queue name as JSON
 --        6 more members of a message, as JSON without the braces
---        7 'f' = take running jobs away, 'd' = only tell what would happen, 'fd' = both, '' = neither
+--        7 some of: 'f' take running jobs away, 'd' only tell what would happen, 'r' for this run only
 --        8 what the caller's secret is told by (cancellation.md 8), '' = he has none
---        9... five values a job:
+--        9 the request's nonce  10 its reason: a text as it is, else as JSON
+--        11... five values a job:
 --          job id, its `timestamp` and its `atm` as the caller has seen them ('' = not looked),
 --          its message, signed, or '', f: 'f' fail for good, 'x' the same, attempts used up,
 --          or the ms of delay before the next attempt (0 = now)
@@ -23,37 +25,29 @@
 --        parent, children or a live scheduler), changed (it is not as the caller has seen it),
 --        secret (force needs that of the workers), broken (its key holds no hash)
 -- Events failed, cancelled, cancel-requested, retries-exhausted, waiting, delayed
---- include: job
---- include: place
---- include: types
---- include: keep
---- include: remember
---- include: remove
---- include: record
---- include: reserved
---- include: scheduler
+--- include: number
 
 keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
-local request = cjson.decode(ARGV[3])
-local text = ARGV[4]
+local text, nonce, reason = ARGV[4], ARGV[9], ARGV[10]
 local forces, is_dry = string.find(ARGV[7], 'f') ~= nil, string.find(ARGV[7], 'd') ~= nil
-local FIRST, STRIDE = 9, 5
+local is_for_run = string.find(ARGV[7], 'r') ~= nil
+local FIRST, STRIDE = 11, 5
 local count = (#ARGV - FIRST + 1) / STRIDE
--- How many list elements and bytes of records one call looks at, some 20 ms; the jobs behind them are
--- for the next.
+-- How many list elements one call looks at, some 20 ms; the jobs behind them are for the next.
 local BUDGET = 2000000
-local visited = 0 -- of these, at most
 -- A list that is not longer is filtered as a whole where many go.
 local FILTERED = 30000
 
 local lengths = { active = 0, wait = 0, paused = 0 } -- of lists, from the look at them on
 local requests, max_events, secrets -- as the queue's meta has them
 
--- The keys that a request to a running job needs are of their types.
+-- The keys that a request to a running job needs are of their types; of `active` the search tells.
 local function look()
   redis.call('STRLEN', keys.pc) -- none may call this but who may cancel (access.md)
-  lengths.active = redis.call('LLEN', keys.active)
+  if count > 1 then
+    lengths.active = redis.call('LLEN', keys.active)
+  end
   local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents', 'gqs')
   requests, max_events, secrets = whole_in(digits_in(meta[1])), meta[2], meta[3]
   redis.call('XLEN', keys.events)
@@ -73,53 +67,38 @@ local function look_at_all()
   redis.call('SCARD', keys.stalled)
 end
 
-local NOTHING = {}
-
--- What a record says; `text` is false where there is none.
-local function read_record(text)
-  if not text then
-    return NOTHING
-  end
-  visited = visited + #text
-  return record_in(text)
+local function read_json(json)
+  local read, value = pcall(cjson.decode, json)
+  return read and type(value) == 'table' and value or {}
 end
 
--- The server's clock in microseconds, as text; it stands still while a script runs.
+-- The server's clock, which stands still while a script runs.
 local clock = redis.call('TIME')
-local now_us = clock[1] .. string.format('%06d', clock[2])
-local at_ms = math.floor(tonumber(now_us) / 1000)
+local now_us = clock[1] * 1000000 + clock[2]
+local at_ms = math.floor(now_us / 1000)
 
 -- -- judge ------------------------------------------------------------------------------------
 
-local function has(record, nonce)
-  for _, one in ipairs(type(record.nonces) == 'table' and record.nonces or {}) do
-    if one == nonce then
-      return true
-    end
-  end
-  return false
-end
-
-local function needs_flows(job)
-  return job.parent or is_scheduled(job.scheduler)
-    or redis.call('EXISTS', job.key .. ':dependencies', job.key .. ':processed',
-      job.key .. ':failed', job.key .. ':unsuccessful') > 0
-end
-
 local function read_job(at)
-  local job = { before = NOTHING, id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
+  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
-  if is_queue_key(job.id) then
-    job.status = 'not_found'
-    return job
+  if not string.find(job.id, '^%d+$') then
+    --- include: reserved
+    if is_queue_key(job.id) then
+      job.status = 'not_found'
+      return job
+    end
   end
   local fields = redis.pcall('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
     'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
-  if not fields[1] and not is_job(job.key) then
-    job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
-    return job
-  elseif fields.err then
-    error(fields)
+  if not fields[1] then
+    --- include: job
+    if not is_job(job.key) then
+      job.status = redis.call('TYPE', job.key).ok == 'none' and 'not_found' or 'broken'
+      return job
+    elseif fields.err then
+      error(fields)
+    end
   end
   job.timestamp, job.made = fields[1] or '', fields[3] or fields[2] or '0'
   job.parent, job.scheduler = fields[4], fields[5]
@@ -129,28 +108,25 @@ local function read_job(at)
     job.status = 'changed'
   end
   job.timestamp, job.made = whole_in(job.timestamp), whole_in(job.made)
-  job.before = read_record(job.asked)
+  job.before = job.asked and read_json(job.asked)
   return job
 end
 
-local SETS = {
-  { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
-  { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
-}
+local visited = 0 -- list elements, at most
+
 local function is_active(job)
   visited = visited + lengths.active
   return redis.call('LPOS', keys.active, job.id)
 end
 
--- Where the job is, as the keys name it.  What is in none of the others is searched for in wait as
--- it is removed from it: that is one look less.
-local function place_of(job)
-  job.lock = redis.call('GET', job.key .. ':lock')
-  if job.lock and is_active(job) then
-    return 'active'
-  end
+-- Where a job is that does not run, as the keys name it.  What is in none of them is searched for in
+-- wait as it is removed from it: that is one look less.
+local function place_at_rest(job)
   look_at_all()
-  for _, set in ipairs(SETS) do
+  for _, set in ipairs({
+    { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
+    { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
+  }) do
     if redis.call('ZSCORE', set[2], job.id) then
       return set[1]
     end
@@ -162,23 +138,33 @@ end
 local function first_answer(job)
   local answer = redis.call('HGET', keys.answers, job.id)
   if answer then
-    answer = record_in(answer)
+    answer = read_json(answer)
     return answer.status, answer.state
+  elseif not (job.ended or job.answered or job.before) then
+    return
+  end
+  local function has(record)
+    for _, one in ipairs(type(record.nonces) == 'table' and record.nonces or {}) do
+      if one == nonce then
+        return true
+      end
+    end
+    return false
   end
   local state
-  local ended = read_record(job.ended)
-  if has(ended, request.nonce) then
-    state = type(ended.state) == 'string' and ended.state or 'active' -- a worker's own has none
+  local ended = job.ended and read_json(job.ended) or {}
+  if has(ended) then
+    state = ended.state or 'active' -- a worker's own record has none
   end
-  for _, pair in ipairs(read_record(job.answered)) do
-    if type(pair) == 'table' and pair[1] == request.nonce and type(pair[2]) == 'string' then
+  for _, pair in ipairs(job.answered and read_json(job.answered) or {}) do
+    if type(pair) == 'table' and pair[1] == nonce then
       state = pair[2]
     end
   end
   if state then
     return state == 'active' and 'requested' or 'cancelled', state
   end
-  if has(job.before, request.nonce) then -- not answered yet, wherever the job is by now
+  if job.before and has(job.before) then -- not answered yet, wherever the job is by now
     job.lock, job.place = redis.call('GET', job.key .. ':lock'), 'active'
     job.done = true
     return 'requested', 'active'
@@ -191,6 +177,21 @@ local function is_believed(secret)
     or type(secret) == 'string' and secret ~= '' and string.find(secrets, secret, 1, true) ~= nil
 end
 
+-- What becomes of a job that does not run, or is taken away from its worker.
+local function status_at_end(job)
+  --- include: scheduler
+  if job.place == 'completed' or job.place == 'failed' then
+    return 'finished'
+  elseif job.place == 'active' and not is_believed(ARGV[8]) then
+    return 'secret'
+  elseif job.place == 'waiting-children' or job.parent or is_scheduled(job.scheduler)
+    or redis.call('EXISTS', job.key .. ':dependencies', job.key .. ':processed',
+      job.key .. ':failed', job.key .. ':unsuccessful') > 0 then
+    return 'left'
+  end
+  return job.place == 'active' and 'stopped' or 'cancelled'
+end
+
 local function judge(job)
   local status, state = first_answer(job)
   if status then
@@ -200,24 +201,14 @@ local function judge(job)
   if job.status then
     return
   end
-  job.place = place_of(job)
+  job.lock = redis.call('GET', job.key .. ':lock')
+  job.place = job.lock and is_active(job) and 'active' or place_at_rest(job)
   job.state = job.place == 'wait' and 'waiting' or job.place
-  if job.place == 'completed' or job.place == 'failed' then
-    job.status = 'finished'
-  elseif job.place == 'active' and not forces then
-    job.status = 'requested'
-  elseif job.place == 'active' and not is_believed(ARGV[8]) then
-    job.status = 'secret'
-  elseif job.place == 'waiting-children' or needs_flows(job) then
-    job.status = 'left'
-  elseif job.place == 'active' then
-    job.status = 'stopped'
-  else
-    job.status = 'cancelled'
-  end
+  job.status = job.place == 'active' and not forces and 'requested' or status_at_end(job)
 end
 
 local jobs, in_wait = {}, {}
+local has_ends = false -- of jobs, here and now
 local function judge_all()
   look()
   if forces then
@@ -231,6 +222,7 @@ local function judge_all()
     else
       judge(job)
       jobs[n], seen[job.id] = job, job
+      has_ends = has_ends or job.status == 'cancelled' or job.status == 'stopped'
       if job.status == 'cancelled' and job.place == 'wait' then
         in_wait[#in_wait + 1] = job
         if lengths.wait > FILTERED and not is_dry then
@@ -246,6 +238,7 @@ local function judge_all()
 end
 local judged, why = pcall(judge_all)
 if not judged then -- a key of another type, or this user may not look (cancellation.md 8)
+  --- include: types
   return wrong_type(keys) or type(why) == 'table' and why or redis.error_reply(why)
 end
 
@@ -256,67 +249,69 @@ if not is_dry then
   redis.call('DEL', keys.base .. 'meta:none')
 end
 
--- Whether each job is in the list, and out of it unless nothing is to be changed.
-local function take_out_one_by_one(list_key, wanted)
-  for _, job in ipairs(wanted) do
-    if is_dry then -- in no other place, so it is here, or in none
-      job.found = lengths.wait > FILTERED or redis.call('LPOS', list_key, job.id) and true
-    else
-      job.found = redis.call('LREM', list_key, 1, job.id) > 0
+local function remove_from_wait()
+  -- Whether each job is in the list, and out of it unless nothing is to be changed.
+  local function take_out_one_by_one(list_key, wanted)
+    for _, job in ipairs(wanted) do
+      if is_dry then -- in no other place, so it is here, or in none
+        job.found = lengths.wait > FILTERED or redis.call('LPOS', list_key, job.id) and true
+      else
+        job.found = redis.call('LREM', list_key, 1, job.id) > 0
+      end
     end
   end
-end
 
-local function filter(list_key, wanted)
-  local by_id, stay = {}, {}
-  for _, job in ipairs(wanted) do
-    by_id[job.id] = job
-  end
-  for _, id in ipairs(redis.call('LRANGE', list_key, 0, -1)) do
-    if by_id[id] then
-      by_id[id].found = true
-    else
-      stay[#stay + 1] = id
+  local function filter(list_key, wanted)
+    local by_id, stay = {}, {}
+    for _, job in ipairs(wanted) do
+      by_id[job.id] = job
+    end
+    for _, id in ipairs(redis.call('LRANGE', list_key, 0, -1)) do
+      if by_id[id] then
+        by_id[id].found = true
+      else
+        stay[#stay + 1] = id
+      end
+    end
+    if is_dry then
+      return
+    end
+    redis.call('DEL', list_key)
+    for first = 1, #stay, 5000 do
+      redis.call('RPUSH', list_key, unpack(stay, first, math.min(first + 4999, #stay)))
     end
   end
-  if is_dry then
-    return
-  end
-  redis.call('DEL', list_key)
-  for first = 1, #stay, 5000 do
-    redis.call('RPUSH', list_key, unpack(stay, first, math.min(first + 4999, #stay)))
-  end
-end
 
-local function take_out(list_key, wanted, length)
-  if #wanted > 50 and length <= FILTERED then
-    filter(list_key, wanted)
-  else
-    take_out_one_by_one(list_key, wanted)
+  local function take_out(list_key, wanted, length)
+    if #wanted > 50 and length <= FILTERED then
+      filter(list_key, wanted)
+    else
+      take_out_one_by_one(list_key, wanted)
+    end
   end
-end
 
-if #in_wait > 0 then
   take_out(keys.wait, in_wait, lengths.wait)
-end
-if lengths.paused > 0 then -- left there by a version 5 (wire-format 16)
-  local rest = {}
+  if lengths.paused > 0 then -- left there by a version 5 (wire-format 16)
+    local rest = {}
+    for _, job in ipairs(in_wait) do
+      if not job.found then
+        rest[#rest + 1] = job
+      end
+    end
+    take_out(keys.paused, rest, lengths.paused)
+  end
   for _, job in ipairs(in_wait) do
-    if not job.found then
-      rest[#rest + 1] = job
+    if not job.found then -- a hash in no list: some program's half-done work
+      job.status, job.state = 'not_found', 'unknown'
     end
   end
-  take_out(keys.paused, rest, lengths.paused)
 end
-for _, job in ipairs(in_wait) do
-  if not job.found then -- a hash in no list: some program's half-done work
-    job.status, job.state = 'not_found', 'unknown'
-  end
+if #in_wait > 0 then
+  remove_from_wait()
 end
 
 -- -- carry out --------------------------------------------------------------------------------
 
-local filed = {} -- by removal policy
 local messages = {}
 
 local has_trimmed = false
@@ -324,188 +319,112 @@ local function tell(...)
   if has_trimmed then
     redis.call('XADD', keys.events, '*', ...)
   else
+    --- include: meta
     has_trimmed = true
     redis.call('XADD', keys.events, 'MAXLEN', '~', max_len(keys, max_events), '*', ...)
   end
 end
 
--- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
-local function removal_policy(job)
-  local policy = record_in(job.opts).removeOnFail
-  if policy == true then
-    return { 0, -1, 0 }
-  elseif type(policy) == 'number' then
-    return { math.max(0, math.floor(policy)), -1, 0 }
-  elseif type(policy) == 'table' then
-    local number = function(value, default)
-      return type(value) == 'number' and math.max(0, math.floor(value)) or default
+-- The request as it is kept with a job; `more` are members, as JSON.
+local function record_for(job, more)
+  return string.sub(ARGV[3], 1, -2)
+    .. string.format(',"atm":%.0f,"ts":%.0f,"at":%.0f,"state":"%s","nonces":["%s"]', job.made,
+      job.timestamp, at_ms, job.state, nonce)
+    .. (more or '') .. '}'
+end
+
+local function message_for(job)
+  if job.signed ~= '' then
+    return job.signed
+  end
+  return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id)
+    .. string.format(',"atm":%.0f,"ts":%.0f,"at":%.0f,', job.made, job.timestamp, at_ms)
+    .. ARGV[6] .. '}'
+end
+
+local counted = false
+-- Raised by every request, at least to the clock: no value comes back after an obliterate.
+local function count_request()
+  if not counted then
+    counted = true
+    redis.call('HSET', keys.meta, 'gqn', string.format('%.0f', math.max(requests + 1, now_us)))
+  end
+end
+
+-- What was asked before and what is asked now, as one request (cancellation.md 2.2); whether this one
+-- decides the outcome.  A reason is a text in here, so that none is encoded anew.
+local function merged(job)
+  local RANK = { shutdown = 0, timeout = 1, parent = 2, remote = 2, user = 2 }
+
+  local function is_stronger(one, other)
+    local mine, theirs = RANK[one.kind] or 0, RANK[other.kind] or 0
+    if mine ~= theirs then
+      return mine > theirs
     end
-    local kept = { number(policy.count, -1), number(policy.age, -1), number(policy.limit, 1000) }
-    if kept[1] >= 0 or kept[2] >= 0 then
-      return kept
+    return not one.retry and other.retry
+  end
+
+  local function shorter(one, other)
+    if type(one) ~= 'number' then
+      return other
     end
+    return type(other) == 'number' and math.min(one, other) or one
   end
-end
 
-local function reason_text()
-  local reason = cjson.decode('[' .. request.reason .. ']')[1]
-  return type(reason) == 'string' and reason or request.reason
-end
-local told_reason = reason_text()
+  local MOST_SIGNED = 8
+  local STRENGTH = { [true] = 3, [false] = 1 } -- of `hard`; null, the worker's mode, is between them
 
-local function record_for(job, nonces)
-  request.atm, request.ts = job.made, job.timestamp
-  request.at = at_ms
-  request.nonces, request.state = nonces, job.state
-  return cjson.encode(request)
-end
-
-local function answer_later(job)
-  redis.call('HSET', keys.answers, job.id,
-    cjson.encode({ status = job.status, state = job.state }))
-  redis.call('PEXPIRE', keys.answers, 60000)
-end
-
--- A deduplication without a time limit ends with its owner (9.2).
-local function end_deduplication(job)
-  local owned = job.dedup and keys.base .. 'de:' .. job.dedup
-  if owned and redis.pcall('GET', owned) == job.id and redis.call('PTTL', owned) == -1 then
-    redis.call('DEL', owned)
+  -- Whether a signed request asks for all of the kill that another one asks for.
+  local function covers(one, other)
+    local mine, theirs = STRENGTH[one.hard] or 2, STRENGTH[other.hard] or 2
+    local grace, other_grace = tonumber(one.killAfter), tonumber(other.killAfter)
+    return one.key == other.key and mine >= theirs and (theirs == 1
+      or grace == other_grace or (grace and other_grace and grace <= other_grace) == true)
   end
-end
 
--- What was asked of the run before has no effect any more.
-local function forget_request(job)
-  redis.call('HDEL', job.key, 'gqc', 'defa')
-  if job.asked then
-    remember(job.key, job.asked)
-  end
-end
-
--- Fail the job for good; `made` only for one that was running.
-local function fail(job, prev, made)
-  end_deduplication(job)
-  local policy = removal_policy(job)
-  if policy and policy[1] == 0 then
-    delete_job_keys(job.key)
-    answer_later(job)
-  else
-    local record = record_for(job, { request.nonce })
-    forget_request(job)
-    local shown = not made or not request.retry -- else it was for that run alone (cancellation.md 4.4)
-    redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms)
-    if shown then
-      redis.call('HSET', job.key, 'gqe', record)
-    end
-    local answered = not shown and record or job.ended
-    if answered then
-      remember(job.key, answered)
-    end
-    if made then
-      redis.call('HSET', job.key, 'atm', made)
-    end
-    local name = policy and table.concat(policy, ',') or ''
-    filed[name] = filed[name] or { members = {}, now_ms = now_ms, policy = policy }
-    local members = filed[name].members
-    members[#members + 1], members[#members + 2] = now_ms, job.id
-  end
-  tell('event', 'failed', 'jobId', job.id, 'failedReason', text, 'prev', prev)
-end
-
-local function told_cancelled(job)
-  tell('event', 'cancelled', 'jobId', job.id, 'reason', told_reason, 'kind', request.kind,
-    'stage', 'settled', 'ms', '0')
-end
-
-local function cancel(job)
-  if job.place ~= 'wait' then
-    redis.call('ZREM', keys[job.place], job.id)
-  end
-  fail(job, job.place)
-  told_cancelled(job)
-end
-
--- What was asked before and what is asked now, as one request (cancellation.md 2.2).  A reason is a
--- text in here, so that none is encoded anew.
-local RANK = { shutdown = 0, timeout = 1, parent = 2, remote = 2, user = 2 }
-
-local function is_stronger(one, other)
-  local mine, theirs = RANK[one.kind] or 0, RANK[other.kind] or 0
-  if mine ~= theirs then
-    return mine > theirs
-  end
-  return not one.retry and other.retry
-end
-
-local function same_run(before, job)
-  return before.v == 1 and (before.atm == job.made or not before.retry)
-end
-
-local function shorter(one, other)
-  if type(one) ~= 'number' then
-    return other
-  end
-  return type(other) == 'number' and math.min(one, other) or one
-end
-
-local MOST_SIGNED, MOST_NONCES = 8, 8
-local STRENGTH = { [true] = 3, [false] = 1 } -- of `hard`; null, the worker's mode, is between them
-
--- Whether a signed request asks for all of the kill that another one asks for.
-local function covers(one, other)
-  local mine, theirs = STRENGTH[one.hard] or 2, STRENGTH[other.hard] or 2
-  local grace, other_grace = tonumber(one.killAfter), tonumber(other.killAfter)
-  return one.key == other.key and mine >= theirs and (theirs == 1
-    or grace == other_grace or (grace and other_grace and grace <= other_grace) == true)
-end
-
--- The one of too many signed requests that is not kept: the oldest with a secret that the workers
--- do not believe, else the oldest that another one covers.  So the strongest stays.
-local function spare(signed)
-  local claims = {}
-  for n, text in ipairs(signed) do
-    claims[n] = record_in(text)
-    if not is_believed(claims[n].key) then
-      return n
-    end
-  end
-  for n, claim in ipairs(claims) do
-    for m, other in ipairs(claims) do
-      if m ~= n and covers(other, claim) then
+  -- The one of too many signed requests that is not kept: the oldest with a secret that the workers
+  -- do not believe, else the oldest that another one covers.  So the strongest stays.
+  local function spare(signed)
+    local claims = {}
+    for n, told in ipairs(signed) do
+      claims[n] = read_json(told)
+      if not is_believed(claims[n].key) then
         return n
       end
     end
-  end
-  return 1
-end
-
--- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
-local function all_signed(before, job)
-  local signed = last_texts(before, MOST_SIGNED)
-  signed[#signed + 1] = job.signed ~= '' and job.signed or nil
-  while #signed > MOST_SIGNED do
-    table.remove(signed, spare(signed))
-  end
-  return #signed > 0 and signed or nil
-end
-
--- The record to write, and whether this request decides the outcome.
-local merged
-merged = function(job)
-  local before = job.before
-  if not same_run(before, job) then
-    if job.asked then
-      remember(job.key, job.asked)
+    for n, claim in ipairs(claims) do
+      for m, other in ipairs(claims) do
+        if m ~= n and covers(other, claim) then
+          return n
+        end
+      end
     end
-    request.signed = all_signed(nil, job)
-    local record = record_for(job, { request.nonce })
-    request.signed = nil
-    return record, true
+    return 1
   end
-  local nonces = last_texts(before.nonces, MOST_NONCES - 1)
-  nonces[#nonces + 1] = request.nonce
-  local now = cjson.decode(record_for(job, nonces))
-  local decides = is_stronger(request, before)
+
+  -- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
+  local function all_signed(before)
+    local signed = {}
+    for _, told in ipairs(type(before) == 'table' and before or {}) do
+      signed[#signed + 1] = type(told) == 'string' and told or nil
+    end
+    signed[#signed + 1] = job.signed ~= '' and job.signed or nil
+    while #signed > MOST_SIGNED do
+      table.remove(signed, spare(signed))
+    end
+    return #signed > 0 and signed or nil
+  end
+
+  local before, now = job.before, cjson.decode(record_for(job))
+  local nonces = {}
+  for _, one in ipairs(type(before.nonces) == 'table' and before.nonces or {}) do
+    nonces[#nonces + 1] = type(one) == 'string' and one or nil
+  end
+  nonces[#nonces + 1] = nonce
+  while #nonces > 8 do
+    table.remove(nonces, 1)
+  end
+  local decides = is_stronger(now, before)
   local base, other = decides and now or before, decides and before or now
   if base.hard ~= true and other.hard ~= false then
     base.hard = other.hard
@@ -516,94 +435,202 @@ merged = function(job)
   base.kill_after = shorter(base.kill_after, other.kill_after)
   base.retry = base.retry and other.retry
   base.waits = base.waits or other.waits
-  base.nonce, base.nonces = request.nonce, nonces
-  base.signed = all_signed(before.signed, job)
+  base.nonce, base.nonces = nonce, nonces
+  base.signed = all_signed(before.signed)
   local written, record = pcall(cjson.encode, base)
-  if not written then -- what somebody else wrote there, as NaN, is no JSON: then this request stands alone
-    job.before = NOTHING
-    return merged(job)
-  end
-  return record, decides
-end
-
-local function message_for(job)
-  if job.signed ~= '' then
-    return job.signed
-  end
-  return '{"queue":' .. ARGV[5] .. ',"jobId":' .. cjson.encode(job.id) .. ',"reason":'
-    .. request.reason .. string.format(',"atm":%d,"ts":%.0f,"at":%.0f', job.made,
-      job.timestamp, at_ms)
-    .. ',' .. ARGV[6] .. '}'
-end
-
-local counted = false
--- Raised by every request, at least to the clock: no value comes back after an obliterate.
-local function count_request()
-  if not counted then
-    counted = true
-    local raised = math.max(requests + 1, tonumber(now_us))
-    redis.call('HSET', keys.meta, 'gqn', string.format('%.0f', raised))
+  if written then -- what somebody else wrote there, as NaN, is no JSON: then this request stands alone
+    return record, decides
   end
 end
 
 local function ask(job)
-  local record, decides = merged(job)
-  if decides and not request.retry then
+  local before, record, decides = job.before, nil, true
+  if before and before.v == 1 and (before.atm == job.made or not before.retry) then -- of this run
+    record, decides = merged(job)
+  end
+  if not record then
+    if job.asked then
+      --- include: remember
+      remember(job.key, job.asked)
+    end
+    local signed = job.signed ~= '' and ',"signed":' .. cjson.encode({ job.signed })
+    record, decides = record_for(job, signed), true
+  end
+  if decides and not is_for_run then
     redis.call('HSET', job.key, 'gqc', record, 'defa', text)
   else
     redis.call('HSET', job.key, 'gqc', record)
   end
   count_request()
-  tell('event', 'cancel-requested', 'jobId', job.id, 'reason', told_reason, 'kind', request.kind,
-    'nonce', request.nonce)
+  tell('event', 'cancel-requested', 'jobId', job.id, 'reason', reason, 'kind', 'remote',
+    'nonce', nonce)
   messages[#messages + 1] = { job.lock or '', message_for(job) }
 end
 
--- The run ends here, whatever its worker does: without the lock its outcome is refused
--- (cancellation.md 3.4).
-local function take_away(job)
-  redis.call('DEL', job.key .. ':lock')
-  redis.call('SREM', keys.stalled, job.id)
-  redis.call('LREM', keys.active, 1, job.id)
-  local made = job.made + 1
-  messages[#messages + 1] = { job.lock or '', message_for(job) }
-  count_request()
-  if job.then_what == 'f' or job.then_what == 'x' then
-    fail(job, 'active', made)
-    if job.then_what == 'x' then
-      tell('event', 'retries-exhausted', 'jobId', job.id, 'attemptsMade', made)
-    end
-  else
-    local delay = tonumber(job.then_what)
-    forget_request(job)
-    redis.call('HSET', job.key, 'failedReason', text, 'atm', made)
-    if delay > 0 then
-      local due_ms = now_ms + delay
-      redis.call('HSET', job.key, 'delay', delay)
-      redis.call('ZADD', keys.delayed, delayed_score(keys, due_ms), job.id)
-      tell('event', 'delayed', 'jobId', job.id, 'delay', due_ms)
-      mark_next_delayed(keys)
-    else
-      enqueue(keys, job.id, priority_in(job.priority))
-      tell('event', 'waiting', 'jobId', job.id, 'prev', 'active')
+-- What ends a job, and what files those that were ended: made where there is one.
+local function ways_to_end()
+  --- include: place
+  --- include: remove
+  --- include: keep
+  --- include: remember
+
+  local filed = {} -- by removal policy
+
+  -- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
+  local function removal_policy(job)
+    local policy = read_json(job.opts or '{}').removeOnFail
+    if policy == true then
+      return { 0, -1, 0 }
+    elseif type(policy) == 'number' then
+      return { math.max(0, math.floor(policy)), -1, 0 }
+    elseif type(policy) == 'table' then
+      local number = function(value, default)
+        return type(value) == 'number' and math.max(0, math.floor(value)) or default
+      end
+      local kept = { number(policy.count, -1), number(policy.age, -1), number(policy.limit, 1000) }
+      if kept[1] >= 0 or kept[2] >= 0 then
+        return kept
+      end
     end
   end
-  told_cancelled(job)
-  answer_later(job)
-  wake_unless_blocked(keys) -- a slot of a queue with a limit is free, or this job waits
+
+  local function answer_later(job)
+    redis.call('HSET', keys.answers, job.id,
+      cjson.encode({ status = job.status, state = job.state }))
+    redis.call('PEXPIRE', keys.answers, 60000)
+  end
+
+  -- A deduplication without a time limit ends with its owner (9.2).
+  local function end_deduplication(job)
+    local owned = job.dedup and keys.base .. 'de:' .. job.dedup
+    if owned and redis.pcall('GET', owned) == job.id and redis.call('PTTL', owned) == -1 then
+      redis.call('DEL', owned)
+    end
+  end
+
+  -- What was asked of the run before has no effect any more.
+  local function forget_request(job)
+    redis.call('HDEL', job.key, 'gqc', 'defa')
+    if job.asked then
+      remember(job.key, job.asked)
+    end
+  end
+
+  -- Fail the job for good; `made` only for one that was running.
+  local function fail(job, prev, made)
+    end_deduplication(job)
+    local policy = removal_policy(job)
+    if policy and policy[1] == 0 then
+      delete_job_keys(job.key)
+      answer_later(job)
+    else
+      local record = record_for(job)
+      forget_request(job)
+      local shown = not made or not is_for_run -- else it was for that run alone (cancellation.md 4.4)
+      redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms)
+      if shown then
+        redis.call('HSET', job.key, 'gqe', record)
+      end
+      local answered = not shown and record or job.ended
+      if answered then
+        remember(job.key, answered)
+      end
+      if made then
+        redis.call('HSET', job.key, 'atm', made)
+      end
+      local name = policy and table.concat(policy, ',') or ''
+      filed[name] = filed[name] or { members = {}, now_ms = now_ms, policy = policy }
+      local members = filed[name].members
+      members[#members + 1], members[#members + 2] = now_ms, job.id
+    end
+    tell('event', 'failed', 'jobId', job.id, 'failedReason', text, 'prev', prev)
+  end
+
+  local function told_cancelled(job)
+    tell('event', 'cancelled', 'jobId', job.id, 'reason', reason, 'kind', 'remote', 'stage', 'settled',
+      'ms', '0')
+  end
+
+  local function cancel(job)
+    if job.place ~= 'wait' then
+      redis.call('ZREM', keys[job.place], job.id)
+    end
+    fail(job, job.place)
+    told_cancelled(job)
+  end
+
+  -- The run ends here, whatever its worker does: without the lock its outcome is refused
+  -- (cancellation.md 3.4).
+  local function take_away(job)
+    redis.call('DEL', job.key .. ':lock')
+    redis.call('SREM', keys.stalled, job.id)
+    redis.call('LREM', keys.active, 1, job.id)
+    local made = job.made + 1
+    messages[#messages + 1] = { job.lock or '', message_for(job) }
+    count_request()
+    if job.then_what == 'f' or job.then_what == 'x' then
+      fail(job, 'active', made)
+      if job.then_what == 'x' then
+        tell('event', 'retries-exhausted', 'jobId', job.id, 'attemptsMade', made)
+      end
+    else
+      local delay = tonumber(job.then_what)
+      forget_request(job)
+      redis.call('HSET', job.key, 'failedReason', text, 'atm', made)
+      if delay > 0 then
+        local due_ms = now_ms + delay
+        redis.call('HSET', job.key, 'delay', delay)
+        redis.call('ZADD', keys.delayed, delayed_score(keys, due_ms), job.id)
+        tell('event', 'delayed', 'jobId', job.id, 'delay', due_ms)
+        mark_next_delayed(keys)
+      else
+        enqueue(keys, job.id, priority_in(job.priority))
+        tell('event', 'waiting', 'jobId', job.id, 'prev', 'active')
+      end
+    end
+    told_cancelled(job)
+    answer_later(job)
+    wake_unless_blocked(keys) -- a slot of a queue with a limit is free, or this job waits
+  end
+
+  local function finish(job)
+    if job.status == 'cancelled' then
+      cancel(job)
+    else
+      take_away(job)
+    end
+  end
+
+  local function file()
+    for _, group in pairs(filed) do
+      for first = 1, #group.members, 4000 do
+        local part = {}
+        for i = first, math.min(first + 3999, #group.members) do
+          part[#part + 1] = group.members[i]
+        end
+        file_finished(keys, keys.failed,
+          { members = part, now_ms = now_ms, policy = group.policy })
+      end
+    end
+  end
+
+  return finish, file
+end
+
+local finish, file
+if has_ends and not is_dry then
+  finish, file = ways_to_end()
 end
 
 local replies = {}
 for n = 1, count do
   local job = jobs[n]
-  if not is_dry and not job.done then
+  if not is_dry and not job.done and job.place then
     job.done = true
-    if job.status == 'cancelled' and job.place then
-      cancel(job)
-    elseif job.status == 'requested' and job.place then
+    if job.status == 'requested' then
       ask(job)
-    elseif job.status == 'stopped' and job.place then
-      take_away(job)
+    elseif job.status == 'cancelled' or job.status == 'stopped' then
+      finish(job)
     end
   end
   -- A worker that listens is named by its lock token, any other one by what it calls itself.
@@ -613,15 +640,8 @@ end
 
 -- -- file, tell -------------------------------------------------------------------------------
 
-for _, group in pairs(filed) do
-  for first = 1, #group.members, 4000 do
-    local part = {}
-    for i = first, math.min(first + 3999, #group.members) do
-      part[#part + 1] = group.members[i]
-    end
-    file_finished(keys, keys.failed,
-      { members = part, now_ms = now_ms, policy = group.policy })
-  end
+if file then
+  file()
 end
 
 for _, message in ipairs(messages) do
