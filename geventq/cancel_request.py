@@ -8,13 +8,14 @@ Owns the options of `Queue.cancel_job` and their checks, and `CancelResult`.  Ca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import typing
 
-from geventq.cancellation import Cancellation
-from geventq.cancellation.request import encoded_reason
+from geventq.cancellation.request import encoded_reason, failed_reason
 from geventq.checks import Seconds, check_flag, check_kill, check_seconds
+from geventq.codec import decode
 
 __all__ = [
     "DEFAULTS",
@@ -99,6 +100,12 @@ def new_nonce() -> str:
     return os.urandom(16).hex()
 
 
+@functools.cache
+def _asker(pid: int) -> str:
+    """Who asks, as workers and the record are told."""
+    return f"{platform.node()}:{pid}"
+
+
 class Request:
     """What a caller asks, checked: the same for each of the jobs he asks it of.
 
@@ -116,18 +123,16 @@ class Request:
         check_flag("cascade", options.get("cascade", True))
         self.force = check_flag("force", options.get("force", False))
         retry = check_flag("retry", options.get("retry", False))
+        reason = reason if type(reason) is str else decode(text)  # as it is read, whatever it is
         self.reason_json = text.decode()
-        self.reason_text = reason if isinstance(reason, str) else self.reason_json
+        self.reason_text = reason if type(reason) is str else self.reason_json
         """As events tell it."""
         self.hard = hard
         self.kill_after = kill_after
         self.retry = retry
-        self.by = f"{platform.node()}:{os.getpid()}"
+        self.by = _asker(os.getpid())
         self.nonce = new_nonce()
-        self.cancellation = Cancellation(
-            reason, "remote", hard=hard is True, retry=retry, requested_by=self.by
-        )
-        self.text = self.cancellation.failed_reason()
+        self.text = failed_reason(reason, "remote")
         """What a job fails with that it ends (cancellation.md 2.6)."""
 
     def record(self) -> dict[str, typing.Any]:

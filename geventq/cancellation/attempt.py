@@ -263,9 +263,8 @@ class Attempt:
                 gone=False,
             )
         is_hard = (self._hard or kill_after is not None) if hard is None else hard
-        if self.ended or (self.greenlet is not None and self.greenlet.dead):
-            return False
-        if self._leave_by is not None:
+        greenlet = self.greenlet
+        if self.ended or self._leave_by is not None or (greenlet is not None and greenlet.dead):
             return False
         if request.kind == "lock_lost":
             self.was_lock_lost = True

@@ -13,7 +13,14 @@ from geventq import clock
 from geventq.checks import seconds_text, show
 from geventq.codec import decode, encode
 
-__all__ = ["KINDS", "LARGEST_REASON", "Cancellation", "LockLost", "encoded_reason"]
+__all__ = [
+    "KINDS",
+    "LARGEST_REASON",
+    "Cancellation",
+    "LockLost",
+    "encoded_reason",
+    "failed_reason",
+]
 
 LARGEST_REASON: typing.Final = 16 * 1024
 """Bytes of JSON that a reason may have: it may have to be recorded (cancellation.md 5.6)."""
@@ -104,14 +111,7 @@ class Cancellation:
 
     def failed_reason(self) -> str:
         """The text a job fails with (cancellation.md 2.6)."""
-        reason = self.reason
-        if reason is None or reason == "":
-            return "Job cancelled"
-        if self.kind == "timeout" and isinstance(reason, str):
-            return f"Job {reason}"
-        if isinstance(reason, str):
-            return f"Job cancelled: {reason}"
-        return f"Job cancelled: {json.dumps(_plain(reason), ensure_ascii=False)}"
+        return failed_reason(self.reason, self.kind)
 
     def merged(self, later: Cancellation) -> Cancellation:
         """This request with what is stronger in a `later` one; `self` itself if nothing is.
@@ -164,6 +164,15 @@ class Cancellation:
 _set_reason, _set_kind, _set_hard, _set_retry, _set_requested_at, _set_requested_by = (
     vars(Cancellation)[field.name].__set__ for field in dataclasses.fields(Cancellation)
 )
+
+
+def failed_reason(reason: typing.Any, kind: str) -> str:
+    """The text that a job fails with which was cancelled for that reason (cancellation.md 2.6)."""
+    if reason is None or reason == "":
+        return "Job cancelled"
+    if isinstance(reason, str):
+        return f"Job {reason}" if kind == "timeout" else f"Job cancelled: {reason}"
+    return f"Job cancelled: {json.dumps(_plain(reason), ensure_ascii=False)}"
 
 
 def _plain(reason: typing.Any) -> typing.Any:

@@ -215,22 +215,28 @@ def accept(token: TokenState, request: Cancellation) -> bool:
     """Set the token and all links under it; whether it was not set before (2.2)."""
     if token._request is not None:
         return False
-    pending = [token]
-    while pending:
-        one = pending.pop()
-        if one._request is not None:
-            continue
-        one._request = request
-        _set(one, request)
-        scope = one._scope
-        if scope is None:
-            continue
-        if scope.deadline is not None:
-            scope.deadline.stop()
-        for callback in list(scope.callbacks):
-            _start(one, callback)
-        pending.extend(scope.links)
+    token._request = request
+    _set(token, request)
+    if token._scope is not None:
+        _spread(token, token._scope, request)
     return True
+
+
+def _spread(token: TokenState, scope: Scope, request: Cancellation) -> None:
+    """What follows from a token's being set."""
+    pending = [(token, scope)]
+    while pending:
+        one, its = pending.pop()
+        if its.deadline is not None:
+            its.deadline.stop()
+        for callback in list(its.callbacks):
+            _start(one, callback)
+        for link in list(its.links):
+            if link._request is None:
+                link._request = request
+                _set(link, request)
+                if link._scope is not None:
+                    pending.append((link, link._scope))
 
 
 def seal(token: TokenState) -> None:

@@ -10,8 +10,8 @@ import typing
 import gevent
 from gevent.event import AsyncResult
 
-from geventq import CancellationToken, Job, Worker
-from tests.bench.orders import options, say
+from geventq import CancellationToken, Job
+from tests.bench.orders import make_worker, options, say
 
 
 class Floor:
@@ -56,13 +56,7 @@ def main() -> None:
             microseconds.append((now - asked[job.id]) / 1e3)
         token.raise_if_cancelled()
 
-    worker = Worker(
-        given["queue"],
-        process,
-        connection=given["url"],
-        prefix=given["prefix"],
-        concurrency=active,
-    )
+    worker = make_worker(given, process, concurrency=active)
     worker.start()
 
     def full() -> None:

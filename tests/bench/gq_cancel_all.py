@@ -6,8 +6,8 @@ import time
 
 import gevent
 
-from geventq import CancellationToken, Job, Worker
-from tests.bench.orders import hear, options, say
+from geventq import CancellationToken, Job
+from tests.bench.orders import hear, make_worker, options, say
 
 
 def main() -> None:
@@ -22,13 +22,7 @@ def main() -> None:
         waiting -= 1
         token.raise_if_cancelled()
 
-    worker = Worker(
-        given["queue"],
-        process,
-        connection=given["url"],
-        prefix=given["prefix"],
-        concurrency=active,
-    )
+    worker = make_worker(given, process, concurrency=active)
     worker.start()
     while waiting < active:
         gevent.sleep(0.001)

@@ -9,8 +9,8 @@ import contextlib
 import importlib
 import resource
 
-from geventq import Job, Queue, Worker
-from tests.bench.orders import cpu, hear, options, say
+from geventq import Job, Queue
+from tests.bench.orders import cpu, hear, make_worker, options, say
 from tests.bench.sampler import Sampler
 
 
@@ -20,13 +20,7 @@ def process(job: Job) -> None:
 
 def main() -> None:
     given = options()
-    worker = Worker(
-        given["queue"],
-        process,
-        connection=given["url"],
-        prefix=given["prefix"],
-        concurrency=given["concurrency"],
-    )
+    worker = make_worker(given, process, concurrency=given["concurrency"])
     with contextlib.closing(Queue(given["queue"], connection=given["url"])) as queue:
         queue.count()  # what a first call imports is loaded, like on the other side,
     importlib.import_module("geventq.worker.engine")  # and what a first start does

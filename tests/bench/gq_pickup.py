@@ -7,14 +7,13 @@ import time
 import gevent
 import gevent.event
 
-from geventq import Job, Queue, Worker
-from tests.bench.orders import options, say
+from geventq import Job, Queue
+from tests.bench.orders import make_worker, options, say
 
 
 def main() -> None:
     given = options()
-    where = {"connection": given["url"], "prefix": given["prefix"]}
-    queue = Queue(given["queue"], **where)
+    queue = Queue(given["queue"], given["url"], given["prefix"])
     queue.count()  # connected, like the other side
     started = gevent.event.Event()
     start = 0
@@ -24,7 +23,7 @@ def main() -> None:
         microseconds.append((time.perf_counter_ns() - start) / 1e3)
         started.set()
 
-    with Worker(given["queue"], process, **where):
+    with make_worker(given, process):
         for i in range(given["n"]):
             gevent.sleep(given["pause_ms"] / 1e3)
             started.clear()

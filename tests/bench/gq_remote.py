@@ -10,8 +10,8 @@ import time
 
 import gevent
 
-from geventq import CancellationToken, Job, Worker
-from tests.bench.orders import hear, options, say
+from geventq import CancellationToken, Job
+from tests.bench.orders import hear, make_worker, options, say
 
 
 def process(job: Job, token: CancellationToken) -> None:
@@ -26,14 +26,7 @@ def process(job: Job, token: CancellationToken) -> None:
 
 def main() -> None:
     given = options()
-    worker = Worker(
-        given["queue"],
-        process,
-        connection=given["url"],
-        prefix=given["prefix"],
-        concurrency=given["concurrency"],
-        lock_duration=120,
-    )
+    worker = make_worker(given, process, concurrency=given["concurrency"], lock_duration=120)
     worker.start()
     engine = worker._engine
     while not engine.subscription.is_up:

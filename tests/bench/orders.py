@@ -1,5 +1,5 @@
 """What every geventq process of the benchmark starts with: options and orders as JSON lines on
-stdin, answers on stdout, the CPU it used."""
+stdin, answers on stdout, the CPU it used, and the worker that the options are about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typing
 
 import gevent.fileobject
 
-__all__ = ["cpu", "hear", "options", "say"]
+from geventq import Worker
+
+__all__ = ["cpu", "hear", "make_worker", "options", "say"]
 
 _input = gevent.fileobject.FileObject(sys.stdin.fileno(), "rb", closefd=False)
 
@@ -35,3 +37,8 @@ def cpu() -> float:
     """Seconds of CPU this process used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def make_worker(given: dict[str, typing.Any], process: typing.Any, **more: typing.Any) -> Worker:
+    """A worker of the queue that the options name, not started."""
+    return Worker(given["queue"], process, given["url"], given["prefix"], **more)
