@@ -137,6 +137,24 @@ def test_a_plain_message_cancels_softly_and_for_this_run(
     assert job.wait_until_finished(30) == "done"
 
 
+def test_a_plain_message_asks_a_hard_worker_softly_too(
+    queue: Queue, make: Make, watched: Watched, redis_client: redis.Redis
+) -> None:
+    """5.1: whoever may publish there may be anybody."""
+    worker = make(watched.process, cancel_mode="hard")
+    listens(worker)
+    job = queue.add("n")
+    eventually(lambda: watched.tokens)
+    (execution,) = engine_of(worker).slots.running
+    told: list[str] = []
+    execution.attempt.on_stage = told.append
+    plain = {"queue": "q", "jobId": job.id, "hard": True}
+    redis_client.publish("bullmq:cancel", json.dumps(plain))
+    eventually(lambda: watched.tokens[job.id].cancelled)
+    assert not watched.tokens[job.id].get().hard
+    assert told == [], "no grace begins"
+
+
 def test_a_message_that_comes_twice_counts_once(
     queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
 ) -> None:
