@@ -12,7 +12,7 @@ import gevent.event
 import pytest
 import redis
 
-from geventq import CancellationToken, Job, Queue
+from geventq import CancellationToken, Job, Queue, clock
 from tests.conftest import Make
 from tests.support.told import engine_of, listens
 from tests.support.waiting import eventually
@@ -153,6 +153,22 @@ def test_a_plain_message_asks_a_hard_worker_softly_too(
     eventually(lambda: watched.tokens[job.id].cancelled)
     assert not watched.tokens[job.id].get().hard
     assert told == [], "no grace begins"
+
+
+def test_a_request_that_is_heard_late_leaves_the_whole_grace(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """4.6: it counts from the moment when the worker hears of it, here an hour later."""
+    worker = make(lambda job: gevent.sleep(60))
+    listens(worker)
+    job = queue.add("n")
+    eventually(lambda: worker.active_jobs)
+    (execution,) = engine_of(worker).slots.running
+    late = ours(prefix, job, hard=True, killAfter=600, at=job.timestamp_ms - 3_600_000)
+    redis_client.publish(f"bullmq:cancel:{worker.id}", json.dumps(late))
+    ladder = eventually(lambda: execution.attempt._ladder)
+    assert 500 < ladder.deadline - clock.monotonic() <= 600
+    assert worker.cancel_job(job.id, hard=True, kill_after=0)
 
 
 def test_a_message_that_comes_twice_counts_once(
