@@ -11,6 +11,7 @@ import gevent.event
 import pytest
 
 from geventq import CancellationToken, Job, JobSpec, Queue, RateLimitError, Worker
+from geventq.worker.lanes import _SHARES
 from geventq.worker.run import runners
 from tests.conftest import Make
 from tests.support.calls import takes
@@ -26,7 +27,7 @@ def test_jobs_that_are_taken_while_closing_begins_go_back_in_their_order(
     locked, and the jobs stand where they stood."""
     ran: list[str] = []
     jobs = queue.add_bulk([JobSpec("n") for _ in range(2)])
-    traps = [proxy.hold_answer(takes) for _ in range(4)]  # one for each lane
+    traps = [proxy.hold_answer(takes) for _ in range(_SHARES)]  # all takes under way
     worker = through(lambda job: ran.append(job.id), concurrency=8)
     worker.start()
     eventually(lambda: queue.get_job_counts()["active"] == 2)
@@ -287,7 +288,7 @@ def test_a_job_that_is_taken_while_the_worker_is_paused_does_not_start(
     job goes back as it was, and runs when the worker goes on."""
     ran: list[str] = []
     job = queue.add("n")
-    traps = [proxy.hold_answer(takes) for _ in range(4)]
+    traps = [proxy.hold_answer(takes) for _ in range(_SHARES)]
     worker = through(lambda job: ran.append(job.id), concurrency=8)
     told = Told(worker)
     worker.start()
