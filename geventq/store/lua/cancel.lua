@@ -34,8 +34,10 @@ local forces, is_dry = string.find(ARGV[7], 'f') ~= nil, string.find(ARGV[7], 'd
 local is_for_run = string.find(ARGV[7], 'r') ~= nil
 local FIRST, STRIDE = 11, 5
 local count = (#ARGV - FIRST + 1) / STRIDE
--- How many list elements one call looks at, some 20 ms; the jobs behind them are for the next.
+-- How many list elements and bytes of records one call looks at, some 20 ms; the jobs behind them are
+-- for the next.
 local BUDGET = 2000000
+local visited = 0 -- of these, at most
 -- A list that is not longer is filtered as a whole where many go.
 local FILTERED = 30000
 
@@ -67,9 +69,11 @@ local function look_at_all()
   redis.call('SCARD', keys.stalled)
 end
 
-local function read_json(json)
-  local read, value = pcall(cjson.decode, json)
-  return read and type(value) == 'table' and value or {}
+-- What a record says.
+local function read_record(record)
+  --- include: record
+  visited = visited + #record
+  return record_in(record)
 end
 
 -- The server's clock, which stands still while a script runs.
@@ -108,11 +112,9 @@ local function read_job(at)
     job.status = 'changed'
   end
   job.timestamp, job.made = whole_in(job.timestamp), whole_in(job.made)
-  job.before = job.asked and read_json(job.asked)
+  job.before = job.asked and read_record(job.asked)
   return job
 end
-
-local visited = 0 -- list elements, at most
 
 local function is_active(job)
   visited = visited + lengths.active
@@ -138,7 +140,7 @@ end
 local function first_answer(job)
   local answer = redis.call('HGET', keys.answers, job.id)
   if answer then
-    answer = read_json(answer)
+    answer = read_record(answer)
     return answer.status, answer.state
   elseif not (job.ended or job.answered or job.before) then
     return
@@ -152,12 +154,12 @@ local function first_answer(job)
     return false
   end
   local state
-  local ended = job.ended and read_json(job.ended) or {}
+  local ended = job.ended and read_record(job.ended) or {}
   if has(ended) then
-    state = ended.state or 'active' -- a worker's own record has none
+    state = type(ended.state) == 'string' and ended.state or 'active' -- a worker's own has none
   end
-  for _, pair in ipairs(job.answered and read_json(job.answered) or {}) do
-    if type(pair) == 'table' and pair[1] == nonce then
+  for _, pair in ipairs(job.answered and read_record(job.answered) or {}) do
+    if type(pair) == 'table' and pair[1] == nonce and type(pair[2]) == 'string' then
       state = pair[2]
     end
   end
@@ -354,6 +356,8 @@ end
 -- What was asked before and what is asked now, as one request (cancellation.md 2.2); whether this one
 -- decides the outcome.  A reason is a text in here, so that none is encoded anew.
 local function merged(job)
+  --- include: record
+
   local RANK = { shutdown = 0, timeout = 1, parent = 2, remote = 2, user = 2 }
 
   local function is_stronger(one, other)
@@ -371,7 +375,7 @@ local function merged(job)
     return type(other) == 'number' and math.min(one, other) or one
   end
 
-  local MOST_SIGNED = 8
+  local MOST_SIGNED, MOST_NONCES = 8, 8
   local STRENGTH = { [true] = 3, [false] = 1 } -- of `hard`; null, the worker's mode, is between them
 
   -- Whether a signed request asks for all of the kill that another one asks for.
@@ -387,7 +391,7 @@ local function merged(job)
   local function spare(signed)
     local claims = {}
     for n, told in ipairs(signed) do
-      claims[n] = read_json(told)
+      claims[n] = record_in(told)
       if not is_believed(claims[n].key) then
         return n
       end
@@ -404,10 +408,7 @@ local function merged(job)
 
   -- A merged record proves nothing: each signed request stays whole beside it (cancellation.md 8).
   local function all_signed(before)
-    local signed = {}
-    for _, told in ipairs(type(before) == 'table' and before or {}) do
-      signed[#signed + 1] = type(told) == 'string' and told or nil
-    end
+    local signed = last_texts(before, MOST_SIGNED)
     signed[#signed + 1] = job.signed ~= '' and job.signed or nil
     while #signed > MOST_SIGNED do
       table.remove(signed, spare(signed))
@@ -416,14 +417,8 @@ local function merged(job)
   end
 
   local before, now = job.before, cjson.decode(record_for(job))
-  local nonces = {}
-  for _, one in ipairs(type(before.nonces) == 'table' and before.nonces or {}) do
-    nonces[#nonces + 1] = type(one) == 'string' and one or nil
-  end
+  local nonces = last_texts(before.nonces, MOST_NONCES - 1)
   nonces[#nonces + 1] = nonce
-  while #nonces > 8 do
-    table.remove(nonces, 1)
-  end
   local decides = is_stronger(now, before)
   local base, other = decides and now or before, decides and before or now
   if base.hard ~= true and other.hard ~= false then
@@ -478,7 +473,7 @@ local function ways_to_end()
 
   -- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
   local function removal_policy(job)
-    local policy = read_json(job.opts or '{}').removeOnFail
+    local policy = record_in(job.opts).removeOnFail
     if policy == true then
       return { 0, -1, 0 }
     elseif type(policy) == 'number' then
