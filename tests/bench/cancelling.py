@@ -162,8 +162,24 @@ _CALL: typing.Final = Figure("call p99", "us", 50_000, of="value", at_least=Fals
 
 CANCELLING: typing.Final = (
     Scenario(
+        "bridge1",
+        "cancel_job, and the guide's cancelJob as it is written there, 1 active",
+        remote(1, geventq="cancel_job", npm="guide"),
+        200,
+        20,
+        (*_LATENCY, _CALL),
+    ),
+    Scenario(
+        "bridge500",
+        "cancel_job, and the guide's cancelJob as it is written there, 500 active",
+        remote(500, geventq="cancel_job", npm="guide"),
+        500,
+        50,
+        (*_LATENCY, _CALL),
+    ),
+    Scenario(
         "remote1",
-        "cancel_job and the guide's bridge, 1 active",
+        "cancel_job and a bare PUBLISH on a link that is kept, 1 active",
         remote(1, geventq="cancel_job", npm="published"),
         200,
         20,
@@ -171,7 +187,7 @@ CANCELLING: typing.Final = (
     ),
     Scenario(
         "remote500",
-        "cancel_job and the guide's bridge, 500 active",
+        "cancel_job and a bare PUBLISH on a link that is kept, 500 active",
         remote(500, geventq="cancel_job", npm="published"),
         500,
         50,
