@@ -7,8 +7,8 @@ local MOST_DATA = 1048576 -- bytes of all jobs that one call takes, but for the 
 -- An id without a readable hash is not taken: it leaves the lists and is named in the reply.
 
 -- Up to `room` ids, and whether one of them may need a closer look: nearly all are ASCII without a
--- colon, and not the name of the hash that the queue has itself.  Where wait has too few, or markers of version 4, the second list has the scores of those
--- that were in prioritized.
+-- colon, and not the name of the hash that the queue has itself.  Where wait has too few, or markers of
+-- version 4, the second list has the scores of those that were in prioritized.
 local function pop_ids(keys, room)
   local ids, scores = redis.call('RPOP', keys.wait, room) or {}, {}
   room = tonumber(room)
