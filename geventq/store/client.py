@@ -23,6 +23,7 @@ from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.store.connection import Answer, Connection, unavailable
 from geventq.store.endpoint import Endpoint
+from geventq.store.limits import within
 from geventq.store.pools import Pool, Server
 from geventq.store.scripts import Script, pack
 from geventq.store.threads import close_hubs_of_ended_threads
@@ -176,17 +177,10 @@ class Client:
         self._check_process()
         endpoint = self.endpoint
         limit = self.timeout if limit is None else limit
-        timer = gevent.Timeout.start_new(max(limit, 0.001))
-        try:
+        text = f"Redis at {endpoint.describe()} cannot be used: no connection within"
+        with within(limit, f"{text} {limit:.3g} s"):
             path = None if endpoint.embedded is None else self._joined(endpoint.embedded)
             return Connection.open(endpoint, limit=limit, name=name, path=path)
-        except gevent.Timeout as expired:
-            if expired is not timer:
-                raise
-            text = f"Redis at {endpoint.describe()} cannot be used: no connection within"
-            raise RedisUnavailableError(f"{text} {limit:.3g} s") from None
-        finally:
-            timer.close()
 
     def _joined(self, url: str) -> str:
         """The socket of the embedded server, which is started again if it has died."""

@@ -25,6 +25,7 @@ from geventq.errors import (
 )
 from geventq.store.blocking import BlockingConnection
 from geventq.store.client import Client
+from geventq.store.limits import within
 from geventq.store.queue_store import QueueStore
 from geventq.worker.marker import Marker
 from geventq.worker.processor import Routes
@@ -90,7 +91,7 @@ class _News:
             if seconds <= 0:
                 self._due_ms = 0  # it is looked for now
                 return
-            with gevent.Timeout(seconds + _LATE, RedisUnavailableError("Redis did not answer")):
+            with within(seconds + _LATE, "Redis did not answer"):
                 popped_ms = self._marker.pop(self._connection, seconds)
             if popped_ms is not None and popped_ms > clock.wall_ms():
                 self._due_ms = min(self._due_ms or popped_ms, popped_ms)

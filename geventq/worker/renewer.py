@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import typing
 
-import gevent
 import gevent.event
 
 from geventq import clock
-from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.errors import GeventqError
+from geventq.store.limits import within
 from geventq.store.scripts import load
 from geventq.worker.background import Background
 from geventq.worker.run.settle_call import SAFETY
@@ -134,9 +134,8 @@ class Renewer(Background):
         # The next loss must be seen in time, whatever this call waits for: an answer, or the
         # connection on which to ask.
         limit = self._until_first_loss(max(1.0, self._period))
-        late = RedisUnavailableError(f"no answer within {limit:.3g} s")
         sent = clock.monotonic()
-        with gevent.Timeout(limit, late):
+        with within(limit, f"no answer within {limit:.3g} s"):
             answers, asked = self._client.script(self._script, self._keys, args)
         held = self._held
         for execution, life_ms in zip(due, answers, strict=True):

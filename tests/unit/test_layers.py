@@ -54,7 +54,8 @@ ROOMS: typing.Final = {
     "fork": [{"connections", "burial"}, {"workers"}],
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
-        {"keys", "endpoint", "answers", "threads", "lookups", "encryption", "hub_reading"},
+        {"keys", "endpoint", "answers", "threads", "lookups", "encryption"}
+        | {"hub_reading", "limits"},
         {"scripts"},
         {"greeting"},
         {"sockets"},
