@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import typing
 import uuid
+import weakref
 
 import gevent
 import gevent.event
@@ -53,6 +54,10 @@ if typing.TYPE_CHECKING:
 __all__ = ["Worker"]
 
 
+def _nothing() -> None:
+    """Where a `weakref` to something stands at other times."""
+
+
 @takes(WorkerArguments, DEFAULTS)
 class Worker:
     """Runs the jobs of one queue.
@@ -92,6 +97,8 @@ class Worker:
         # Both from start() to the end of close(), and never one without the other.
         self._engine: Engine | None = None
         self._closing: Closing | None = None
+        # One whose engine has ended, and whose listeners still hear: the worker may start anew.
+        self._leaving: typing.Callable[[], Closing | None] = _nothing
         self._herald: typing.Callable[[], object] | None = None  # told of each close beforehand
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
@@ -264,12 +271,14 @@ class Worker:
         """Nothing of the engine is left."""
         if self._closing is closing:
             self._engine = self._closing = None
+            self._leaving = weakref.ref(closing)
 
     def die(self) -> list[typing.Any]:
         """In a forked child, where what runs is the parent's (cancellation.md 7.5): the worker is
         as one that was never started.  Returns the greenlets; for `geventq.fork` alone."""
         engine, closing = self._engine, self._closing
         self._engine = self._closing = None
+        self._leaving = _nothing
         self._resumed = gevent.event.Event()  # the next hub may be another thread's
         greenlets: list[typing.Any] = []
         if engine is not None and closing is not None:
@@ -300,8 +309,9 @@ class Worker:
 
     def join(self) -> None:
         """Block until it is closed, whoever closes it; at once if it was not started.  Yields."""
-        if self._closing is not None:
-            self._wait_closed(self._closing)
+        closing = self._closing or self._still_heard()
+        if closing is not None:
+            self._wait_closed(closing)
 
     def is_inside(self) -> bool:
         """Whether a job or a listener of this worker calls: its close cannot be waited for there.
@@ -330,13 +340,20 @@ class Worker:
         if by_hand is not None:
             by_hand.close()
         self._wake_paused()
-        closing = self._closing
+        closing = self._closing or self._still_heard()
         if closing is None:
             return
         engine = closing.engine
         in_thread_of(engine.hub, lambda: closing.begin(timeout, reason), gone=None)
         if not engine.is_inside(getcurrent()):
             self._wait_closed(closing)
+
+    def _still_heard(self) -> Closing | None:
+        """The closing whose engine has ended while listeners still hear; to them it is over."""
+        closing = self._leaving()
+        if closing is None or closing.done.is_set():
+            return None
+        return None if closing.engine.is_inside(getcurrent()) else closing
 
     @staticmethod
     def _wait_closed(closing: Closing) -> None:

@@ -224,13 +224,40 @@ def test_an_error_that_nobody_listens_to_is_logged(
     assert record.exc_info is not None
 
 
+def test_whoever_closes_late_waits_for_the_listeners_too(queue: Queue, make: Make) -> None:
+    """7.4: the engine has ended, and a listener still hears of its last job: a second close
+    returns when nothing of the worker is left, one in a listener at once."""
+    go = gevent.event.Event()
+    inside: list[str] = []
+    worker = make(lambda job: None)
+
+    def close_again() -> None:
+        worker.close()
+        worker.join()
+        inside.append("returned")
+
+    worker.on("completed", lambda job, result: go.wait())
+    worker.on("closed", close_again)
+    queue.add("n")
+    eventually(lambda: queue.get_job_counts()["completed"] == 1)
+    first = gevent.spawn(worker.close)
+    eventually(lambda: worker._engine is None)
+    late = [gevent.spawn(worker.close), gevent.spawn(worker.join)]
+    gevent.sleep(0.02)  # turns enough for a return that should not come
+    assert not any(one.ready() for one in late)
+    go.set()
+    gevent.joinall([first, *late], timeout=20, raise_error=True)
+    assert inside == ["returned"]
+
+
 def test_an_outage_that_nobody_listens_to_is_logged_once(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each part of the worker meets it, and one tells of it; the `error` event adds no line."""
     worker = Worker("q", print, own_server.url)
     with caplog.at_level(logging.WARNING, "geventq"), worker, Queue("q", own_server.url) as queue:
-        eventually(lambda: queue.get_workers() and engine_of(worker).subscription.is_up)
+        eventually(lambda: engine_of(worker).subscription.is_up)
+        eventually(lambda: [one["cmd"] for one in queue.get_workers()] == ["bzpopmin"])
         own_server.kill()
         eventually(lambda: not engine_of(worker).subscription.is_up)
         eventually(lambda: engine_of(worker).idle_wait.is_cut_off)
