@@ -16,8 +16,8 @@ import re
 import typing
 
 import gevent
-import gevent.event
 
+from geventq import wakeups
 from geventq.checks import (
     Seconds,
     check_duration,
@@ -112,7 +112,7 @@ class QueueEvents:
         self._connection = Endpoint.given(connection)
         self._after = _check_event_id("last_event_id", last_event_id)
         self._listeners: dict[str, list[typing.Callable[[QueueEvent], object]]] = {}
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._client: Client | None = None
         self._follower: Follower | None = None
         self._reader: EventReader | None = None
@@ -120,7 +120,7 @@ class QueueEvents:
         self._is_read = False
         self._hub: typing.Any = None  # that of the listeners' greenlet
         self._listening: Guarded | None = None
-        self.ready = gevent.event.Event()
+        self.ready = wakeups.Event()
         """Set once it reads: every later event is seen."""
 
     def on(self, event: str, listener: typing.Callable[[QueueEvent], object]) -> typing.Any:

@@ -17,8 +17,8 @@ import signal
 import typing
 
 import gevent
-import gevent.event
 
+from geventq import wakeups
 from geventq.hubs import interrupt_main
 
 if typing.TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Guarded:
         #: The one that runs the task now; another one after each throw.
         self.greenlet: gevent.Greenlet[..., None] | None = None
         #: Set while no greenlet of the task is alive, and none will be.
-        self.done = gevent.event.Event()
+        self.done = wakeups.Event()
         self.done.set()
 
     def start(self) -> None:

@@ -14,8 +14,8 @@ import json
 import typing
 
 import gevent
-import gevent.event
 
+from geventq import wakeups
 from geventq.checks import show
 from geventq.errors import GeventqError
 from geventq.fork import connections
@@ -138,7 +138,7 @@ class HealthPort:
         self.place = Place.of(place)
         self._watched: list[Watched] = list(workers)
         self._vigil = Vigil(self._watched)
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._outage = Outage("answering at the health port", None, self._stop)
         self._socket: gevent.socket.socket | None = None
         self._accepting = Guarded(self._accept, "health", self._outage)

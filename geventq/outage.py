@@ -12,10 +12,9 @@ import random
 import typing
 import weakref
 
-import gevent.event
 import gevent.monkey
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import GeventqError, RedisUnavailableError
 
 __all__ = ["Outage"]
@@ -49,7 +48,7 @@ class Outage:
     """
 
     def __init__(
-        self, what: str, queue: str | None, stop: gevent.event.Event, client: Served | None = None
+        self, what: str, queue: str | None, stop: wakeups.Event, client: Served | None = None
     ) -> None:
         self._what = what if queue is None else f"{what} of queue {queue}"
         self._extra = None if queue is None else {"queue": queue}

@@ -15,9 +15,8 @@ import logging
 import typing
 
 import gevent
-import gevent.event
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.checks import Seconds, check_integer, check_list, check_seconds
 from geventq.deaths import Deaths
 from geventq.errors import GeventqError
@@ -209,12 +208,12 @@ class _Term:
         ended: typing.Callable[[_Term], None],
     ) -> None:
         self.hub: typing.Any = gevent.get_hub()
-        self.done = gevent.event.Event()  # all is closed
+        self.done = wakeups.Event()  # all is closed
         self.given_up: GeventqError | None = None
         self._within = within
         self._closes_now = closes
         self._ended = ended
-        self._stop = gevent.event.Event()  # no child lives again
+        self._stop = wakeups.Event()  # no child lives again
         self._lives = [
             _Life(number, child, Deaths(max_restarts, within), self._stop, self._give_up)
             for number, child in enumerate(children)
@@ -234,7 +233,7 @@ class _Term:
         for life in sorted(self._lives, key=lambda one: _place(one.child), reverse=True):
             life.task.start()
 
-    def first_tries(self) -> list[gevent.event.Event]:
+    def first_tries(self) -> list[wakeups.Event]:
         """Each is set when its child was started, or was not."""
         return [life.tried for life in self._lives]
 
@@ -317,7 +316,7 @@ class _Life:
         number: int,
         child: typing.Any,
         deaths: Deaths,
-        stop: gevent.event.Event,
+        stop: wakeups.Event,
         give_up: typing.Callable[[_Life, BaseException | None], None],
     ) -> None:
         self.number = number
@@ -328,7 +327,7 @@ class _Life:
         self._give_up = give_up
         self._pause = 0.0  # seconds before the next start; kept if the greenlet is hit
         self.takes_timeout = _takes_timeout(child.close)
-        self.tried = gevent.event.Event()
+        self.tried = wakeups.Event()
         self.task = Guarded(
             self._live, f"child-{number}", Outage(f"waiting for {self.name}", None, stop)
         )

@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 import typing
 
-import gevent.event
-
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import GeventqError
 from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
@@ -77,8 +75,8 @@ class Vigil:
         self._told = told
         self._interval = interval
         self._silent: dict[str, str] = {}  # servers that do not answer, and what is said of them
-        self._stop = gevent.event.Event()
-        self._wake = gevent.event.Event()
+        self._stop = wakeups.Event()
+        self._wake = wakeups.Event()
         self._was_ready = False
         self._tasks = [
             Guarded(self._ping, "vigil-ping", Outage("asking the servers", None, self._stop))

@@ -24,12 +24,12 @@ import threading
 import typing
 
 import gevent
-import gevent.event
 import gevent.selectors
 from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 from greenlet import GreenletExit, getcurrent
 
+from geventq import wakeups
 from geventq.cancellation import calls
 
 __all__ = ["run"]
@@ -67,7 +67,7 @@ class _CoroutineCall:
         self.came_first = False
         self._value: typing.Any = None
         self._error: BaseException | None = None
-        self._ended = gevent.event.Event()  # the thread has nothing more to do; set in the hub
+        self._ended = wakeups.Event()  # the thread has nothing more to do; set in the hub
 
     def __call__(self) -> typing.Any:
         thrown: BaseException | None = None

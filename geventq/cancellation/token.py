@@ -21,6 +21,7 @@ import gevent
 from gevent import Greenlet
 from gevent.event import AsyncResult
 
+from geventq import wakeups
 from geventq.cancellation import calls, scope, tree
 from geventq.cancellation.callbacks import Callback
 from geventq.cancellation.request import Cancellation
@@ -92,7 +93,7 @@ class CancellationToken(scope.TokenState):
     def wait(self, timeout: Seconds) -> Cancellation | None: ...
     def wait(self, timeout: Seconds | None = None) -> Cancellation | None:
         """The `Cancellation`, once there is one; `None` after `timeout` seconds.  Yields."""
-        return AsyncResult.wait(self, _seconds(timeout))
+        return wakeups.wait_for_result(self, _seconds(timeout))
 
     def get(self, block: bool = True, timeout: Seconds | None = None) -> Cancellation:
         """The `Cancellation`, once there is one; `gevent.Timeout` after `timeout` seconds, or at
@@ -247,7 +248,7 @@ class CancellationToken(scope.TokenState):
         if scope.shielded_here(self):
             gevent.sleep(seconds)
             return
-        request = AsyncResult.wait(self, seconds)
+        request = wakeups.wait_for_result(self, seconds)
         if request is not None:
             raise JobCancelled(request)
 

@@ -14,8 +14,8 @@ import time
 import typing
 
 import gevent
-import gevent.event
 
+from geventq import wakeups
 from geventq.commands.console import Console, safe
 
 __all__ = ["Board", "Row"]
@@ -54,7 +54,7 @@ class Board:
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         self._full, self._empty = "█░" if encoding == "utf8" else "#."
         self._drawn = 0  # lines of the block that stands at the cursor
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._artist: gevent.Greenlet[..., None] | None = None
 
     def __enter__(self) -> Board:

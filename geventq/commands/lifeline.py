@@ -72,9 +72,9 @@ class Lifeline:
         unready.remove(worker)
         if unready:
             return
-        import gevent.event
         from gevent.os import make_nonblocking
 
+        from geventq import wakeups
         from geventq.fork.workers import watch
         from geventq.guarded import Guarded
         from geventq.outage import Outage
@@ -86,7 +86,7 @@ class Lifeline:
         self._vigil.start()
         (supervisor or worker).before_closing(self._vigil.look)
         heed = functools.partial(self._heed, worker, supervisor)
-        outage = Outage("hearing the parent process", None, gevent.event.Event())
+        outage = Outage("hearing the parent process", None, wakeups.Event())
         self._heeding = Guarded(heed, "parent-orders", outage)
         self._heeding.start()
 

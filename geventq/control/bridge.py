@@ -13,8 +13,8 @@ import logging
 import typing
 
 import gevent
-import gevent.event
 
+from geventq import wakeups
 from geventq.cancel_secret import given_secret
 from geventq.cancellation.request import encoded_reason
 from geventq.checks import check_known_id, check_name, check_queue_name
@@ -199,11 +199,11 @@ class _Ear:
         from geventq.store.client import Client
 
         self.hub: typing.Any = gevent.get_hub()
-        self.tried = gevent.event.Event()
+        self.tried = wakeups.Event()
         self.client = Client(endpoint)
         self._channels = Channels(self.client, (channel,))
         self._heard = heard
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._outage = Outage(f"the bridge of channel {channel}", None, self._stop, self.client)
         self.task = Guarded(self._listen, f"bridge-{channel}", self._outage)
         self.task.start()

@@ -17,10 +17,10 @@ import time
 import typing
 
 import gevent
-import gevent.event
 from gevent import monkey
 from greenlet import getcurrent
 
+from geventq import wakeups
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 
@@ -171,7 +171,7 @@ class _Resident:
         self._at_once = False  # jobs go back without being waited for
         self._deadline: float | None = None  # set once, when gunicorn wants to stop
         self._closing: list[Guarded] = []
-        self._left = gevent.event.Event()
+        self._left = wakeups.Event()
         self._outage = Outage(
             "draining for gunicorn", ", ".join(one.queue_name for one in workers), self._left
         )

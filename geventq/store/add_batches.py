@@ -16,9 +16,9 @@ from __future__ import annotations
 import typing
 
 import gevent
-import gevent.event
 from gevent.event import AsyncResult
 
+from geventq import wakeups
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.guarded import Guarded
@@ -66,7 +66,7 @@ class AddBatches:
         self._outstanding = 0  # adds that are not answered yet, sent or not
         self._batches: list[_Batch] = []  # not sent yet; the last one is open
         self._couriers = 0
-        self._outage = Outage("adding jobs", store.queue_name, gevent.event.Event())
+        self._outage = Outage("adding jobs", store.queue_name, wakeups.Event())
 
     @property
     def is_ours(self) -> bool:
@@ -91,7 +91,7 @@ class AddBatches:
             self._start_courier()
         answer: typing.Any = None
         try:
-            answer = batch.done.wait(self._store.timeout)
+            answer = wakeups.wait_for_result(batch.done, self._store.timeout)
         finally:
             if not batch.sent:  # killed, or out of time
                 batch.jobs[at] = None

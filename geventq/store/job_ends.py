@@ -17,10 +17,9 @@ import contextlib
 import typing
 
 import gevent
-import gevent.event
 from gevent.event import AsyncResult
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.codec import decode
 from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
@@ -234,7 +233,7 @@ class _Reader:
         self._ends = ends
         self._follower = Follower(client, keys)
         self._events = EventReader(self._follower, after)
-        self._left = gevent.event.Event()  # nobody waits any more
+        self._left = wakeups.Event()  # nobody waits any more
         self._look_at = 0.0 if after is None else clock.monotonic() + _LOOK_EVERY
         self._outage = Outage("waiting for ends of jobs", keys.name, self._left, client)
         self._task = Guarded(self._read_all, f"ends-{keys.name}", self._outage)

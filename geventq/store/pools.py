@@ -14,11 +14,10 @@ import typing
 import weakref
 from collections import deque
 
-import gevent.event
 import gevent.monkey
 from gevent import get_hub
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.store.threads import life_of_this_thread
@@ -143,7 +142,7 @@ class _Waiter:
         self.pool = pool
         self.connection: Connection | None = None
         self.is_served = False
-        self._event = gevent.event.Event()
+        self._event = wakeups.Event()
 
     def serve(self, connection: Connection | None) -> None:
         self.connection, self.is_served = connection, True

@@ -8,8 +8,7 @@ from __future__ import annotations
 import abc
 import typing
 
-import gevent.event
-
+from geventq import wakeups
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 
@@ -34,7 +33,7 @@ class Background(abc.ABC):
 
     def __init__(self, name: str, what: str, queue: str, tell: Tell, client: Client) -> None:
         self._tell = tell
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._outage = Outage(what, queue, self._stop, client)
         self._task = Guarded(self._enter, f"{name}-{queue}", self._outage, tell=self._tell_error)
         self._has_begun = False

@@ -11,10 +11,7 @@ from __future__ import annotations
 import logging
 import typing
 
-import gevent
-import gevent.event
-
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.cancellation import Cancellation, request_all
 from geventq.guarded import Guarded
 from geventq.outage import Outage
@@ -52,8 +49,8 @@ class Closing:
         self._begins = begins
         self._ended = ended
         self._deadline: float | None = None  # on the monotonic clock; only ever comes nearer
-        self._news = gevent.event.Event()  # a job has left, or the deadline has come nearer
-        self.done = gevent.event.Event()  # waited for from any native thread
+        self._news = wakeups.Event()  # a job has left, or the deadline has come nearer
+        self.done = wakeups.Event()  # waited for from any native thread
         self._reason = ""
         self._is_told = False  # the worker, that its engine has ended
         self._give_up: typing.Callable[[], None] | None = None  # on listeners that still hear
@@ -62,7 +59,7 @@ class Closing:
             *(self._hear_out, engine.disconnect),
         ]
         self._tries = _TRIES  # of the first one of them
-        self._outage = Outage("closing", queue_name, gevent.event.Event())
+        self._outage = Outage("closing", queue_name, wakeups.Event())
         self._task = Guarded(self._run, f"close-{queue_name}", self._outage, tell=self._tell_error)
         self._stopper = Guarded(
             engine.lanes.stop, f"close-lanes-{queue_name}", self._outage, tell=self._tell_error

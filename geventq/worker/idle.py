@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import typing
 
-import gevent.event
-
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import GeventqError
 from geventq.store.blocking import BlockingConnection
 from geventq.worker.background import Background
@@ -62,7 +60,7 @@ class IdleWait(Background):
         name = keys.client_name(f":w:{worker_name}" if worker_name else "")
         self._connection = BlockingConnection(client, name=name)
         self._drain_delay = drain_delay
-        self._news = gevent.event.Event()  # one of the next three, or the end
+        self._news = wakeups.Event()  # one of the next three, or the end
         self._is_dry = False  # there is nothing to take: wait
         self._owes = False  # a marker is to be put back
         self._missed = False  # a call was cut that may have popped a marker

@@ -14,10 +14,9 @@ from __future__ import annotations
 import typing
 
 import gevent
-import gevent.event
 from gevent import get_hub, getcurrent
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
@@ -98,7 +97,7 @@ class Lanes:
         self._parked: list[typing.Any] = []  # greenlets that wait for `wake`
         self._woken: list[typing.Any] = []  # they were, and have not had their turn
         self._stopping = False
-        self._stop = gevent.event.Event()
+        self._stop = wakeups.Event()
         self._life = calls.lock_life
         self._outage = Outage("taking and settling jobs", queue_name, self._stop, calls.client)
         self.has_answer = False  # the server has answered, ever

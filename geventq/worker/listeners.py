@@ -15,9 +15,8 @@ import typing
 from collections import deque
 
 import gevent
-import gevent.event
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.cancellation import held
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
@@ -52,12 +51,12 @@ class Listeners:
         #: The listeners of each event that has any.
         self.by_event: dict[str, list[Listener]] = {}
         self._waiting: deque[tuple[str, tuple[object, ...]]] = deque()
-        self._wake = gevent.event.Event()
+        self._wake = wakeups.Event()
         self._ended = False
         self._pace = _UNKNOWN_PACE  # seconds that an event takes, of late
         self._most = int(_WORTH / _UNKNOWN_PACE)  # events that may wait, by that pace
         self._hold_back: HoldBack = _nobody
-        self._caught_up = gevent.event.Event()  # else the worker is held back
+        self._caught_up = wakeups.Event()  # else the worker is held back
         self._caught_up.set()
         self._says_so = True  # that it is held back, once from each start on
         self._task: Guarded | None = None
@@ -133,7 +132,7 @@ class Listeners:
         self._hold_back = hold_back
         self._says_so = True
         self._caught_up.set()
-        outage = Outage("telling the events", self._name, gevent.event.Event())
+        outage = Outage("telling the events", self._name, wakeups.Event())
         self._task = task = Guarded(
             lambda: self._loop(task), f"listeners-{self._name}", outage, marks={MARK: self}
         )
@@ -181,8 +180,8 @@ class Listeners:
         which is not ended."""
         task, self._task = self._task, None
         self._waiting.clear()
-        self._wake = gevent.event.Event()  # the next hub may be another thread's
-        self._caught_up = gevent.event.Event()
+        self._wake = wakeups.Event()  # the next hub may be another thread's
+        self._caught_up = wakeups.Event()
         self._caught_up.set()
         greenlet = None if task is None else task.ends_with_its_greenlet()
         return [] if greenlet is None else [greenlet]

@@ -11,10 +11,9 @@ import typing
 import weakref
 
 import gevent
-import gevent.event
 from gevent import get_hub
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.cancellation import Attempt
 from geventq.errors import (
     GeventqError,
@@ -75,7 +74,7 @@ class _News:
         self._marker = marker
         self._connection = BlockingConnection(client)
         self._is_asked = False
-        self._come = gevent.event.Event()  # another one after each answer
+        self._come = wakeups.Event()  # another one after each answer
         self._due_ms = 0  # of a marker that was popped before its time (0: of none)
         self.waiters = 0
 
@@ -97,7 +96,7 @@ class _News:
                 self._due_ms = min(self._due_ms or popped_ms, popped_ms)
         finally:
             self._is_asked = False
-            come, self._come = self._come, gevent.event.Event()
+            come, self._come = self._come, wakeups.Event()
             come.set()
 
     def leave(self) -> bool:

@@ -12,9 +12,7 @@ import logging
 import os
 import typing
 
-import gevent.event
-
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.codec import encode
 from geventq.control.proofs import LIFE
 from geventq.errors import GeventqError, RedisUnavailableError
@@ -84,7 +82,7 @@ class GroupMember(Background):
         self._members = Members(client, keys)
         self._keys = keys
         self._worker_id = worker_id
-        self._wake = gevent.event.Event()
+        self._wake = wakeups.Event()
         self._due = self._began = clock.monotonic()
         self._is_member = False
         self._nonces: collections.OrderedDict[str, None] = collections.OrderedDict()

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import typing
 
-import gevent.event
-
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.errors import GeventqError
 from geventq.store.limits import within
 from geventq.store.scripts import load
@@ -71,7 +69,7 @@ class Renewer(Background):
         self._period = renew_time / 2
         self._renews = renews
         self._script = load("renew")
-        self._look = gevent.event.Event()
+        self._look = wakeups.Event()
 
     def stop(self) -> None:
         """End the greenlet and join it.  Idempotent.  Yields."""

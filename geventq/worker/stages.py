@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import typing
 
-import gevent.event
-
+from geventq import wakeups
 from geventq.errors import GeventqError
 from geventq.worker.background import Background
 
@@ -34,7 +33,7 @@ class Stages(Background):
         self._client = client
         self._keys = keys
         self._worker_id = worker_id
-        self._news = gevent.event.Event()
+        self._news = wakeups.Event()
         self._waiting: list[tuple[Argument, ...]] = []
 
     def reached(self, execution: Execution, stage: str) -> None:

@@ -12,11 +12,9 @@ import typing
 import uuid
 import weakref
 
-import gevent
-import gevent.event
 from gevent import getcurrent
 
-from geventq import clock
+from geventq import clock, wakeups
 from geventq.cancellation import Cancellation
 from geventq.cancellation.request import encoded_reason
 from geventq.checks import (
@@ -103,7 +101,7 @@ class Worker:
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
-        self._resumed = gevent.event.Event()  # set, and replaced, when a pause or the worker ends
+        self._resumed = wakeups.Event()  # set, and replaced, when a pause or the worker ends
         self._by_hand: ManualJobs | None = None
         if self.options.autorun:
             self.start()
@@ -279,7 +277,7 @@ class Worker:
         engine, closing = self._engine, self._closing
         self._engine = self._closing = None
         self._leaving = _nothing
-        self._resumed = gevent.event.Event()  # the next hub may be another thread's
+        self._resumed = wakeups.Event()  # the next hub may be another thread's
         greenlets: list[typing.Any] = []
         if engine is not None and closing is not None:
             greenlets = [*closing.disown(), *engine.disown()]
@@ -385,7 +383,7 @@ class Worker:
 
     def _wake_paused(self) -> None:
         """Let those go on who wait in `get_next_job` because of a pause."""
-        waited_for, self._resumed = self._resumed, gevent.event.Event()
+        waited_for, self._resumed = self._resumed, wakeups.Event()
         waited_for.set()
 
     def _may_be_more(self) -> None:

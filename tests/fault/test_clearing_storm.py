@@ -6,11 +6,11 @@ from __future__ import annotations
 import random
 
 import gevent
-import gevent.event
 import pytest
 import redis
 
 from geventq import CancellationToken, Job, JobSpec, Queue
+from geventq.wakeups import Event
 from tests.conftest import Make
 from tests.support.told import Told
 from tests.support.waiting import eventually
@@ -25,7 +25,7 @@ def test_clearing_meets_everything_else(
     queue: Queue, make: Make, redis_client: redis.Redis, prefix: str, seed: int
 ) -> None:
     chance = random.Random(seed)
-    stop = gevent.event.Event()
+    stop = Event()
 
     def process(job: Job, token: CancellationToken) -> None:
         token.sleep(chance.random() * 0.02)

@@ -18,7 +18,8 @@ PACKAGE: typing.Final = Package(pathlib.Path(geventq.__file__).parent)
 # From the bottom up.  A module may import its own layer and those below it.  A room stands for its
 # modules, but for one that is named by itself: a request is a word that errors carry.
 LAYERS: typing.Final = [
-    {"cancel_secret", "clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"},
+    {"cancel_secret", "clock", "checks", "codec", "deaths", "foreign", "job_log", "signatures"}
+    | {"wakeups"},
     {"errors", "cancellation.request", "outage", "hubs", "guarded", "signals"},
     {
         "cancellation",

@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import typing
 
-import gevent.event
-
+from geventq import wakeups
 from geventq.cancellation import Attempt, Cancellation, LockLost
 from geventq.errors import GeventqError
 from geventq.guarded import Guarded
@@ -87,7 +86,7 @@ class GivingUp:
         self._no_slot = no_slot
         self._has_told_no_slot = False  # since the last job became stuck
         self._reports: list[Guarded] = []  # they give up a stuck job each
-        self._outage = Outage("giving up a stuck job", recorder.queue_name, gevent.event.Event())
+        self._outage = Outage("giving up a stuck job", recorder.queue_name, wakeups.Event())
 
     def start(self) -> None:
         """Nothing: what is given up begins elsewhere."""
