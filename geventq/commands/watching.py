@@ -6,7 +6,6 @@ Reads; draws nothing.  No greenlets run here; every look yields to the hub.
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 import typing
 
@@ -14,6 +13,7 @@ from geventq import clock
 from geventq.queue import Queue
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys, literally
+from geventq.store.lock_tokens import worker_in
 from geventq.store.members import Members
 
 if typing.TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = ["QueueRow", "RunningJob", "Snapshot", "Watch"]
 _SEARCH_EVERY: typing.Final = 10.0  # seconds; it goes through all keys of the server
 _AT_ONCE: typing.Final = 1000  # keys that one step of the search looks at
 _MOST_JOBS: typing.Final = 200  # running jobs of a queue that are shown, the oldest
-_LOCK: typing.Final = re.compile(rb"gq:([0-9a-f-]+):\d+")  # of a worker that listens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,10 +110,13 @@ class Watch:
             return {}
         keys = QueueKeys(self._prefix, name)
         locks = [keys.of_job(job_id).lock for job_id in job_ids]
-        found = (
-            _LOCK.match(one or b"") for one in self._client.execute("MGET", *locks, again=True)
-        )
-        ids = {job_id: one[1].decode() for job_id, one in zip(job_ids, found, strict=True) if one}
+        ids: dict[str, str] = {}
+        for job_id, held in zip(
+            job_ids, self._client.execute("MGET", *locks, again=True), strict=True
+        ):
+            worker_id = worker_in((held or b"").decode("utf-8", "replace"))
+            if worker_id is not None:
+                ids[job_id] = worker_id
         if not self._places.keys() >= set(ids.values()):
             for one in Members(self._client, keys).fresh()[1]:
                 self._places[one.id] = f"{one.told.get('node', '')}:{one.told.get('pid', '')}"

@@ -20,6 +20,7 @@ from geventq import clock, wakeups
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
+from geventq.store.lock_tokens import beginning_for
 from geventq.worker.lost_takes import LostTakes
 from geventq.worker.run.admission import Take
 from geventq.worker.run.settle_call import (
@@ -89,7 +90,7 @@ class Lanes:
         self._calls = calls
         self._slots = slots
         self._tell = tell
-        self._lock_base = f"gq:{worker_id}:"  # by it others know that this worker listens (5.1)
+        self._lock_base = beginning_for(worker_id)
         self._next_lock = 1
         self._pending: list[Settled] = []
         self._in_calls: list[list[Settled]] = []  # what the calls under way carry

@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing
 
 from geventq import clock
+from geventq.store.lock_tokens import number_in
 from geventq.worker.run.admission import Take
 
 if typing.TYPE_CHECKING:
@@ -82,7 +83,7 @@ class LostTakes:
             self._lost += lost  # others may run them by now (3.3)
             return
         # What was found is not asked for again: the answer might come after the job's end.
-        numbers_found = sorted(self._number(lock_token) for _, lock_token, _ in found)
+        numbers_found = sorted(number_in(lock_token) for _, lock_token, _ in found)
         self._late += [
             (when, rest)
             for when, numbers in lost
@@ -106,11 +107,8 @@ class LostTakes:
         (3.6)."""
         for job_id, lock_token, _ in found if sent_again else ():
             if job_id in sent_again:
-                self._behind.append((sent_at, (self._number(lock_token), 1)))
+                self._behind.append((sent_at, (number_in(lock_token), 1)))
         return [taken for taken in found if taken[0] not in sent_again]
-
-    def _number(self, lock_token: str) -> int:
-        return int(lock_token[len(self._lock_base) :])
 
 
 def _without(found: typing.Iterable[int], numbers: _Numbers) -> typing.Iterator[_Numbers]:

@@ -56,7 +56,7 @@ ROOMS: typing.Final = {
     "embedded": [{"directory"}, {"keeper"}, {"launch"}, {"membership"}],
     "store": [
         {"keys", "endpoint", "answers", "threads", "lookups", "encryption"}
-        | {"hub_reading", "limits"},
+        | {"hub_reading", "limits", "lock_tokens"},
         {"scripts"},
         {"greeting"},
         {"sockets"},

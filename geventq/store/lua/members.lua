@@ -10,6 +10,7 @@
 --        is all, how many with that one were told of}
 -- Events none
 --- include: bound
+--- include: listener
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,7 +23,7 @@ for first = 1, #active, 1000 do
     locks[#locks + 1] = ARGV[1] .. active[n] .. ':lock'
   end
   for _, holder in ipairs(redis.call('MGET', unpack(locks))) do
-    local worker = holder and string.match(holder, '^gq:(.+):%d+$')
+    local worker = holder and string.match(holder, LISTENER)
     if worker then
       counts[worker] = (counts[worker] or 0) + 1
     end
