@@ -26,6 +26,8 @@ class WorkerPlan(typing.NamedTuple):
     """Where its table stands, for errors; empty for the one of the command line."""
     processor: str
     queue: str
+    prefix: str | None
+    """`None`: that of the plan."""
     name: str | None
     strategies: dict[str, str]
     around: list[str]
@@ -61,7 +63,7 @@ def made(given: argparse.Namespace) -> Plan:
     for number, table in enumerate(tables):
         _taken_out(table)
         with told_where(f"--config: {given.config}: workers[{number}]: ") as place:
-            workers.append(_worker_plan(place, table, outermost))
+            workers.append(_worker_plan(place, table, outermost, settings.given_prefix(given)))
     return Plan(
         url=settings.url(given, connection.get("url")),
         prefix=check_prefix(settings.prefix(given, connection.get("prefix"))),
@@ -69,7 +71,7 @@ def made(given: argparse.Namespace) -> Plan:
         health=_place(of_process["health_port"]),
         log_format=_chosen("log_format", of_process["log_format"]),
         log_level=_chosen("log_level", of_process["log_level"]),
-        workers=workers or [_worker_plan("", shared, outermost)],
+        workers=workers or [_worker_plan("", shared, outermost, None)],
         is_supervised=bool(workers),
     )
 
@@ -108,8 +110,10 @@ def told_where(place: str) -> typing.Iterator[str]:
         raise UsageError(f"{place}{error}") from error
 
 
-def _worker_plan(place: str, options: dict[str, typing.Any], outermost: list[str]) -> WorkerPlan:
-    from geventq.checks import check_name, check_queue_name, check_worker_name
+def _worker_plan(
+    place: str, options: dict[str, typing.Any], outermost: list[str], prefix_of_all: str | None
+) -> WorkerPlan:
+    from geventq.checks import check_name, check_prefix, check_queue_name, check_worker_name
     from geventq.worker.settings import WorkerOptions  # imports gevent, but starts no hub
 
     processor, queue = options.pop("processor", None), options.pop("queue", None)
@@ -119,6 +123,9 @@ def _worker_plan(place: str, options: dict[str, typing.Any], outermost: list[str
     name, strategies = options.pop("name", None), options.pop("backoff_strategies", {})
     if name is not None:
         check_worker_name(name)
+    prefix = options.pop("prefix", None)
+    if prefix is not None:
+        check_prefix(prefix)
     if not isinstance(strategies, dict):
         raise UsageError(f"backoff_strategies: a table is needed, got {strategies!r}")
     around = options.pop("around", [])
@@ -129,6 +136,7 @@ def _worker_plan(place: str, options: dict[str, typing.Any], outermost: list[str
         place,
         check_name("processor", processor),
         check_queue_name(queue, "queue"),
+        None if prefix_of_all is not None else prefix,
         name,
         {one: check_name(f"backoff_strategies.{one}", path) for one, path in strategies.items()},
         [check_name(f"around[{number}]", path) for number, path in enumerate(around)],

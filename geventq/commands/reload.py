@@ -121,9 +121,10 @@ def _changes(old: Plan, new: Plan) -> typing.Iterator[Change]:
 
 #: By what a worker is known again, wherever its table stands now; what says the most comes first.
 _MARKS: typing.Final[tuple[typing.Callable[[WorkerPlan], object], ...]] = (
-    lambda worker: (worker.queue, worker.name, worker.processor),
-    lambda worker: (worker.queue, worker.name),
-    lambda worker: (worker.queue, worker.processor),
+    lambda worker: (worker.queue, worker.prefix, worker.name, worker.processor),
+    lambda worker: (worker.queue, worker.prefix, worker.name),
+    lambda worker: (worker.queue, worker.prefix, worker.processor),
+    lambda worker: (worker.queue, worker.prefix),
     lambda worker: worker.queue,
 )
 
@@ -160,6 +161,7 @@ def _settings_of(worker: WorkerPlan) -> dict[str, object]:
     options = WorkerOptions(**worker.options)
     return {
         "queue": worker.queue,
+        "prefix": worker.prefix,
         "processor": worker.processor,
         "name": worker.name,
         **{name: getattr(options, name) for name in WorkerOptions.__dataclass_fields__},

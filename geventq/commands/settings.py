@@ -30,6 +30,7 @@ __all__ = [
     "as_whole",
     "from_command_line",
     "from_environment",
+    "given_prefix",
     "later",
     "prefix",
     "read_json",
@@ -255,7 +256,15 @@ def url(given: argparse.Namespace, in_file: str | None = None) -> str:
 
 def prefix(given: argparse.Namespace, in_file: str | None = None) -> str:
     """The prefix of all keys, found likewise; last ``bull``."""
-    for found in (given.prefix, os.environ.get("GEVENTQ_PREFIX") or None, in_file):
+    for found in (given_prefix(given), in_file):
+        if found is not None:
+            return found
+    return "bull"
+
+
+def given_prefix(given: argparse.Namespace) -> str | None:
+    """What the command line or the environment says, over each that stands in a file."""
+    for found in (given.prefix, os.environ.get("GEVENTQ_PREFIX") or None):
         if found is not None:
             return str(found)
-    return "bull"
+    return None

@@ -147,7 +147,13 @@ def _prepared(one: WorkerPlan, plan: Plan) -> typing.Callable[[], Worker]:
     def make() -> Worker:
         with told_where(one.place):
             return Worker(
-                one.queue, process, plan.url, plan.prefix, one.name, **one.options, **more
+                one.queue,
+                process,
+                plan.url,
+                plan.prefix if one.prefix is None else one.prefix,
+                one.name,
+                **one.options,
+                **more,
             )
 
     return make

@@ -128,7 +128,7 @@ def _workers_in(path: str, tables: dict[str, typing.Any]) -> list[dict[str, typi
     workers = tables.get("workers", [])
     if not isinstance(workers, list) or not all(isinstance(one, dict) for one in workers):
         raise UsageError(f"--config: {path}: workers: [[workers]] tables are needed")
-    names = ["processor", *(one.name for one in WORKER if one.name not in OF_THE_PROCESS)]
+    names = ["processor", "prefix", *(one.name for one in WORKER if one.name not in OF_THE_PROCESS)]
     for number, table in enumerate(workers):
         for name in OF_THE_PROCESS:
             if name in table:

@@ -70,6 +70,49 @@ def test_each_queue_has_its_processor_its_options_and_its_lines(
     assert {one["pid"] for one in program.events()} == {program.pid}
 
 
+def test_each_may_have_a_prefix_of_its_own(programs: Programs, redis_url: str, prefix: str) -> None:
+    """Two applications' queues of one name are two queues; what is given for all counts for all."""
+    text = f"""
+[connection]
+prefix = "{prefix}"
+
+[worker]
+processor = "tasks:process"
+
+[[workers]]
+queue = "a"
+prefix = "{prefix}-other"
+
+[[workers]]
+queue = "a"
+"""
+    programs.environment["GEVENTQ_PREFIX"] = ""
+    program = start(programs, text=text)
+    with Queue("a", redis_url, prefix) as one, Queue("a", redis_url, f"{prefix}-other") as other:
+        jobs = [one.add("quick", job_id="mine"), other.add("quick", job_id="theirs")]
+        assert {told["id"] for told in program.until_event("completed", 2)} == {"mine", "theirs"}
+        assert [job.get_state() for job in jobs] == ["completed", "completed"]
+        assert one.get_job("theirs") is other.get_job("mine") is None
+        other.obliterate(force=True)
+
+
+def test_a_prefix_that_is_given_counts_for_all_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "geventq.toml"
+    path.write_text(WHOLE + "prefix = 'x'\n" + WHOLE)
+
+    def prefixes(*more: str) -> tuple[str, list[str | None]]:
+        made = plan.made(cli._parser().parse_args(["worker", "--config", str(path), *more]))
+        return made.prefix, [one.prefix for one in made.workers]
+
+    monkeypatch.delenv("GEVENTQ_PREFIX", raising=False)
+    assert prefixes() == ("bull", ["x", None])
+    assert prefixes("--prefix", "y") == ("y", [None, None])
+    monkeypatch.setenv("GEVENTQ_PREFIX", "z")
+    assert prefixes() == ("z", [None, None])
+
+
 def test_an_outage_of_the_server_of_all_is_logged_once(
     programs: Programs, own_server: Server, prefix: str
 ) -> None:
@@ -218,6 +261,8 @@ WHOLE = '[[workers]]\nqueue = "a"\nprocessor = "m:f"\n'
         (WHOLE + WHOLE + "concurrency = '5'", "workers[1]: concurrency: a whole number"),
         (WHOLE + "close_timeout = -1", "workers[0]: close_timeout: seconds must not"),
         (WHOLE + "name = 'two words'", "workers[0]: name"),
+        (WHOLE + "prefix = 5", "workers[0]: prefix: text is needed, got 5"),
+        (WHOLE + "prefix = ''", "workers[0]: prefix: must not be empty"),
         (WHOLE + "backoff_strategies = 5", "workers[0]: backoff_strategies: a table"),
         ("[[workers]]\nqueue = 'a'", "workers[0]: processor and queue are needed"),
         (WHOLE + "[[workers]]\nprocessor = 'm:f'", "workers[1]: processor and queue are"),

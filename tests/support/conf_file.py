@@ -95,9 +95,9 @@ _TAIL: typing.Final = """
 # --- several queues in one process ------------------------------------------------------------
 
 # [[workers]] tables: one process runs them all, --processes N all of them in each. Each names a
-# queue and a processor, and may have every option of [worker], where what they share stands;
-# MODULE:FUNCTION and -q are not given then. One that dies is started again; if it keeps dying, the
-# process ends with status 1. Default: none.
+# queue and a processor, and may have a prefix of its own and every option of [worker], where what
+# they share stands; MODULE:FUNCTION and -q are not given then. One that dies is started again; if
+# it keeps dying, the process ends with status 1. Default: none.
 #
 #   [[workers]]
 #   queue = "exports"

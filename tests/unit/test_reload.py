@@ -171,6 +171,21 @@ def test_tables_are_known_wherever_they_stand(
     assert told == (lines or ["the settings were read anew, and are as before"])
 
 
+def test_tables_of_one_queue_are_known_by_their_prefixes(
+    file: File, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GEVENTQ_PREFIX", raising=False)
+    one, other = (table("q", "m:f", n) + f'prefix = "{name}"\n' for n, name in ((1, "x"), (2, "y")))
+    file.path.write_text(HEAD + one + other)
+    settings = Settings(cli._parser().parse_args(["worker", "--config", str(file.path)]))
+    file.path.write_text(HEAD + other.replace("2", "7") + one)
+    (change,) = settings.read_anew() or ()
+    assert (change.worker, change.name, change.now) == (1, "concurrency", 7)
+    file.path.write_text(HEAD + one + other.replace("2", "7").replace('"y"', '"z"'))
+    assert settings.read_anew() == []
+    assert said(capsys)[1:] == [f"prefix of queue q: 'y' -> 'z'{AT_RESTART}"]
+
+
 def test_one_worker_instead_of_tables_is_told(
     file: File, capsys: pytest.CaptureFixture[str]
 ) -> None:
