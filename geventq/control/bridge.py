@@ -53,6 +53,16 @@ class Cancels(typing.Protocol):
         """Ask the job to stop, if it runs there."""
 
 
+@typing.runtime_checkable
+class CancelsTaken(typing.Protocol):
+    """One that may have been given jobs of which it has not heard yet: a `Worker`."""
+
+    def cancel_when_taken(
+        self, job_id: str | None, reason: typing.Any = None, *, hard: bool
+    ) -> object:
+        """The same for a job that it has been given, if it has."""
+
+
 def publish_cancel(connection: Given, queue: str, job_id: str, reason: typing.Any = None) -> int:
     """Ask all who listen on ``bullmq:cancel`` to stop a job softly; how many listen.  Yields.
 
@@ -183,8 +193,11 @@ class CancelBridge:
     def _hand_over(self, told: Message) -> None:
         for worker in list(self._workers or ()):
             if worker.queue_name == told.queue:
+                job_id, reason = told.job_id, told.request.reason
                 try:
-                    worker.cancel_job(told.job_id, told.request.reason, hard=False, retry=True)
+                    took = worker.cancel_job(job_id, reason, hard=False, retry=True)
+                    if not took and isinstance(worker, CancelsTaken):
+                        worker.cancel_when_taken(job_id, reason, hard=False)
                 except Exception:
                     log.exception("%r cannot cancel job %s of queue %s", worker, *told[1::-1])
 

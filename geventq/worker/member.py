@@ -8,6 +8,7 @@ is asked is carried out where it is heard, and answered here.
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import os
 import typing
@@ -26,6 +27,7 @@ if typing.TYPE_CHECKING:
     from geventq.store.client import Client
     from geventq.store.keys import QueueKeys
     from geventq.worker.listeners import Tell
+    from geventq.worker.run.hearing import Kept
     from geventq.worker.run.slots import Slots
 
 __all__ = ["GroupMember", "GroupTarget"]
@@ -35,6 +37,7 @@ _LAST: typing.Final = 0.5  # the same while closing
 _TURN: typing.Final = 1.0  # seconds until the next try, while Redis cannot be reached
 _GUARDED: typing.Final = ("cancel_job", "cancel_all_jobs", "pause", "resume")
 _REMEMBERED: typing.Final = 1000  # the newest calls, each of which counts once
+_TAKES: typing.Final = 2.0  # seconds that a reply waits for the takes under way
 
 log = logging.getLogger("geventq")
 
@@ -52,8 +55,26 @@ class GroupTarget(typing.Protocol):
     def is_paused(self) -> bool: ...
     def cancel_job(self, job_id: str, reason: typing.Any = None, *, retry: bool) -> bool: ...
     def cancel_all_jobs(self, reason: typing.Any = None, *, retry: bool) -> int: ...
+    def cancel_when_taken(
+        self,
+        job_id: str | None,
+        reason: typing.Any = None,
+        *,
+        over: typing.Callable[[], object],
+    ) -> Kept | None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+
+
+class _Later(typing.NamedTuple):
+    """A call that is answered when the takes under way were."""
+
+    nonce: str
+    result: int
+    """How many requests took effect at once; of `cancel_job` a bool."""
+    kept: Kept
+    until: float
+    """When it is answered by what is known then."""
 
 
 class GroupMember(Background):
@@ -87,6 +108,7 @@ class GroupMember(Background):
         self._is_member = False
         self._nonces: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._replies: collections.deque[tuple[str, bytes]] = collections.deque()
+        self._later: dict[str, _Later] = {}  # by nonce
         self._methods: dict[str, typing.Callable[..., typing.Any]] = {
             "ping": lambda: "pong",
             "cancel_job": self._cancel_job,
@@ -115,6 +137,7 @@ class GroupMember(Background):
             try:
                 if clock.monotonic() >= self._due:
                     self._beat()
+                self._answer_later(clock.monotonic())
                 self._answer()
             except RedisUnavailableError:  # the other parts tell of that
                 self._is_member = False
@@ -124,7 +147,8 @@ class GroupMember(Background):
                 self._outage.failed(error)
                 self._replies.clear()
                 self._due = clock.monotonic() + HEARTBEAT
-            self._wake.wait(max(0.0, self._due - clock.monotonic()))
+            due = min([self._due, *(one.until for one in self._later.values())])
+            self._wake.wait(max(0.0, due - clock.monotonic()))
         self._leave()
 
     def _beat(self) -> None:
@@ -152,6 +176,12 @@ class GroupMember(Background):
         self._server_clock.told(now, began)
         self._outage.over()
 
+    def _answer_later(self, now: float) -> None:
+        """What has waited for takes until `now` waits no longer."""
+        for one in [one for one in self._later.values() if one.until <= now]:
+            one.kept.drop()
+            self._takes_are_over(one.nonce)
+
     def _answer(self) -> None:
         while self._replies:
             nonce, data = self._replies[0]
@@ -162,6 +192,7 @@ class GroupMember(Background):
         """Without this it would be a member until its heartbeat is stale."""
         if not self._is_member:
             return
+        self._answer_later(float("inf"))
         try:
             for nonce, data in self._replies:
                 self._members.reply(nonce, data, timeout=_LAST)
@@ -187,9 +218,38 @@ class GroupMember(Background):
         self._nonces[call.nonce] = None
         while len(self._nonces) > _REMEMBERED:
             self._nonces.popitem(last=False)
-        reply = {"worker": self._worker_id, **self._carried_out(call)}
-        self._replies.append((call.nonce, encode("reply", reply)))
+        answer = self._carried_out(call)
+        if not self._waits_for_takes(call, answer):
+            self._reply(call.nonce, answer)
         self._wake.set()
+
+    def _reply(self, nonce: str, answer: dict[str, typing.Any]) -> None:
+        self._replies.append((nonce, encode("reply", {"worker": self._worker_id, **answer})))
+
+    def _waits_for_takes(self, call: Call, answer: dict[str, typing.Any]) -> bool:
+        """Who asks sees a job in *active* before its worker has heard of it: what is to be
+        cancelled may be in the answers to the takes under way."""
+        result = answer.get("result")
+        if call.method == "cancel_job" and result is False:
+            args = call.args
+        elif call.method == "cancel_all_jobs" and result is not None:
+            args = [None, *call.args]
+        else:
+            return False
+        over = functools.partial(self._takes_are_over, call.nonce)
+        kept = self._worker.cancel_when_taken(*args, over=over)
+        if kept is None:
+            return False
+        self._later[call.nonce] = _Later(call.nonce, result, kept, clock.monotonic() + _TAKES)
+        return True
+
+    def _takes_are_over(self, nonce: str) -> None:
+        one = self._later.pop(nonce, None)
+        if one is not None:
+            took = one.kept.took
+            result = took > 0 if isinstance(one.result, bool) else one.result + took
+            self._reply(nonce, {"result": result})
+            self._wake.set()
 
     def _carried_out(self, call: Call) -> dict[str, typing.Any]:
         method = self._methods.get(call.method)

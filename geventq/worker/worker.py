@@ -15,7 +15,7 @@ import weakref
 from gevent import getcurrent
 
 from geventq import clock, wakeups
-from geventq.cancellation import Cancellation
+from geventq.cancellation import Cancellation, request_all
 from geventq.cancellation.request import encoded_reason
 from geventq.checks import (
     Seconds,
@@ -48,6 +48,8 @@ if typing.TYPE_CHECKING:
     from geventq.worker.closing import Closing
     from geventq.worker.engine import Engine
     from geventq.worker.manual import ManualJobs
+    from geventq.worker.run.execution import Execution
+    from geventq.worker.run.hearing import Kept
 
 __all__ = ["Worker"]
 
@@ -437,11 +439,7 @@ class Worker:
         kill_after: Seconds | None,
         retry: bool,
     ) -> int:
-        hard, grace = check_kill(hard, kill_after)
-        check_flag("retry", retry)
-        if hard is None:
-            hard = self.options.cancel_mode == "hard"
-        request = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
+        request, hard, grace = self._request(reason, hard, kill_after, retry)
         engine = self._engine
         if engine is None:
             return 0
@@ -451,6 +449,48 @@ class Worker:
         return in_thread_of(
             engine.hub, lambda: running.cancel(job_id, request, hard, grace), gone=0
         )
+
+    def _request(
+        self, reason: typing.Any, hard: bool | None, kill_after: Seconds | None, retry: bool
+    ) -> tuple[Cancellation, bool, float | None]:
+        hard, grace = check_kill(hard, kill_after)
+        check_flag("retry", retry)
+        if hard is None:
+            hard = self.options.cancel_mode == "hard"
+        request = Cancellation(reason, "user", hard=hard, retry=retry, requested_by=self.id)
+        return request, hard, grace
+
+    def cancel_when_taken(
+        self,
+        job_id: str | None,
+        reason: typing.Any = None,
+        *,
+        hard: bool | None = None,
+        over: typing.Callable[[], object] | None = None,
+    ) -> Kept | None:
+        """`cancel_job` (with `None`: `cancel_all_jobs`) of what Redis may have given to this worker
+        already, of which it has not heard yet.  For who asks from afar and sees the job in *active*
+        (cancellation.md 5.3).
+
+        `over` is called in the worker's hub when every call that may bring it was answered; `None`
+        if there is no such call.  Raises and yields as `cancel_job`.
+        """
+        request, hard, grace = self._request(reason, hard, None, True)
+        engine = self._engine
+        if engine is None:
+            return None
+
+        def ask(execution: Execution) -> int:
+            return request_all([execution.attempt], request, hard=hard, kill_after=grace)
+
+        def keep() -> Kept | None:
+            running = engine.slots.running
+            if job_id is not None and running.find(job_id):  # it came between the two calls
+                running.cancel(job_id, request, hard, grace)
+                return None
+            return engine.hearing.keep(job_id, ask, over)
+
+        return in_thread_of(engine.hub, keep, gone=None)
 
     # -- jobs taken by hand --------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from geventq import (
 from geventq.cancel_secret import check_cancel_secret
 from geventq.control.messages import CHANNEL
 from tests.conftest import Make
+from tests.support.calls import takes
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.told import ended, engine_of, listens
@@ -120,6 +121,22 @@ def test_a_worker_of_another_server_is_reached(queue: Queue, make: Make, channel
     with Server() as elsewhere, CancelBridge(elsewhere.url, workers=[worker]):
         assert publish_cancel(elsewhere.url, queue.name, job.id, "moved") == 1
         eventually(lambda: queue.get_job_state(job.id) == "failed")
+
+
+def test_a_worker_that_was_given_the_job_and_does_not_know_yet_is_reached(
+    queue: Queue, proxy: Proxy, prefix: str, redis_url: str, channel: str, redis_client: redis.Redis
+) -> None:
+    """5.3, 5.8: the message comes between a take and its answer, as one on the workers' own channel
+    may."""
+    with Worker("q", endless, proxy.url, prefix) as worker:
+        held = proxy.hold_answer(takes)
+        job = queue.add("n")
+        held.wait()
+        with CancelBridge(redis_url, channel, [worker]):
+            redis_client.publish(channel, message(job.id, "early"))
+            eventually(lambda: engine_of(worker).hearing._kept)
+            held.release()
+            eventually(lambda: job.get_state() == "failed")
 
 
 def test_what_no_worker_listens_to_by_itself_is_not_sent_round_in_circles(

@@ -30,6 +30,7 @@ from geventq import (
 )
 from geventq.control.messages import channel_of
 from tests.conftest import Make
+from tests.support.calls import takes
 from tests.support.proxy import Proxy
 from tests.support.told import engine_of, listens
 from tests.support.waiting import TurnedClock, eventually
@@ -765,3 +766,62 @@ def test_a_signed_call_is_carried_out_once_and_soon_and_where_it_was_meant(
         redis_client.publish(channel_of(worker.id), heard[0])
         eventually(lambda: engine_of(worker).subscription.ignored.counts["too old"])
         assert not worker.is_paused
+
+
+# -- what Redis has given, and the worker does not know of yet -------------------------------------
+
+
+@pytest.mark.parametrize("call", ["cancel_job", "cancel_all_jobs"])
+def test_a_job_whose_take_is_not_answered_is_reached(
+    queue: Queue, proxy: Proxy, prefix: str, group: WorkerGroup, call: str
+) -> None:
+    """5.3, 5.7: who asks sees it in *active*; its run ends before it begins, and counts."""
+    begun: list[str] = []
+    with Worker("q", lambda job, token: begun.append(job.id), proxy.url, prefix) as worker:
+        listens(worker)
+        joined(group, worker)
+        held = proxy.hold_answer(takes)
+        job = queue.add("n")
+        held.wait()
+        eventually(lambda: job.get_state() == "active")
+        asked = gevent.spawn(getattr(group, call), *([job.id] if call == "cancel_job" else []))
+        eventually(lambda: engine_of(worker).member._later)
+        later = queue.add("n")  # no take that was sent before the call brings it
+        held.release()
+        assert asked.get(timeout=30) == 1
+        eventually(lambda: job.get_state() == "failed")
+        eventually(lambda: later.get_state() == "completed")
+        assert begun == [later.id]
+        assert not engine_of(worker).hearing._kept
+
+
+def test_a_take_that_brings_another_job_changes_nothing(
+    queue: Queue, proxy: Proxy, prefix: str, group: WorkerGroup
+) -> None:
+    with Worker("q", lambda job, token: "done", proxy.url, prefix) as worker:
+        listens(worker)
+        joined(group, worker)
+        held = proxy.hold_answer(takes)
+        job = queue.add("n")
+        held.wait()
+        asked = gevent.spawn(group.cancel_job, "another")
+        eventually(lambda: engine_of(worker).member._later)
+        held.release()
+        assert asked.get(timeout=30) == 0
+        assert job.wait_until_finished(30) == "done"
+
+
+def test_a_take_that_is_not_answered_for_long_keeps_no_caller(
+    queue: Queue, proxy: Proxy, prefix: str, group: WorkerGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it brings after that is not cancelled: the reply has said that nothing was."""
+    monkeypatch.setattr("geventq.worker.member._TAKES", 0.05)
+    with Worker("q", lambda job, token: "done", proxy.url, prefix) as worker:
+        listens(worker)
+        joined(group, worker)
+        held = proxy.hold_answer(takes)
+        job = queue.add("n")
+        held.wait()
+        assert group.multi_call("cancel_all_jobs", "late").replies == {worker.id: 0}
+        held.release()
+        assert job.wait_until_finished(30) == "done"

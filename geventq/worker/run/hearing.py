@@ -33,7 +33,7 @@ if typing.TYPE_CHECKING:
     from geventq.worker.run.giving_up import GivingUp
     from geventq.worker.run.slots import Slots
 
-__all__ = ["Delays", "Hearing", "StageTeller", "answer_late"]
+__all__ = ["Delays", "Hearing", "Kept", "StageTeller", "answer_late"]
 
 _MOST_KEPT: typing.Final = 10_000  # hints, while takes are under way
 
@@ -74,6 +74,37 @@ class Delays:
         self.longest[step] = max(self.longest[step], seconds)
 
 
+class Kept:
+    """What was asked while takes were under way, for the job that they may bring, or for all
+    (`job_id` is `None`): `ask` is called for each, before it begins, and `over` when all of these
+    takes were answered."""
+
+    __slots__ = ("_ask", "job_id", "over", "took", "under_way")
+
+    def __init__(
+        self,
+        job_id: str | None,
+        ask: typing.Callable[[Execution], object],
+        over: typing.Callable[[], object] | None,
+        under_way: set[int],
+    ) -> None:
+        self.job_id = job_id
+        self.over = over
+        self.under_way = under_way
+        #: How many have answered `ask` by what is true.
+        self.took = 0
+        self._ask = ask
+
+    def ask(self, execution: Execution) -> None:
+        """A take has brought this one."""
+        self.took += bool(self._ask(execution))
+
+    def drop(self) -> None:
+        """It is not asked any more, and `over` is not called."""
+        self.over = None
+        self.under_way.clear()
+
+
 class Hearing:
     """What one worker hears.  `queue`, `prefix` and `database` are its own; `trusts` says whether a
     message is acted on before its record was read, `proofs` what is believed (`None`: all)."""
@@ -102,7 +133,7 @@ class Hearing:
         self._own_mode = own_mode
         self._has_told_refusal = False
         self._under_way: set[int] = set()  # takes, by their first lock's number
-        self._kept: list[tuple[set[int], Message]] = []  # and the takes under way as they came
+        self._kept: list[Kept] = []
         self.delays = Delays()
         #: Runs whose records are to be read soon; whoever reads them clears it.
         self.to_read: list[Execution] = []
@@ -198,9 +229,12 @@ class Hearing:
         for execution in runs:
             self._hint(execution, message)
         if not runs:
-            self._kept.append((set(self._under_way), message))
-            del self._kept[:-_MOST_KEPT]
+            self.keep(message.job_id, functools.partial(self._hint_if_meant, message))
         return outcome
+
+    def _hint_if_meant(self, message: Message, execution: Execution) -> None:
+        if _is_for(message, execution):
+            self._hint(execution, message)
 
     def _hint(self, execution: Execution, message: Message) -> None:
         if execution.settling or execution.is_over:
@@ -234,7 +268,22 @@ class Hearing:
         heard.proven.add(nonce)
         return is_new
 
-    # -- hints that come before a take's answer (5.3) ------------------------------------------
+    # -- what comes before a take's answer (5.3) -----------------------------------------------
+
+    def keep(
+        self,
+        job_id: str | None,
+        ask: typing.Callable[[Execution], object],
+        over: typing.Callable[[], object] | None = None,
+    ) -> Kept | None:
+        """Keep what was asked for the jobs that takes under way may bring; `None` if there are
+        none."""
+        if not self._under_way:
+            return None
+        kept = Kept(job_id, ask, over, set(self._under_way))
+        self._kept.append(kept)
+        del self._kept[:-_MOST_KEPT]
+        return kept
 
     def take_begins(self, take: int) -> None:
         """A call is sent that may take jobs: a hint for one of them can come before its answer."""
@@ -250,20 +299,27 @@ class Hearing:
         if not self._kept:
             return
         by_id = {execution.job_id: execution for execution in executions}
-        for under_way, message in self._kept:
-            execution = by_id.get(message.job_id)
-            is_taken = execution is not None and not under_way.isdisjoint(takes)
-            if execution is not None and is_taken and _is_for(message, execution):
-                self._hint(execution, message)
+        for kept in self._kept:
+            if kept.under_way.isdisjoint(takes):
+                continue
+            if kept.job_id is None:
+                for execution in executions:
+                    kept.ask(execution)
+            elif kept.job_id in by_id:
+                kept.ask(by_id[kept.job_id])
 
     def take_is_over(self, take: int) -> None:
-        """Its answer has been handled, or it never comes: hints that were kept for it would stop a
-        later run."""
+        """Its answer has been handled, or it never comes: what was kept for it would stop a later
+        run."""
         self._under_way.discard(take)
         if self._kept:
-            for under_way, _ in self._kept:
-                under_way.discard(take)
-            self._kept = [kept for kept in self._kept if kept[0]]
+            for kept in self._kept:
+                kept.under_way.discard(take)
+            over = [kept.over for kept in self._kept if not kept.under_way]
+            self._kept = [kept for kept in self._kept if kept.under_way]
+            for tell in over:
+                if tell is not None:
+                    tell()
 
     # -- what becomes of them --------------------------------------------------------------------
 
