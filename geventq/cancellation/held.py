@@ -1,5 +1,5 @@
-"""What holds a throw back beside shields: imports, a condition variable that takes its lock back,
-and the start of a library's thread (cancellation.md 2.9, 2.12).
+"""What holds a throw back beside shields: imports, a condition variable that hands something on or
+takes its lock back, and the start of a library's thread (cancellation.md 2.9, 2.12).
 
 Looks at the frames of greenlets that wait.  No greenlets of its own; called in the hub, or in the
 greenlet that is asked about.
@@ -37,6 +37,14 @@ class GreenletOwner(typing.Protocol):
 
 
 _BOOTSTRAP: typing.Final = importlib.util.module_from_spec.__code__.co_filename
+#: In `threading`.  A condition over a plain lock yields in `notify`, where it asks whether it is
+#: owned; so the lock may be taken when a semaphore wants to release.
+_WHOLE: typing.Final = frozenset(
+    (
+        *("Condition._acquire_restore", "_RLock._acquire_restore"),
+        *("Condition.notify", "Semaphore.release", "BoundedSemaphore.release"),
+    )
+)
 
 #: When a greenlet was seen to be held back: first and last, in looks that follow each other.
 _seen: typing.Final[weakref.WeakKeyDictionary[typing.Any, tuple[float, float]]] = (
@@ -58,9 +66,10 @@ def held_until(greenlet: typing.Any) -> float | None:
     those that wait for the same module; thrown into the start of a library's thread, it leaves a
     thread that the library does not know.  Thrown where ``Condition.wait`` takes its lock back, it
     lets the `with` around it release a lock that somebody else holds by then, who fails by that.
-    The cap counts from the first look.
+    Thrown at who was notified and has not had his turn, or has just to notify another one, it
+    leaves a third one waiting for what is free by now.  The cap counts from the first look.
     """
-    if not (is_inside(greenlet, _is_whole) or _starts_for_others(greenlet)):
+    if not (any(map(_is_whole, _frames(greenlet))) or _starts_for_others(greenlet)):
         _seen.pop(greenlet, None)
         return None
     now = clock.monotonic()
@@ -85,12 +94,34 @@ def is_held(greenlet: typing.Any) -> bool:
             return False
 
 
-def _is_whole(code: types.CodeType) -> bool:
-    """Whether code has to come to its end: an import, or a condition that takes back a lock which
-    does not know who holds it."""
-    return code.co_filename == _BOOTSTRAP or (
-        code.co_name == "_acquire_restore" and code.co_filename == threading.__file__
-    )
+def _is_whole(frame: types.FrameType) -> bool:
+    """Whether what it runs has to come to its end: an import, a condition that takes back a lock
+    which does not know who holds it, or what gives something to those who wait."""
+    code = frame.f_code
+    if code.co_filename == _BOOTSTRAP:
+        return True
+    if code.co_filename != threading.__file__:
+        return False
+    name = code.co_qualname
+    return name in _WHOLE or (name == "Condition.wait" and _may_have_got_something(frame))
+
+
+def _may_have_got_something(frame: types.FrameType) -> bool:
+    """Whether who waits for a condition was notified, which nobody passes on, or may still be,
+    although he was thrown at: until he has the lock back he stays in the condition's list, and
+    somebody else, who may be about to notify, holds it."""
+    names = frame.f_locals
+    waiter = names.get("waiter")
+    if waiter is None:  # he does not wait yet
+        return False
+    condition = vars(names["self"])
+    return waiter not in condition["_waiters"] or _is_taken(condition["_lock"])
+
+
+def _is_taken(lock: typing.Any) -> bool:
+    """Of an `RLock` what is inside tells.  Does not yield, as a try to acquire it may."""
+    tell = getattr(getattr(lock, "_block", lock), "locked", None)
+    return bool(tell()) if callable(tell) else False
 
 
 def _starts_for_others(greenlet: typing.Any) -> bool:
@@ -102,9 +133,12 @@ def _starts_for_others(greenlet: typing.Any) -> bool:
 
 def is_inside(greenlet: typing.Any, matches: typing.Callable[[types.CodeType], bool]) -> bool:
     """Whether a frame of `greenlet` runs code that `matches`."""
+    return any(matches(frame.f_code) for frame in _frames(greenlet))
+
+
+def _frames(greenlet: typing.Any) -> typing.Iterator[types.FrameType]:
+    """The innermost first."""
     frame = sys._getframe() if greenlet is getcurrent() else greenlet.gr_frame
     while frame is not None:
-        if matches(frame.f_code):
-            return True
+        yield frame
         frame = frame.f_back
-    return False
