@@ -35,6 +35,8 @@ _MEANINGS: typing.Final = {
     "CLUSTERDOWN": Meaning.ELSEWHERE,
     "NOREPLICAS": Meaning.ELSEWHERE,
     "UNBLOCKED": Meaning.ELSEWHERE,  # "instance state changed (master -> replica?)", and hangs up
+    "NOAUTH": Meaning.ELSEWHERE,  # it has a password, and this connection was made without
+    "DENIED": Meaning.ELSEWHERE,  # "running in protected mode", and hangs up
     "BUSY": Meaning.LATER,
     "TRYAGAIN": Meaning.LATER,
     "MISCONF": Meaning.LATER,
@@ -44,14 +46,18 @@ _MEANINGS: typing.Final = {
 # Older servers put the cause of a script's failure behind a name of their own:
 # "ERR Error running script (call to f_<hash>): @user_script:7: @user_script: 7: -OOM command...".
 _CODE: typing.Final = re.compile(rf"(?:^|@user_script: ?[0-9]+: ?-?)({'|'.join(_MEANINGS)})(?= |$)")
-# With a cluster's node: "ERR max number of clients + cluster connections reached".
-_FULL: typing.Final = "ERR max number of clients"
+_HANGS_UP: typing.Final = (
+    # With a cluster's node: "ERR max number of clients + cluster connections reached".
+    "ERR max number of clients",
+    # It has a password, and reads no more of a long command, as those with scripts are, than this.
+    "ERR Protocol error: unauthenticated ",
+)
 
 
 def meaning_of(error: object) -> Meaning:
     """The meaning of an error reply."""
     text = str(error)
-    if text.startswith(_FULL):  # it hangs up
+    if text.startswith(_HANGS_UP):
         return Meaning.ELSEWHERE
     found = _CODE.search(text)
     return Meaning.REFUSED if found is None else _MEANINGS[found[1]]

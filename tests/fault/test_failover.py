@@ -9,6 +9,7 @@ import logging
 import socket
 
 import gevent
+import gevent.event
 import gevent.server
 import gevent.socket
 import pytest
@@ -129,6 +130,37 @@ def test_a_worker_that_was_woken_by_nobody_finds_the_new_server(pair: Pair) -> N
             eventually(lambda: ran == [job.id])
 
 
+@pytest.mark.slow
+def test_a_password_that_the_url_lacks_is_an_outage(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """3.7: as one that is wrong.  The server hangs up on a script before it has read it."""
+    go = gevent.event.Event()
+    errors: list[BaseException] = []
+    with (
+        own_server.client() as admin,
+        Worker("q", lambda job: go.wait(), own_server.url) as worker,
+        Queue("q", own_server.url, timeout=2) as queue,
+    ):
+        worker.on("error", errors.append)
+        job = queue.add("n")
+        eventually(lambda: worker.active_jobs)
+        with caplog.at_level(logging.WARNING, "geventq"):
+            admin.acl_setuser("default", enabled=True, reset_passwords=True, passwords=["+secret"])
+            for kind in ("normal", "pubsub"):
+                admin.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            eventually(lambda: errors)
+            go.set()
+            for call in (queue.count, queue.is_paused, lambda: queue.add("n", job_id="another")):
+                with pytest.raises(RedisUnavailableError, match=r"NOAUTH|unauthenticated"):
+                    call()
+            eventually(lambda: engine_of(worker).lanes.is_cut_off)
+            admin.acl_setuser("default", enabled=True, nopass=True)
+            assert job.wait_until_finished(20) is True
+    assert all(isinstance(error, RedisUnavailableError) for error in errors)
+    assert len([one for one in caplog.records if "failed, trying again" in one.message]) == 1
+
+
 # -- what a server answers, word by word ----------------------------------------------------------
 
 
@@ -160,6 +192,7 @@ class Answering:
     [
         *((text, 3) for text in ("READONLY x", "LOADING x", "MASTERDOWN x", "CLUSTERDOWN x")),
         *((text, 3) for text in ("NOREPLICAS x", "UNBLOCKED x")),
+        *((text, 3) for text in ("NOAUTH x", "ERR Protocol error: unauthenticated bulk length")),
         ("ERR max number of clients reached", 3),
         *((text, 1) for text in ("BUSY x", "TRYAGAIN x", "MISCONF x", "OOM x")),
     ],

@@ -15,6 +15,10 @@ ELSEWHERE = [
     "CLUSTERDOWN The cluster is down",
     "NOREPLICAS Not enough good replicas to write.",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+    "NOAUTH Authentication required.",
+    "ERR Protocol error: unauthenticated multibulk length",
+    "ERR Protocol error: unauthenticated bulk length",
+    "DENIED Redis is running in protected mode because protected mode is enabled and no password",
     "ERR max number of clients reached",
     "ERR max number of clients + cluster connections reached",
 ]
@@ -29,8 +33,8 @@ REFUSED = [
     "WRONGTYPE Operation against a key holding the wrong kind of value",
     "NOSCRIPT No matching script. Please use EVAL.",  # is loaded, and sent again
     "BUSYGROUP Consumer Group name already exists",
-    "NOAUTH Authentication required.",
     "NOPERM User u has no permissions to run the 'evalsha' command",
+    "ERR Protocol error: invalid bulk length",
     "ERR the key of job READONLY holds a string",
     "ERR OOM",
     "",
