@@ -210,6 +210,7 @@ class QueueEvents:
                 outage.over()
         finally:
             self._is_read = False
+            outage.rest()
 
     def close(self) -> None:
         """End the iteration and the connection, from whatever native thread.  Waits for a listener

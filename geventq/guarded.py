@@ -109,6 +109,9 @@ class Guarded:
             interrupt_main(error)
         except BaseException as error:  # noqa: BLE001 (told)
             self._failed(error)
+        finally:
+            if self._is_over:  # an outage that it still meets can be over without it
+                self._outage.rest()
 
     def _failed(self, error: BaseException) -> None:
         if self._is_over:

@@ -20,10 +20,13 @@ from geventq import (
     Queue,
     QueueEvents,
     QueueEventsProducer,
+    RedisUnavailableError,
     Worker,
 )
 from geventq.events import QueueEvent
 from geventq.outage import Outage
+from geventq.store.client import Client
+from geventq.store.endpoint import Endpoint
 from tests.support.native import in_native_thread
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -152,6 +155,22 @@ def test_an_outage_is_lived_through_and_nothing_is_missed(
         after = queue.add("after")
         eventually(lambda: len(seen) == 4)
         assert [event.job_id for event in seen] == [during.id] * 2 + [after.id] * 2
+
+
+def test_who_stops_reading_holds_up_no_recovery(caplog: pytest.LogCaptureFixture) -> None:
+    """3.7: a server works again as soon as nobody who still needs it meets its outage."""
+    events = QueueEvents("q", "redis://127.0.0.1:1")
+    other = Client(Endpoint.of("redis://127.0.0.1:1"))
+    outage = Outage("something else", None, gevent.event.Event(), other)
+    with caplog.at_level(logging.WARNING, "geventq"):
+        reading = gevent.spawn(list, events)
+        eventually(lambda: "failed, trying again" in caplog.text)
+        outage.failed(RedisUnavailableError("gone"))
+        outage.over()
+        assert "works again" not in caplog.text
+        events.close()
+        reading.join()
+    assert caplog.text.count("works again") == 1
 
 
 def test_an_event_that_was_given_out_does_not_come_again_after_an_outage(

@@ -7,10 +7,12 @@ import collections.abc
 import logging
 import typing
 
+import gevent
 import gevent.event
 import pytest
 
 from geventq.errors import GeventqError, RedisUnavailableError
+from geventq.guarded import Guarded, kill_all
 from geventq.outage import _LATE, Outage
 from tests.support.waiting import TurnedClock
 
@@ -165,6 +167,33 @@ def test_a_loop_that_does_not_try_any_more_holds_up_no_recovery(
             loops.stops.clear()
             del other
         one.over()
+    assert said() == [ENDS]
+
+
+@pytest.mark.parametrize("how", ["returns", "is killed"])
+def test_a_task_that_ends_while_it_meets_an_outage_holds_up_no_recovery(
+    loops: Loops, said: Said, clock: TurnedClock, how: str
+) -> None:
+    """As one that waits for a job's end does, which others have heard of meanwhile."""
+    one, other, go = loops("a"), loops("b"), gevent.event.Event()
+
+    def meet() -> None:
+        other.failed(GONE)
+        go.wait()
+
+    one.failed(GONE)
+    task = Guarded(meet, "meets", other)
+    task.start()
+    gevent.sleep(0)
+    clock.advance(5)
+    one.over()
+    assert said() == [BEGINS]
+    loops.stops[other].set()
+    if how == "returns":
+        go.set()
+        assert task.join(20)
+    else:
+        kill_all([task])
     assert said() == [ENDS]
 
 
