@@ -56,6 +56,10 @@ class Proofs:
         self._nonces[nonce] = at + LIFE
         return None
 
+    def proves(self, message: Message) -> bool:
+        """Whether it is signed, however old it is, and however often it has come."""
+        return message.signed is not None and self._secret.proves(message.signed)
+
     def in_record(self, record: Record) -> list[Message]:
         """The requests in it that are signed; whom they mean is for the caller to compare."""
         proven = []

@@ -38,6 +38,7 @@ class Asked(typing.Protocol):
     text: str
     reason_json: str
     reason_text: str
+    hard: bool | None
     retry: bool
     force: bool
 
@@ -78,6 +79,7 @@ class CancelCalls:
     def _call(self, request: Asked, job_ids: list[str], dry_run: bool) -> list[Answer]:
         while True:
             flag = ("f" if request.force else "") + ("d" if dry_run else "")
+            flag += "k" if request.hard else ""
             flag += "r" if request.retry else ""
             looks = not dry_run and (request.force or self._secret is not None)
             args = (

@@ -205,7 +205,7 @@ class Engine:
         return Renewer(
             self.slots.held,
             self.giving_up,
-            self.hearing.record,
+            self.hearing,
             self._round_over,
             self.listeners.emit,
             self._client,

@@ -36,10 +36,20 @@ class LockLoser(typing.Protocol):
         """The lock of an attempt is not ours any more.  Must not yield."""
 
 
+class Hears(typing.Protocol):
+    """Who is told what is asked of jobs: `geventq.worker.run.hearing`.  Must not yield."""
+
+    def record(self, execution: Execution, text: bytes) -> None:
+        """This is recorded with the job."""
+
+    def taken_away(self, execution: Execution, data: bytes) -> None:
+        """Its lock was taken away by who wants the run killed: this is his message."""
+
+
 class Renewer(Background):
     """Renews the locks of what is `held` (by lock token); owned and joined by the worker.
 
-    `hear` is told what is recorded with a job, `round_over` is called after each round; neither may
+    `hear` is told what is asked of a job, `round_over` is called after each round; neither may
     yield.
     """
 
@@ -47,7 +57,7 @@ class Renewer(Background):
         self,
         held: typing.Mapping[str, Execution],
         loser: LockLoser,
-        hear: typing.Callable[[Execution, bytes], None],
+        hear: Hears,
         round_over: typing.Callable[[], None],
         tell: Tell,
         client: Client,
@@ -134,7 +144,7 @@ class Renewer(Background):
         limit = self._until_first_loss(max(1.0, self._period))
         sent = clock.monotonic()
         with within(limit, f"no answer within {limit:.3g} s"):
-            answers, asked = self._client.script(self._script, self._keys, args)
+            answers, asked, taken = self._client.script(self._script, self._keys, args)
         held = self._held
         for execution, life_ms in zip(due, answers, strict=True):
             if life_ms:  # more than the usual where it was extended meanwhile
@@ -142,7 +152,9 @@ class Renewer(Background):
             elif held.get(execution.lock_token) is execution and not execution.settling:
                 self._loser.lock_lost(execution)
         for number, record in asked:
-            self._hear(due[number - 1], record)
+            self._hear.record(due[number - 1], record)
+        for number, message in taken:
+            self._hear.taken_away(due[number - 1], message)
 
     def _let_go(self, now: float) -> None:
         """Treat as lost what may have expired on the server (3.3).  An attempt that has ended

@@ -164,6 +164,8 @@ class Subscription(Background):
                 continue
             if is_lost:
                 self._loser.lock_lost(execution)
+                if record:
+                    self._hearing.taken_away(execution, record)
             elif record:
                 self._hearing.record(execution, record)
         return int(requests)

@@ -289,6 +289,75 @@ def test_a_forced_cancel_that_is_not_hard_kills_nothing(queue: Queue, make: Make
     assert job.get_state() == "failed"
 
 
+@pytest.mark.parametrize("found_by", ["sweep", "renewal"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cancel_secret": "seven horses in a row"}, {"hints": "recorded-only"}],
+    ids=["plain", "signed", "recorded-only"],
+)
+def test_a_forced_kill_reaches_a_worker_that_heard_no_message(
+    redis_url: str,
+    prefix: str,
+    make: Make,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    found_by: str,
+    options: dict[str, typing.Any],
+) -> None:
+    """4.5, 5.2: it finds the lock gone, and why; that was left for this run alone, and passes."""
+    killed, go = list[JobKilled](), gevent.event.Event()
+
+    def process(job: Job) -> None:
+        try:
+            go.wait()
+        except JobKilled as error:
+            killed.append(error)
+            raise
+
+    worker = make(process, lock_renew_time=0.2, **options)
+    listens(worker)
+    engine = engine_of(worker)
+    monkeypatch.setattr(engine.hearing, "message", lambda _: "elsewhere")
+    if found_by == "renewal":
+        monkeypatch.setattr(engine.subscription, "look_at_all", lambda: None)
+    with Queue("q", redis_url, prefix, cancel_secret=options.get("cancel_secret")) as queue:
+        job = queue.add("n", attempts=3)
+        eventually(lambda: worker.active_jobs)
+        assert queue.cancel_job(job.id, "taken", force=True, hard=True, retry=True)
+        if found_by == "sweep":
+            engine.subscription.look_at_all()
+        eventually(lambda: killed)
+        assert killed[0].cancellation.kind == "lock_lost"
+        eventually(lambda: [one.attempts_made for one in worker.active_jobs] == [1])
+        never(lambda: len(killed) > 1, 0.5)
+        (left,) = redis_client.keys(f"{prefix}:q:gq:taken:*")
+        assert 0 < redis_client.pttl(left) <= 60_000
+        go.set()
+        job.wait_until_finished(30)
+
+
+def test_what_is_left_of_a_forced_kill_is_read_with_care(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.6: garbage, a message of another run, and one that asks for no kill, kill nothing."""
+    go = gevent.event.Event()
+    worker = make(lambda job: go.wait())
+    listens(worker)
+    job = queue.add("n")
+    (run,) = eventually(lambda: list(engine_of(worker).slots.running))
+    told = {"queue": "q", "prefix": prefix, "db": 0, "jobId": job.id, "forced": True, "hard": True}
+    told |= {"nonce": "n", "atm": 0, "ts": run.job.timestamp_ms, "at": run.job.timestamp_ms}
+    hearing = engine_of(worker).hearing
+    for changed in ({"atm": 1}, {"ts": 1}, {"prefix": "x"}, {"forced": False}, {"hard": None}):
+        hearing.taken_away(run, json.dumps(told | changed).encode())
+    for garbage in (b"", b"{", b"[]", b"\xff", b"x" * 70_000):
+        hearing.taken_away(run, garbage)
+    assert run.attempt.strongest is None
+    hearing.taken_away(run, json.dumps(told).encode())
+    eventually(lambda: run.attempt.was_thrown)
+    go.set()
+
+
 def test_each_step_of_a_remote_cancellation_is_timed(
     queue: Queue, proxy: Proxy, prefix: str
 ) -> None:

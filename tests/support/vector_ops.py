@@ -459,7 +459,7 @@ class NodeWorker:
     def extendJobLocks(self, ids: list[str], tokens: list[str], duration: int) -> list[str]:  # noqa: N802
         pairs = [item for pair in zip(ids, tokens, strict=True) for item in pair]
         args = [self.keys.base, duration, *pairs]
-        answers, _ = self.client.script(load("renew"), self.keys, args)
+        answers, *_ = self.client.script(load("renew"), self.keys, args)
         return [job_id for job_id, answer in zip(ids, answers, strict=True) if not answer]
 
     def startStalledCheckTimer(self) -> None:  # noqa: N802

@@ -7,13 +7,14 @@
 --
 -- KEYS   wait paused active prioritized delayed waiting_children completed failed stalled meta pc
 --        marker events schedulers answers
--- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat: meta:
+-- Also   <id> :lock :logs :dependencies :processed :failed :unsuccessful de: repeat: meta: gq:
 -- ARGV   1 key base  2 now in ms
 --        3 the request as JSON: a record (cancellation.md 4.3) without `atm`, `ts`, `at`, `state`,
 --          `nonces`, `signed`
 --        4 the text that the job fails with  5 queue name as JSON
 --        6 more members of a message, as JSON without the braces
---        7 some of: 'f' take running jobs away, 'd' only tell what would happen, 'r' for this run only
+--        7 some of: 'f' take running jobs away, 'k' kill these runs, 'd' only tell what would happen,
+--          'r' for this run only
 --        8 what the caller's secret is told by (cancellation.md 8), '' = he has none
 --        9 the request's nonce  10 its reason: a text as it is, else as JSON
 --        11... five values a job:
@@ -32,7 +33,7 @@ keys.base = ARGV[1]
 local now_ms = tonumber(ARGV[2])
 local text, nonce, reason = ARGV[4], ARGV[9], ARGV[10]
 local forces, is_dry = string.find(ARGV[7], 'f') ~= nil, string.find(ARGV[7], 'd') ~= nil
-local is_for_run = string.find(ARGV[7], 'r') ~= nil
+local is_for_run, kills = string.find(ARGV[7], 'r') ~= nil, string.find(ARGV[7], 'k') ~= nil
 local FIRST, STRIDE = 11, 5
 local count = (#ARGV - FIRST + 1) / STRIDE
 -- How many list elements and bytes of records one call looks at, some 20 ms; the jobs behind them are

@@ -2,15 +2,15 @@
 -- of their jobs.  A lock that was extended beyond that meanwhile stays as it is.
 --
 -- KEYS   stalled
--- Also   <id> :lock
+-- Also   <id> :lock gq:
 -- ARGV   1 key base  2 lock duration in ms  3... pairs of job id and lock token
 -- Reply  {for each pair, in order: how many ms the lock lives from now on, 0 if it is gone or
 --        another's; requests to cancel that are recorded with these jobs {number of the pair,
---        record}}
+--        record}; of locks that were taken away for a kill {number of the pair, message}}
 -- Events none
 
 local duration = tonumber(ARGV[2])
-local lock_keys, renewed, lives, asked = {}, {}, {}, {}
+local lock_keys, renewed, lives, asked, taken = {}, {}, {}, {}, {}
 for at = 3, #ARGV, 2 do
   lock_keys[#lock_keys + 1] = ARGV[1] .. ARGV[at] .. ':lock'
 end
@@ -29,9 +29,14 @@ for n, lock_key in ipairs(lock_keys) do
     if type(record) == 'string' then
       asked[#asked + 1] = { n, record }
     end
+  else
+    local message = redis.pcall('HGET', ARGV[1] .. 'gq:taken:' .. ARGV[at + 1], 'message')
+    if type(message) == 'string' then
+      taken[#taken + 1] = { n, message }
+    end
   end
 end
 if #renewed > 0 then -- a foreign key in the place of `stalled` takes nobody's lock
   redis.pcall('SREM', keys.stalled, unpack(renewed))
 end
-return { lives, asked }
+return { lives, asked, taken }

@@ -2,11 +2,12 @@
 -- (cancellation.md 5.2).  One call where nobody has asked anything since the last look.
 --
 -- KEYS   meta
--- Also   <id> :lock
+-- Also   <id> :lock gq:
 -- ARGV   1 key base  2 the count of requests to cancel at the last look; -1: look all the same
 --        3... pairs of job id and lock token
--- Reply  {the count, for each pair that there is something to tell of {its number, the record or
---        '', 1 if the lock is gone or another's, else 0}}
+-- Reply  {the count, for each pair that there is something to tell of {its number, the record, 0}, or,
+--        if the lock is gone or another's, {its number, the message of who took it away for a kill
+--        or '', 1}}
 -- Events none
 --- include: meta
 
@@ -19,10 +20,14 @@ end
 if #lock_keys > 0 and requests ~= tonumber(ARGV[2]) then
   for n, holder in ipairs(redis.call('MGET', unpack(lock_keys))) do
     local at = 1 + 2 * n
-    local record = redis.pcall('HGET', ARGV[1] .. ARGV[at], 'gqc')
-    local is_lost = holder ~= ARGV[at + 1]
-    if is_lost or type(record) == 'string' then
-      told[#told + 1] = { n, type(record) == 'string' and record or '', is_lost and 1 or 0 }
+    if holder ~= ARGV[at + 1] then
+      local message = redis.pcall('HGET', ARGV[1] .. 'gq:taken:' .. ARGV[at + 1], 'message')
+      told[#told + 1] = { n, type(message) == 'string' and message or '', 1 }
+    else
+      local record = redis.pcall('HGET', ARGV[1] .. ARGV[at], 'gqc')
+      if type(record) == 'string' then
+        told[#told + 1] = { n, record, 0 }
+      end
     end
   end
 end

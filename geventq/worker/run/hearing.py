@@ -20,12 +20,12 @@ import logging
 import typing
 
 from geventq import clock
+from geventq.control.messages import Message, Refused, parse
 from geventq.record import UNREADABLE, read_record
 from geventq.worker.run.demand import Demand
 from geventq.worker.run.execution import Heard
 
 if typing.TYPE_CHECKING:
-    from geventq.control.messages import Message
     from geventq.control.proofs import Proofs
     from geventq.record import Record
     from geventq.worker.run.demand import OwnMode
@@ -192,6 +192,23 @@ class Hearing:
         here = (self._queue, self._prefix, self._database, execution.job_id)
         return where == here and _is_for(message, execution)
 
+    def taken_away(self, execution: Execution, data: bytes) -> None:
+        """The lock of a run was taken away by who wants it killed (4.5); what he has left for this
+        worker is his message, which it may not have heard.  It does not grow old: it is bound to
+        the run, as a record is."""
+        try:
+            told = parse(data)
+        except Refused:
+            return
+        if not (isinstance(told, Message) and told.is_forced and self._is_of(told, execution)):
+            return
+        if self._proofs is None or self._proofs.proves(told):
+            self._kill(execution, told)
+
+    def _kill(self, execution: Execution, message: Message) -> None:
+        if message.hard:  # the run is over in Redis, and is to end here, too
+            execution.attempt.request(message.request, hard=True, kill_after=message.kill_after)
+
     def _tell_refusal(self, execution: Execution, record: Record) -> None:
         if not self._has_told_refusal:
             self._has_told_refusal = True
@@ -243,8 +260,7 @@ class Hearing:
             self.to_read.append(execution)
         elif message.is_forced:
             self._giving_up.lock_lost(execution)
-            if message.hard:  # the run is over in Redis, and is to end here, too (4.5)
-                execution.attempt.request(message.request, hard=True, kill_after=message.kill_after)
+            self._kill(execution, message)
         elif message.nonce is None:
             execution.attempt.request(message.request, hard=False, kill_after=None)
         elif self._is_news(message.nonce, execution):

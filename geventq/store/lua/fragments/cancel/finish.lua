@@ -98,8 +98,14 @@ local function ways_to_end()
     redis.call('DEL', job.key .. ':lock')
     redis.call('SREM', keys.stalled, job.id)
     redis.call('LREM', keys.active, 1, job.id)
-    local made = job.made + 1
-    messages[#messages + 1] = { job.lock or '', message_for(job) }
+    local made, message = job.made + 1, message_for(job)
+    messages[#messages + 1] = { job.lock or '', message }
+    if kills and job.lock and string.find(job.lock, LISTENER) then
+      -- Its worker finds it where it finds the lock gone, if it does not hear the message.
+      local taken = keys.base .. 'gq:taken:' .. job.lock
+      redis.call('HSET', taken, 'message', message)
+      redis.call('PEXPIRE', taken, 60000)
+    end
     count_request()
     if job.then_what == 'f' or job.then_what == 'x' then
       fail(job, 'active', made)
