@@ -68,7 +68,10 @@ class _Held(Execution):
 
 class _News:
     """Waits for markers, for all who want a job in one hub, on one connection: one of them asks,
-    and when he is answered all look.  A marker for a later time is waited for in turn."""
+    and when he is answered all look.  A marker for a later time is waited for in turn.
+
+    A marker wakes one worker only: who may have popped one and leaves without a look, as he is
+    killed, owes the others one."""
 
     def __init__(self, client: Client, marker: Marker) -> None:
         self._marker = marker
@@ -76,6 +79,7 @@ class _News:
         self._is_asked = False
         self._come = wakeups.Event()  # another one after each answer
         self._due_ms = 0  # of a marker that was popped before its time (0: of none)
+        self._owes_a_look = False  # a marker may have been popped since the last one
         self.waiters = 0
 
     def wait(self, seconds: float) -> None:
@@ -88,10 +92,10 @@ class _News:
             if self._due_ms:
                 seconds = min(seconds, self._due_ms / 1000 - clock.wall())
             if seconds <= 0:
-                self._due_ms = 0  # it is looked for now
+                self._due_ms, self._owes_a_look = 0, True  # it is looked for now
                 return
             with within(seconds + _LATE, "Redis did not answer"):
-                popped_ms = self._marker.pop(self._connection, seconds)
+                popped_ms = self._pop(seconds)
             if popped_ms is not None and popped_ms > clock.wall_ms():
                 self._due_ms = min(self._due_ms or popped_ms, popped_ms)
         finally:
@@ -99,13 +103,29 @@ class _News:
             come, self._come = self._come, wakeups.Event()
             come.set()
 
+    def _pop(self, seconds: float) -> int | None:
+        try:
+            popped_ms = self._marker.pop(self._connection, seconds)
+        except RedisUnavailableError as error:
+            self._owes_a_look |= error.may_be_done
+            raise
+        except BaseException:  # killed, or out of time
+            self._owes_a_look = True
+            raise
+        self._owes_a_look |= popped_ms is not None
+        return popped_ms
+
+    def looked(self) -> None:
+        """One has looked for a job."""
+        self._owes_a_look = False
+
     def leave(self) -> bool:
-        """One waits no more; whether he is the last one, and nobody looks when the job is due for
-        which a marker was popped."""
+        """One waits no more; whether he is the last one, and nobody looks now, or when the job is
+        due, for which a marker was popped."""
         self.waiters -= 1
-        owes = not self.waiters and self._due_ms > clock.wall_ms()
+        owes = not self.waiters and (self._owes_a_look or self._due_ms > clock.wall_ms())
         if owes:
-            self._due_ms = 0
+            self._due_ms, self._owes_a_look = 0, False
         return owes
 
     def close(self) -> None:
@@ -165,6 +185,7 @@ class ManualJobs:
             left = deadline - clock.monotonic()
             try:
                 job = self.take(lock_token, left if left > 0 else timeout)
+                news.looked()
                 if job is not None or left <= 0:
                     return job
                 timeout = _LAST_LOOK

@@ -254,3 +254,29 @@ def test_a_take_whose_caller_is_killed_is_found_by_the_next_call(
     found = taken(worker)
     assert (found.id, found.attempts_started) == (job.id, 1)
     found.move_to_completed()
+
+
+def _waiting(redis_client: typing.Any) -> int:
+    """Clients that stand in line for a marker, in all queues of the server."""
+    return len([one for one in redis_client.client_list() if one["cmd"] == "bzpopmin"])
+
+
+@pytest.mark.parametrize("when", ["before it has the marker", "before it has looked"])
+def test_who_is_killed_while_he_waits_for_a_job_takes_no_wake_up_along(
+    queue: Queue, by_hand: By, make: Make, proxy: Proxy, redis_client: typing.Any, when: str
+) -> None:
+    """wire-format 7: the marker wakes one worker only, here the one that is killed."""
+    if when == "before it has the marker":
+        held = proxy.hold_answer(b"BZPOPMIN")
+    calling = gevent.spawn(by_hand(url=proxy.url, drain_delay=60.0).get_next_job, "mine")
+    eventually(lambda: any(b"BZPOPMIN" in request for request in proxy.requests))
+    if when == "before it has looked":
+        held = proxy.hold_request(load("settle").sha.encode())
+    ran: list[str] = []
+    make(lambda job: ran.append(job.id), drain_delay=60.0)
+    eventually(lambda: _waiting(redis_client) == 2)
+    job = queue.add("n")
+    held.wait()
+    assert not ran
+    calling.kill()
+    eventually(lambda: ran == [job.id], timeout=5.0)  # of 10 that a worker waits at most
