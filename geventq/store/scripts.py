@@ -10,9 +10,9 @@ A transition begins with a header: what it is for, then
 
 The keys are filled by these names: a call passes the queue's keys, or a job's, and the script
 finds each as ``keys.<name>``.  A line ``--- include: name`` brings ``fragments/name.lua`` in, with
-what that one includes, once; an indented one, inside a function, where it is not in sight already.
-What is rare stands inside functions: Redis makes all others anew in each call, and each of them
-costs as much as a third of a command.
+what that one includes, once; an indented one, inside a block, where it is not in sight already.
+What is rare stands inside blocks: Redis makes all functions of a script that it comes to anew in
+each call, and each of them costs as much as a third of a command.
 
 Redis does not roll a script back, and looks at each command's rights when the script comes to it.
 So a call may bring one key more than the header names: then the script first asks whether its user
@@ -39,6 +39,8 @@ __all__ = ["Script", "load", "pack"]
 _INCLUDE: typing.Final = re.compile(r"( *)--- include: (\S+)")
 _KEYS: typing.Final = re.compile(r"^-- KEYS +(.+(?:\n--  +.+)*)$", re.MULTILINE)
 _KEY_NAME: typing.Final = re.compile(r"[a-z_]+")
+_KEY: typing.Final = re.compile(r"\bkeys\.([a-z_]+)")
+_BY_NAME: typing.Final = re.compile(r"\bkeys\[|pairs\(keys\)")
 _CALLED: typing.Final = re.compile(r"\bp?call\([^'(\n]*'([A-Z]+)'(?: or '([A-Z]+)')?")
 _COMMENT: typing.Final = re.compile(r"^\s*--(?!- ).*\n", re.MULTILINE)
 
@@ -92,14 +94,14 @@ class Script:
         count = len(self.key_names)
         self._key_counts = (str(count), str(count + 1))
         self._key_names = operator.attrgetter(*self.key_names, "base")  # two at least: a tuple
-        places = ", ".join(f"{key} = KEYS[{n}]" for n, key in enumerate(self.key_names, 1))
         body = _COMMENT.sub("", _joined(source, set()))
         #: The commands that it may come to, sorted.
         self.commands = tuple(
             sorted({one for pair in _CALLED.findall(body) for one in pair if one})
         )
         asking = _asking(self.commands, count + 1)
-        self.source = f"local keys = {{ {places} }}\n{asking}\n{body}"
+        keys, body = _with_keys(body, self.key_names)
+        self.source = f"local keys = {keys}\n{asking}\n{body}"
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def pack(
@@ -136,6 +138,21 @@ class Script:
         return (how, what, self._key_counts[asks], *names, *args)
 
 
+def _with_keys(body: str, names: tuple[str, ...]) -> tuple[str, str]:
+    """What ``keys`` is, and the script with it.  To fill a table by names costs the server more
+    than a short command, so numbers stand for them where nobody goes through it, or looks a name
+    up."""
+    places = {name: n for n, name in enumerate(names, 1)}
+    if _BY_NAME.search(body):
+        by_name = ", ".join(f"{name} = KEYS[{n}]" for name, n in places.items())
+        return f"{{ {by_name} }}", body
+
+    def numbered(key: re.Match[str]) -> str:
+        return f"keys[{places[key[1]]}]" if key[1] in places else key[0]
+
+    return "KEYS", _KEY.sub(numbered, body)
+
+
 def _asking(commands: tuple[str, ...], place: int) -> str:
     """The lines that refuse a call with one key more, if its user lacks one of `commands`."""
     needed = [one for one in commands if one not in _OPTIONAL]
@@ -169,22 +186,25 @@ def _joined(source: str, seen: set[str]) -> str:
     """The source with its fragments.  `seen` are those in sight at its margin; what its margin
     brings in is added."""
     lines: list[str] = []
-    inside: set[str] = set()  # what the function at this place has brought in, besides
+    inside: list[tuple[int, set[str]]] = []  # by margin, what else is in sight at this place
     for line in source.splitlines():
+        margin = len(line) - len(line.lstrip(" "))
+        while line and inside and margin < inside[-1][0]:  # that block has ended
+            inside.pop()
         found = _INCLUDE.fullmatch(line)
         if found is None:
-            if line == "end":
-                inside.clear()
             lines.append(line)
             continue
         indent, name = found.groups()
-        in_sight = seen | inside if indent else seen
-        if name not in in_sight:
-            in_sight.add(name)
+        known = seen.union(*[names for _, names in inside])
+        if name not in known:
+            in_sight = known | {name}
             fragment = _joined(_read("fragments", f"{name}.lua"), in_sight)
             lines += [f"{indent}{one}" for one in fragment.splitlines()]
             if indent:
-                inside |= in_sight - seen
+                inside.append((margin, in_sight - known))
+            else:
+                seen |= in_sight
     return "\n".join(lines) + "\n"
 
 

@@ -43,7 +43,11 @@ def header(name: str) -> dict[str, str]:
 @functools.cache
 def reached(name: str) -> str:
     """The script without its comments and without the functions that it does not call."""
-    source = load(name).source.partition("\n\n")[2]  # before it: the keys, and who may call it
+    script = load(name)
+    source = script.source.partition("\n\n")[2]  # before it: the keys, and who may call it
+    source = re.sub(  # where numbers stand for them
+        r"\bkeys\[(\d+)\]", lambda place: f"keys.{script.key_names[int(place[1]) - 1]}", source
+    )
     functions = {
         match[1]: match[0]
         for match in re.finditer(r"^local function (\w+)\(.*?^end$", source, re.M | re.S)
@@ -126,6 +130,24 @@ def test_a_script_calls_no_function_that_is_not_there(name: str) -> None:
     lua = {"ipairs", "pairs", "pcall", "error", "tonumber", "tostring", "type", "unpack"}
     words = {"function", "if", "elseif", "and", "or", "not", "return", "while", "in", "until"}
     assert called - defined - lua - words == set()
+
+
+@every_script
+def test_a_script_calls_a_function_where_it_is_in_sight(name: str) -> None:
+    """Fragments are brought into blocks: what one block has, the next one may need anew."""
+    code = re.sub(r"'[^'\n]*'", "''", load(name).source)
+    functions = set(re.findall(r"local function (\w+)", code))
+    in_sight: list[tuple[int, str]] = []
+    for line in code.splitlines():
+        margin = len(line) - len(line.lstrip())
+        while line.strip() and in_sight and margin < in_sight[-1][0]:
+            in_sight.pop()
+        if made := re.match(r" *local (?:function )?(\w+(?:, \w+)*)", line):
+            in_sight += [(margin, one) for one in made[1].split(", ")]
+        if given := re.search(r"function \w*\(([\w, ]*)\)$", line):
+            in_sight += [(margin + 1, one) for one in given[1].split(", ")]
+        called = set(re.findall(r"(?<![.\w:])([a-z_]\w*)\(", line)) & functions
+        assert called <= {one for _, one in in_sight}, line
 
 
 @every_script

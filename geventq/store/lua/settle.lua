@@ -29,31 +29,33 @@
 --                    id of what its worker has given back before); of an outcome that is sent
 --                    again: atm0 and stc0 (as at the take), lapsed (its lock can have expired since)
 --          then of each its job id and its lock token
--- Reply  {codes, jobs (id, lock token, hash as before the take: names and values, with a zero byte
---         between them where none of them has one), broken {id, why},
---         ms of the next delayed job or 0; -1: there is more to take now,
---         id of the last event that tells of jobs taken, or '', the count of requests to cancel}
+-- Reply  {codes, broken {id, why}, ms of the next delayed job or 0; -1: there is more to take now,
+--         id of the last event that tells of jobs taken, or '', the count of requests to cancel,
+--         then of each job id, lock token, hash as before the take: names and values, with a zero
+--         byte between them where none of them has one}
+--        Instead of codes that are all 0 stands a 0, and instead of no broken ids.
 --        A code is 0; 1: a first sending had done it; 2: nothing was done, send it again; one of
 --        wire-format 10; -20: its hash is no hash; -21: `more` cannot be read; a text: why it could
 --        not be carried out; or {record}: the request that it was decided without.
 -- Events completed | failed, retries-exhausted | waiting | delayed, the extra ones, active, drained
 --- include: bound
---- include: number
+--- include: digits
 --- include: take
 --- include: keep
 
 keys.base = ARGV[1]
 local room = tonumber(ARGV[3])
--- Of each outcome, where in ARGV its job id stands, and where what it is: KIND and so on from there.
+-- Of each outcome its job, its lock token, and where in ARGV stands what it is: KIND and so on from
+-- there.
 local KIND, ENDED_MS, VALUE, MADE, MORE, SHARED = 1, 2, 3, 4, 5, 6
-local ids_at, shared_at, count = {}, {}, 0
+local job_ids, lock_tokens, shared_at, count = {}, {}, {}, 0
 do
   local at = 9
   while at <= #ARGV do
     local behind = at + SHARED + 2 * ARGV[at]
     for id_at = at + SHARED, behind - 1, 2 do
       count = count + 1
-      ids_at[count], shared_at[count] = id_at, at
+      job_ids[count], lock_tokens[count], shared_at[count] = ARGV[id_at], ARGV[id_at + 1], at
     end
     at = behind
   end
@@ -84,245 +86,248 @@ if room > 0 and not string.find(ARGV[6], '^[1-9]%d*$') then
 end
 
 -- What meta says (wire-format 5); foreign text is as good as none.
-local paused, most_active = meta[1] ~= false, limit_in(meta[2])
+local paused, most_active = meta[1] ~= false, nil
+if meta[2] then
+  --- include: limit
+  most_active = limit_in(meta[2])
+end
 local requests = digits_in(meta[3]) or '0' -- to cancel: it only ever rises
 local max_events = digits_in(meta[4]) or '10000'
 
 -- judge ---------------------------------------------------------------------------------------
 
--- The rare rest of an outcome, or nil for what cannot be carried out.  It holds text of others, as a
--- trace that another program has cut through a character: of no outcome's the others may suffer.
-local function read_more(kind, text)
-  if text == '' then
-    return kind == 'c' and NOTHING or nil
-  end
-  local read, more = pcall(cjson.decode, text)
-  if not read or type(more) ~= 'table' then
-    return nil
-  end
-  if kind == 'd' and type(more.delay) ~= 'number' then
-    return nil
-  end
-  if (kind == 'f' or kind == 'r' or (kind == 'd' and not more.move)) and type(more.stack) ~= 'string' then
-    return nil
-  end
-  return more
-end
+-- Gives each outcome that is not carried out its code, and each its `more`, if it has one.  Only reads,
+-- with one command for all where the common case allows it.
+local codes, mores, has_codes = {}, {}, false
+local ids, locks = job_ids, {} -- of the outcomes that are carried out
+local ends, gives = false, false
 
--- Gives each outcome its code, 0 for what is to be carried out, its `more`, and the key of its lock.
--- Only reads, with one command for all where the common case allows it.  Where very many jobs are
--- active, so that it takes long to find one, some outcomes have to come again.
-local function judge(has_news)
-  local lock_keys, job_keys, child_keys = {}, {}, {}
-  for n = 1, count do
-    local job_key = keys.base .. ARGV[ids_at[n]]
-    lock_keys[n], job_keys[n] = job_key .. ':lock', job_key
-    if ARGV[shared_at[n] + KIND] == 'c' then
-      child_keys[#child_keys + 1] = job_key .. ':dependencies'
-      child_keys[#child_keys + 1] = job_key .. ':unsuccessful'
+if count > 0 then
+  local all_exist, children = false, false
+  if count == 1 then -- in one command: the hash counts for three, so the rest tells of children
+    local job_key = keys.base .. job_ids[1]
+    locks[1] = job_key .. ':lock'
+    local found = redis.call('EXISTS', job_key, job_key, job_key, job_key .. ':dependencies',
+      job_key .. ':unsuccessful')
+    all_exist, children = found >= 3, found % 3 > 0
+  else
+    local job_keys, child_keys = {}, {}
+    for n = 1, count do
+      local job_key = keys.base .. job_ids[n]
+      locks[n], job_keys[n] = job_key .. ':lock', job_key
+      if ARGV[shared_at[n] + KIND] == 'c' then
+        child_keys[#child_keys + 1] = job_key .. ':dependencies'
+        child_keys[#child_keys + 1] = job_key .. ':unsuccessful'
+      end
     end
+    all_exist = redis.call('EXISTS', unpack(job_keys)) == count
+    children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
   end
-  local holders = redis.call('MGET', unpack(lock_keys))
-  local all_exist = redis.call('EXISTS', unpack(job_keys)) == count
-  local children = #child_keys > 0 and redis.call('EXISTS', unpack(child_keys)) > 0
+  local holders = redis.call('MGET', unpack(locks))
+  -- Hashes are looked at only where somebody has asked since the jobs were taken.
+  local has_news = ARGV[8] ~= requests
   local is_plain = all_exist and not children and not has_news
   local look
-  local codes, mores, accepted = {}, {}, 0
-  local more, at = nil, nil
+  local accepted = 0
+  local more, at, kind = nil, nil, nil
   for n = 1, count do
-    local lock_token, code = ARGV[ids_at[n] + 1], 0
+    local code = 0
     if at ~= shared_at[n] then
       at = shared_at[n]
-      more = read_more(ARGV[at + KIND], ARGV[at + MORE])
+      kind, more = ARGV[at + KIND], NOTHING
+      if kind ~= 'c' or ARGV[at + MORE] ~= '' then
+        --- include: more
+        more = read_more(kind, ARGV[at + MORE])
+      end
     end
     if not more then
       code = UNREADABLE
-    elseif not is_plain or holders[n] ~= lock_token then
+    elseif not is_plain or holders[n] ~= lock_tokens[n] then
       if not look then
         --- include: doubt
         look = make_closer_look(keys, all_exist, children, has_news)
       end
-      code = look(holders[n], lock_token, ARGV[at + KIND], ARGV[ids_at[n]], ARGV[at + ENDED_MS], more)
+      code = look(holders[n], lock_tokens[n], kind, job_ids[n], ARGV[at + ENDED_MS], more)
     end
     if code == 0 then
       accepted = accepted + 1
+      -- Where very many jobs are active, so that it takes long to find one, some have to come again.
       if accepted > 1 and accepted * active_count > MOST_SEARCHED then
         code = LATER
+      else
+        ends = ends or kind == 'c' or kind == 'f'
+        gives = gives or kind == 'b'
       end
     end
-    codes[n], mores[n] = code, more
+    if code ~= 0 then
+      codes[n], has_codes = code, true
+    elseif more ~= NOTHING then
+      mores[n] = more
+    end
   end
-  return codes, mores, lock_keys
+  if has_codes then
+    local lock_keys = locks
+    ids, locks = {}, {}
+    for n = 1, count do
+      if not codes[n] then
+        ids[#ids + 1], locks[#locks + 1] = job_ids[n], lock_keys[n]
+      end
+    end
+  end
 end
 
 -- release -------------------------------------------------------------------------------------
 
--- Takes `ids` out of active (9.5 step 3).  Answers for each how far it stood from the left end,
--- where taken jobs enter, if that is asked for; false if it was not there.
-local function leave_active(ids, asks)
-  local places = {}
+if ends then
+  redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
+else
+  redis.call('XLEN', keys.events)
+end
+-- How far each job stood from the left end of active, where taken jobs enter, if one is given back;
+-- false if it was not there.
+local places = {}
+if #ids > 0 then
+  redis.call('DEL', unpack(locks))
+  redis.call('SREM', keys.stalled, unpack(ids))
+  if not meta[4] then
+    redis.call('HSET', keys.meta, 'opts.maxLenEvents', max_events)
+  end
+  -- Out of active (9.5 step 3).
   if #ids < 4 or active_count > 4 * #ids then -- then it is cheaper to look for each
-    for _, job_id in ipairs(asks and ids or NOTHING) do
+    for _, job_id in ipairs(gives and ids or NOTHING) do
       places[job_id] = redis.call('LPOS', keys.active, job_id)
     end
     for _, job_id in ipairs(ids) do
       local place = places[job_id] or 0
       places[job_id] = redis.call('LREM', keys.active, '1', job_id) == 1 and place
     end
-    return places
-  end
-  for _, job_id in ipairs(ids) do
-    places[job_id] = false
-  end
-  local staying, stay = {}, 0
-  for place, job_id in ipairs(redis.call('LRANGE', keys.active, '0', '-1')) do
-    if places[job_id] == false then
-      places[job_id] = place
-    else
-      stay = stay + 1
-      staying[stay] = job_id
+  else
+    for _, job_id in ipairs(ids) do
+      places[job_id] = false
+    end
+    local staying, stay = {}, 0
+    for place, job_id in ipairs(redis.call('LRANGE', keys.active, '0', '-1')) do
+      if places[job_id] == false then
+        places[job_id] = place
+      else
+        stay = stay + 1
+        staying[stay] = job_id
+      end
+    end
+    redis.call('DEL', keys.active)
+    if stay > 0 then
+      redis.call('RPUSH', keys.active, unpack(staying))
     end
   end
-  redis.call('DEL', keys.active)
-  if stay > 0 then
-    redis.call('RPUSH', keys.active, unpack(staying))
-  end
-  return places
 end
 
 -- carry out -----------------------------------------------------------------------------------
 
 local finished, delayed_some = false, false
-local gone = {} -- keys of jobs that are not kept
-local filed = {} -- ends that are not yet in their sets, by state: those of one policy go at once
-local rerun, end_reruns -- made with the first outcome that they are for
 
--- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
--- removal policy was another one, or if it nears the most values that `unpack` can take.
-local function file(state, job_id, ended_ms, policy)
-  local group = filed[state]
-  local text = policy and table.concat(policy, ',') or ''
-  if not group or group.text ~= text or #group.members > 4000 then
-    if group then
-      file_finished(keys, keys[state], group)
+if #ids > 0 then
+  local gone = {} -- keys of jobs that are not kept
+  local filed = {} -- ends that are not yet in their sets, by set: those of one policy go at once
+  local rerun, end_reruns -- made with the first outcome that they are for
+
+  -- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
+  -- removal policy was another one, or if it nears the most values that `unpack` can take.
+  local function file(set_key, job_id, ended_ms, policy)
+    local group = filed[set_key]
+    local text = policy and table.concat(policy, ',') or ''
+    if not group or group.text ~= text or #group.members > 4000 then
+      if group then
+        file_finished(keys, set_key, group)
+      end
+      filed[set_key] = { members = { ended_ms, job_id }, text = text, policy = policy, now_ms = ARGV[2] }
+      return
     end
-    group = { members = {}, text = text, policy = policy, now_ms = ARGV[2] }
-    filed[state] = group
+    local members = group.members
+    members[#members + 1] = ended_ms
+    members[#members + 1] = job_id
   end
-  local members = group.members
-  members[#members + 1] = ended_ms
-  members[#members + 1] = job_id
-end
 
--- Complete (9.5) or finally fail (9.6) a job.
-local function finish(state, job_id, ended_ms, value, made, more)
-  local job_key = keys.base .. job_id
-  local policy = more.keep
-  finished = true
-  if policy and policy[1] == 0 then
-    gone[#gone + 1] = job_key
-    if more.clear then
-      --- include: unkept
-      keep_answers(keys, job_id, more.heard)
-    end
-  else
-    local wrote
-    if state == 'completed' then
-      wrote = redis.pcall('HSET', job_key, 'returnvalue', value, 'finishedOn', ended_ms, 'atm', made)
+  -- Complete (9.5) or finally fail (9.6) a job.
+  local function finish(completes, job_id, ended_ms, value, made, more)
+    local job_key = keys.base .. job_id
+    local policy = more.keep
+    finished = true
+    if policy and policy[1] == 0 then
+      gone[#gone + 1] = job_key
+      if more.clear then
+        --- include: unkept
+        keep_answers(keys, job_id, more.heard)
+      end
     else
-      wrote = redis.pcall('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack,
-        'finishedOn', ended_ms, 'atm', made)
+      local wrote
+      if completes then
+        wrote = redis.pcall('HSET', job_key, 'returnvalue', value, 'finishedOn', ended_ms, 'atm', made)
+      else
+        wrote = redis.pcall('HSET', job_key, 'failedReason', value, 'stacktrace', more.stack,
+          'finishedOn', ended_ms, 'atm', made)
+      end
+      if type(wrote) == 'table' then -- an error: it is no hash
+        return -20
+      end
+      if more.clear then
+        --- include: answered
+        clear_request(job_key, more)
+      elseif not completes then
+        redis.call('HDEL', job_key, 'defa')
+      end
+      file(completes and keys.completed or keys.failed, job_id, ended_ms, policy)
     end
-    if type(wrote) == 'table' then -- an error: it is no hash
-      return -20
+    if completes then
+      redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
+        'prev', 'active')
+      return 0
     end
-    if more.clear then
-      --- include: answered
-      clear_request(job_key, more)
-    elseif state == 'failed' then
-      redis.call('HDEL', job_key, 'defa')
-    end
-    file(state, job_id, ended_ms, policy)
-  end
-  if state == 'completed' then
-    redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
+    redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
       'prev', 'active')
+    if more.exhausted then
+      redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
+        'attemptsMade', made)
+    end
     return 0
   end
-  redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
-    'prev', 'active')
-  if more.exhausted then
-    redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
-      'attemptsMade', made)
-  end
-  return 0
-end
 
--- Where an outcome leads; `at` is where it says what it is, `place` where its job stood in active.
-local function carry_out(job_id, at, more, place)
-  local kind, ended_ms = ARGV[at + KIND], ARGV[at + ENDED_MS]
-  local value, made = ARGV[at + VALUE], ARGV[at + MADE]
-  if kind == 'c' then
-    return finish('completed', job_id, ended_ms, value, made, more)
-  elseif kind == 'f' then
-    return finish('failed', job_id, ended_ms, value, made, more)
-  end
-  if not rerun then
-    --- include: rerun
-    rerun, end_reruns = make_rerun(keys, tonumber(ARGV[2]), max_events)
-  end
-  return rerun(kind, job_id, ended_ms, value, made, more, place)
-end
-
--- One outcome's failure is its own code, as text; its job stalls, so that it is not lost.
-local function carry_out_alone(job_id, at, more, place)
-  local done, code = pcall(carry_out, job_id, at, more, place)
-  if not done then
-    redis.call('LPUSH', keys.active, job_id)
-    return 'it could not be carried out: ' .. (type(code) == 'table' and code.err or tostring(code))
-  end
-  if more.event and code == 0 then
-    redis.pcall('XADD', keys.events, '*', unpack(more.event))
-  end
-  return code
-end
-
--- Carries out those of the outcomes whose code is 0.
-local function settle(codes, mores, lock_keys)
-  local ids, locks = {}, {}
-  local ends, gives = false, false
-  for n = 1, count do
-    if codes[n] == 0 then
-      local kind = ARGV[shared_at[n] + KIND]
-      ids[#ids + 1], locks[#locks + 1] = ARGV[ids_at[n]], lock_keys[n]
-      ends = ends or kind == 'c' or kind == 'f'
-      gives = gives or kind == 'b'
+  -- Where an outcome leads; `at` is where it says what it is, `place` where its job stood in active.
+  local function carry_out(job_id, at, more, place)
+    local kind, ended_ms = ARGV[at + KIND], ARGV[at + ENDED_MS]
+    local value, made = ARGV[at + VALUE], ARGV[at + MADE]
+    if kind == 'c' or kind == 'f' then
+      return finish(kind == 'c', job_id, ended_ms, value, made, more)
     end
+    if not rerun then
+      --- include: rerun
+      rerun, end_reruns = make_rerun(keys, tonumber(ARGV[2]), max_events)
+    end
+    return rerun(kind, job_id, ended_ms, value, made, more, place)
   end
-  if ends then
-    redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
-  else
-    redis.call('XLEN', keys.events)
-  end
-  if #ids == 0 then
-    return
-  end
-  redis.call('DEL', unpack(locks))
-  redis.call('SREM', keys.stalled, unpack(ids))
-  if not meta[4] then
-    redis.call('HSET', keys.meta, 'opts.maxLenEvents', max_events)
-  end
-  local places = leave_active(ids, gives)
+
   for n = 1, count do
-    if codes[n] == 0 then
-      local job_id = ARGV[ids_at[n]]
+    if not codes[n] then
+      local job_id, more = job_ids[n], mores[n] or NOTHING
       local place = places[job_id]
-      places[job_id] = false -- a second outcome of the same job finds it gone
-      codes[n] = place and carry_out_alone(job_id, shared_at[n], mores[n], place) or -3
+      local done, code = true, -3
+      if place then
+        places[job_id] = false -- a second outcome of the same job finds it gone
+        done, code = pcall(carry_out, job_id, shared_at[n], more, place)
+      end
+      if not done then -- one outcome's failure is its own code, as text; its job stalls: it is not lost
+        redis.call('LPUSH', keys.active, job_id)
+        code = 'it could not be carried out: ' .. (type(code) == 'table' and code.err or tostring(code))
+      elseif code == 0 and more.event then
+        redis.pcall('XADD', keys.events, '*', unpack(more.event))
+      end
+      if code ~= 0 then
+        codes[n], has_codes = code, true
+      end
     end
   end
-  for state, group in pairs(filed) do
-    file_finished(keys, keys[state], group)
+
+  for set_key, group in pairs(filed) do
+    file_finished(keys, set_key, group)
   end
   if #gone > 0 then
     --- include: remove
@@ -336,23 +341,19 @@ local function settle(codes, mores, lock_keys)
   end
 end
 
-local codes = {}
-if count > 0 then
-  local mores, lock_keys
-  -- Hashes are looked at only where somebody has asked since the jobs were taken.
-  codes, mores, lock_keys = judge(ARGV[8] ~= requests)
-  settle(codes, mores, lock_keys)
-else
-  redis.call('XLEN', keys.events)
+if has_codes then
+  for n = 1, count do
+    codes[n] = codes[n] or 0
+  end
 end
 
 -- take ----------------------------------------------------------------------------------------
 
 -- Within the queue's global concurrency, and nothing while it is paused (8.10).
-local jobs, taken, broken, next_ms = {}, 0, {}, 0
-local blocked, there_are_more, told = false, false, nil
+local reply = { has_codes and codes or 0, 0, 0, '', requests }
+local taken, blocked = 0, false
 if room >= 0 then
-  local wanted = ARGV[3]
+  local wanted, there_are_more = ARGV[3], false
   if most_active then
     room = math.min(room, math.max(0, most_active - redis.call('LLEN', keys.active)))
     blocked, wanted = room == 0, room
@@ -364,13 +365,15 @@ if room >= 0 then
     due_ms = next_due()
   end
   if room > 0 and not blocked then
-    jobs, taken, broken, there_are_more, told = take_jobs(keys, wanted, ARGV[2],
-      { ARGV[4], ARGV[5], ARGV[6] }, ARGV[7])
+    local broken, told
+    taken, broken, there_are_more, told = take_jobs(keys, wanted, ARGV[2], ARGV[4], ARGV[5], ARGV[6],
+      ARGV[7], reply)
+    reply[2], reply[4] = #broken > 0 and broken or 0, told or ''
   end
   if there_are_more then
-    next_ms = -1
+    reply[3] = -1
   elseif taken < room or room == 0 then
-    next_ms = due_ms or 0
+    reply[3] = due_ms or 0
   end
 end
 
@@ -382,9 +385,9 @@ if delayed_some and (taken == 0 or taken < room) then
   mark_next_delayed(keys)
 end
 -- Told after an end that leaves nothing to do (8.12).
-if finished and taken == 0 and not blocked and (room < 0 or next_ms == 0)
+if finished and taken == 0 and not blocked and (room < 0 or reply[3] == 0)
   and redis.call('LLEN', keys.wait) == 0 and redis.call('LLEN', keys.active) == 0
   and redis.call('ZCARD', keys.prioritized) == 0 then
   redis.call('XADD', keys.events, '*', 'event', 'drained')
 end
-return { codes, jobs, broken, next_ms, told or '', requests }
+return reply

@@ -153,13 +153,13 @@ class SettleCall:
                 made = str(outcome.attempts_made)
                 args += ("1", outcome.kind, str(outcome.ended_ms), value, made, more)
             args += (execution.job_id, execution.lock_token)
-        codes, jobs, broken, next_ms, told, requests = self._client.script(
+        codes, broken, next_ms, told, requests, *jobs = self._client.script(
             self._settle, self._keys, args, timeout=timeout, texts_only=True
         )
         return SettleReply(
-            codes if codes.count(0) == len(codes) else [_code(code) for code in codes],
+            [_code(code) for code in codes] if codes else [0] * len(batch),
             _taken(jobs),
-            [(_text(job_id), _text(why)) for job_id, why in broken],
+            [(_text(job_id), _text(why)) for job_id, why in broken or ()],
             next_ms,
             now_ms.encode(),
             _place(told) if told else "",

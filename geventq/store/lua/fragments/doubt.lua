@@ -1,6 +1,7 @@
 -- A closer look at outcomes that may not be carried out as they are: whose lock is not their own, or
 -- where a hash is gone, a job has children, or somebody has asked meanwhile.  Only reads.
 local function make_closer_look(keys, all_exist, children, has_news)
+  --- include: number
   --- include: record
   -- An outcome is sent again because its answer was lost: was it carried out the first time?  The
   -- hash tells (cancellation.md 3.6): an end raised atm, a move took the job out of active.  Once the

@@ -1,4 +1,5 @@
 --- include: number
+--- include: limit
 
 -- Reading the queue's meta hash (wire-format 5, 8.1, 8).  Foreign text is as good as none.
 
