@@ -31,7 +31,7 @@ from geventq.checks import (
 from geventq.codec import decode, encode
 from geventq.errors import GeventqError
 from geventq.guarded import BeginAnew, Guarded, call_listeners
-from geventq.hubs import wait_for
+from geventq.hubs import own_hub, wait_for
 from geventq.outage import Outage
 from geventq.store.endpoint import Endpoint
 
@@ -135,7 +135,7 @@ class QueueEvents:
         if self._listening is None:
             iter(self)  # raises here, not in the greenlet
             outage = Outage("telling the events", self.name, self._stop)
-            self._hub = gevent.get_hub()
+            self._hub = own_hub()
             self._listening = Guarded(self._listen, f"events-{self.name}", outage)
             self._listening.start()
         listeners.append(listener)

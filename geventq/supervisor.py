@@ -22,7 +22,7 @@ from geventq.deaths import Deaths
 from geventq.errors import GeventqError
 from geventq.fork.workers import watch
 from geventq.guarded import Guarded, kill_all
-from geventq.hubs import get_ident, in_thread_of, wait_for
+from geventq.hubs import get_ident, in_thread_of, own_hub, wait_for
 from geventq.outage import Outage
 from geventq.signals import heeded
 from geventq.stacks import JobStacks, printed_on_signal
@@ -207,7 +207,7 @@ class _Term:
         closes: typing.Callable[[], None],
         ended: typing.Callable[[_Term], None],
     ) -> None:
-        self.hub: typing.Any = gevent.get_hub()
+        self.hub: typing.Any = own_hub()
         self.done = wakeups.Event()  # all is closed
         self.given_up: GeventqError | None = None
         self._within = within

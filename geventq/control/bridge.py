@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 import typing
 
-import gevent
-
 from geventq import wakeups
 from geventq.cancel_secret import given_secret
 from geventq.cancellation.request import encoded_reason
@@ -25,7 +23,7 @@ from geventq.control.proofs import Proofs
 from geventq.errors import GeventqError
 from geventq.fork.workers import watch
 from geventq.guarded import Guarded
-from geventq.hubs import in_thread_of, wait_for
+from geventq.hubs import in_thread_of, own_hub, wait_for
 from geventq.outage import Outage
 from geventq.signals import heeded
 from geventq.store.endpoint import Endpoint
@@ -211,7 +209,7 @@ class _Ear:
         from geventq.store.channels import Channels
         from geventq.store.client import Client
 
-        self.hub: typing.Any = gevent.get_hub()
+        self.hub: typing.Any = own_hub()
         self.tried = wakeups.Event()
         self.client = Client(endpoint)
         self._channels = Channels(self.client, (channel,))

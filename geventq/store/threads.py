@@ -2,8 +2,8 @@
 
 An unpatched program has one hub a thread, with descriptors of its own that nobody closes when the
 thread ends: a server that answers each request in a new thread would have none left after some
-hundreds.  Whoever meets a hub for the first time therefore closes those of ended threads.  Thread
-ids are used again; a `ThreadLife` is not.  No greenlets run here, and nothing yields.
+hundreds.  Whoever meets a hub for the first time therefore closes those of ended threads.  No
+greenlets run here, and nothing yields.
 """
 
 from __future__ import annotations
@@ -12,30 +12,19 @@ import os
 import typing
 import weakref
 
-import gevent.monkey
-from gevent import get_hub
+from geventq import hubs
 
-__all__ = ["ThreadLife", "close_hubs_of_ended_threads", "life_of_this_thread"]
+__all__ = ["close_hubs_of_ended_threads", "life_of_this_thread"]
 
-
-class ThreadLife:
-    """Something that a native thread holds to its end."""
-
-    __slots__ = ("__weakref__",)
-
-
-_of_thread: typing.Final = gevent.monkey.get_original("threading", "local")()
 #: Of the threads that have asked for their life.
-_hubs: dict[typing.Any, weakref.ref[ThreadLife]] = {}
+_hubs: dict[typing.Any, weakref.ref[hubs.ThreadLife]] = {}
 
 
-def life_of_this_thread() -> weakref.ref[ThreadLife]:
+def life_of_this_thread() -> weakref.ref[hubs.ThreadLife]:
     """A reference that is dead when the native thread that calls has ended."""
-    life = getattr(_of_thread, "life", None)
-    if life is None:
-        life = _of_thread.life = ThreadLife()
-        _hubs[get_hub()] = weakref.ref(life)
-    return weakref.ref(life)
+    life = hubs.life_of_this_thread()
+    _hubs[hubs.own_hub()] = life
+    return life
 
 
 # In a forked child all other threads have ended, and what they had is the parent's.

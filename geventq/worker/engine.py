@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import typing
 
-from gevent import get_hub
-
 from geventq import clock
 from geventq.cancellation import Attempt
 from geventq.clock import ServerClock
 from geventq.control.proofs import Proofs
 from geventq.fork import workers as fork
+from geventq.hubs import own_hub
 from geventq.stacks import JobStacks
 from geventq.store.client import Client, Endpoint
 from geventq.store.keys import QueueKeys
@@ -79,7 +78,7 @@ class Engine:
     hub that it was made in."""
 
     def __init__(self, setup: Setup, slots: Slots) -> None:
-        self.hub: typing.Any = get_hub()
+        self.hub: typing.Any = own_hub()
         self.options = options = setup.options
         self.worker_id = setup.worker_id
         self.slots = slots

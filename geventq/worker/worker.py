@@ -7,6 +7,7 @@ greenlets run in this module.
 
 from __future__ import annotations
 
+import logging
 import platform
 import typing
 import uuid
@@ -29,7 +30,7 @@ from geventq.checks import (
     check_text,
     check_worker_name,
 )
-from geventq.hubs import get_ident, in_thread_of, wait_for
+from geventq.hubs import get_ident, in_thread_of, own_hub, wait_for
 from geventq.patching import warn_of_what_blocks
 from geventq.signals import heeded
 from geventq.signatures import takes
@@ -52,6 +53,10 @@ if typing.TYPE_CHECKING:
     from geventq.worker.run.hearing import Kept
 
 __all__ = ["Worker"]
+
+_ONE: typing.Final = "taken by hand"
+
+log = logging.getLogger("geventq")
 
 
 def _nothing() -> None:
@@ -103,8 +108,10 @@ class Worker:
         self._started = False  # ever: the next start gets a new id
         self._closes = 0  # calls of close(), for a start that is under way
         self._paused = False
-        self._resumed = wakeups.Event()  # set, and replaced, when a pause or the worker ends
-        self._by_hand: ManualJobs | None = None
+        # Who wait because of a pause, each in his hub, with what is set when it or the worker ends.
+        self._held_up: list[tuple[typing.Any, wakeups.Event]] = []
+        # One at most, under `_ONE`: of native threads that come together one sets the default.
+        self._by_hand: dict[str, ManualJobs] = {}
         if self.options.autorun:
             self.start()
 
@@ -279,7 +286,7 @@ class Worker:
         engine, closing = self._engine, self._closing
         self._engine = self._closing = None
         self._leaving = _nothing
-        self._resumed = wakeups.Event()  # the next hub may be another thread's
+        self._held_up = []
         greenlets: list[typing.Any] = []
         if engine is not None and closing is not None:
             greenlets = [*closing.disown(), *engine.disown()]
@@ -336,7 +343,7 @@ class Worker:
             timeout = check_seconds("timeout", timeout)
         encoded_reason(check_text("reason", reason))
         self._closes += 1
-        by_hand, self._by_hand = self._by_hand, None
+        by_hand = self._by_hand.pop(_ONE, None)
         if by_hand is not None:
             by_hand.close()
         self._wake_paused()
@@ -355,12 +362,22 @@ class Worker:
             return None
         return None if closing.engine.is_inside(getcurrent()) else closing
 
-    @staticmethod
-    def _wait_closed(closing: Closing) -> None:
+    def _wait_closed(self, closing: Closing) -> None:
         hub = closing.engine.hub
         wait_for(hub, closing.done)
-        if hub.thread_ident == get_ident():
+        if not closing.done.is_set():
+            self._lost(closing)
+        elif hub.thread_ident == get_ident():
             closing.join()
+
+    def _lost(self, closing: Closing) -> None:
+        """Its thread has ended under it: jobs that ran there come back as stalled ones."""
+        log.error(
+            "the thread in which worker %s ran has ended before it was closed: close it there",
+            self.id,
+            extra={"queue": self.queue_name, "worker": self.id},
+        )
+        self._ended(closing)
 
     # -- pause -------------------------------------------------------------------------------
 
@@ -385,8 +402,20 @@ class Worker:
 
     def _wake_paused(self) -> None:
         """Let those go on who wait in `get_next_job` because of a pause."""
-        waited_for, self._resumed = self._resumed, wakeups.Event()
-        waited_for.set()
+        for hub, end in list(self._held_up):
+            if hub.loop is not None:
+                hub.loop.run_callback_threadsafe(end.set)
+
+    def _hold_up(self) -> None:
+        """Wait for the end of a pause, `drain_delay` at most."""
+        held_up = self._held_up
+        one = (own_hub(), wakeups.Event())
+        held_up.append(one)
+        try:
+            if self._paused:  # else another thread has resumed it just now
+                one[1].wait(self.options.drain_delay)
+        finally:
+            held_up.remove(one)
 
     def _may_be_more(self) -> None:
         engine = self._engine
@@ -509,12 +538,12 @@ class Worker:
         check_name("token", token)
         deadline = clock.monotonic() + (self.options.drain_delay if block else 0.0)
         if self._paused and block:
-            self._resumed.wait(self.options.drain_delay)
+            self._hold_up()
         if self._paused:
             return None
-        by_hand = self._by_hand
+        by_hand = self._by_hand.get(_ONE)
         if by_hand is None:
-            by_hand = self._by_hand = self._make_by_hand()
+            by_hand = self._by_hand.setdefault(_ONE, self._make_by_hand())
         return by_hand.next(token, deadline)
 
     def _make_by_hand(self) -> ManualJobs:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import collections.abc
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import typing
 
@@ -209,3 +212,48 @@ def test_a_forked_child_uses_the_queue_of_its_parent(queue: Queue) -> None:
         os.waitpid(pid, 0)
     assert queue.count() == 2
     assert parents.get_state() == "waiting"
+
+
+def test_several_threads_wait_for_a_job_of_a_paused_worker(
+    queue: Queue, threads: gevent.threadpool.ThreadPool, redis_url: str, prefix: str
+) -> None:
+    worker = Worker("q", lambda job: None, redis_url, prefix, drain_delay=60.0)
+    worker.pause()
+    waiting = [threads.spawn(worker.get_next_job, f"token{number}") for number in range(4)]
+    eventually(lambda: len(worker._held_up) == 4)
+    ids = {queue.add("n").id for _ in waiting}
+    worker.resume()
+    jobs = [one.get(timeout=20) for one in waiting]
+    assert {job.id for job in jobs if job is not None} == ids
+    worker.close()
+
+
+def test_a_worker_whose_thread_has_ended_can_be_closed(redis_url: str, prefix: str) -> None:
+    """From another one: nothing there will ever answer."""
+    script = """
+        import threading, sys, time
+        import gevent
+        from geventq import Worker
+
+        def work():
+            worker.start()
+            gevent.sleep(0.1)
+
+        worker = Worker("q", lambda job: None, *sys.argv[1:])
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert worker.cancel_all_jobs() == 0
+        worker.join()
+        worker.close()
+        assert not worker.is_running
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), redis_url, prefix],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "has ended before it was closed" in done.stderr
