@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import typing
 
+import gevent.event
 import pytest
 import redis
 
@@ -140,6 +141,76 @@ def test_a_foreign_key_stops_the_stalled_check_before_it_writes(
     with pytest.raises(GeventqError, match="WRONGTYPE"):
         direct("stalled", direct.keys.base, 1, 1000, 1, "begin", 0)
     assert dump(redis_client, f"{prefix}:*") == before
+
+
+# -- a stream of events that takes no more (3.7) ---------------------------------------------------
+
+LAST_ID: typing.Final = f"{2**64 - 1}-{2**64 - 1}"
+TELLING: typing.Final = {
+    **{script: call for script, call in CHANGES.items() if "events" in load(script).key_names},
+    "cancel": lambda queue, job: queue.cancel_job(job.id),
+    "cancel of some": lambda queue, job: queue.cancel_jobs([job.id, "nobody"]),
+}
+
+
+@pytest.mark.parametrize("last", [LAST_ID, f"{2**64 - 1}-{2**64 - 3}"])
+@pytest.mark.parametrize("script", TELLING)
+def test_nothing_is_written_where_events_cannot_be_told(
+    queue: Queue, redis_client: redis.Redis, prefix: str, script: str, last: str
+) -> None:
+    """3.7: also where there is room for the first one or two.  It is said what helps."""
+    job = queue.add("n", delay=60)
+    if script in ("retry_job", "retry_jobs"):
+        redis_client.rename(f"{prefix}:q:delayed", f"{prefix}:q:failed")
+        redis_client.zadd(f"{prefix}:q:failed", {job.id: 1})
+    redis_client.xadd(f"{prefix}:q:events", {"event": "foreign"}, id=last)
+    before = dump(redis_client, f"{prefix}:*")
+    with pytest.raises(GeventqError, match=f"{prefix}:q:events has no ids left.*delete it"):
+        TELLING[script](queue, job)
+    assert dump(redis_client, f"{prefix}:*") == before
+    redis_client.delete(f"{prefix}:q:events")
+    TELLING[script](queue, job)
+
+
+def test_the_stalled_check_writes_nothing_where_events_cannot_be_told(
+    queue: Queue, direct: Direct, redis_client: redis.Redis, prefix: str
+) -> None:
+    """3.7, 3.5."""
+    job = queue.add("n")
+    redis_client.rename(f"{prefix}:q:wait", f"{prefix}:q:active")
+    redis_client.sadd(f"{prefix}:q:stalled", job.id)
+    redis_client.xadd(f"{prefix}:q:events", {"event": "foreign"}, id=LAST_ID)
+    before = dump(redis_client, f"{prefix}:*")
+    with pytest.raises(GeventqError, match="no ids left"):
+        direct("stalled", direct.keys.base, 1, 1000, 1, "begin", 0)
+    assert dump(redis_client, f"{prefix}:*") == before
+
+
+def test_jobs_end_as_they_did_once_their_events_can_be_told(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """3.7, 3.6: nothing is popped, released or written before."""
+    go = gevent.event.Event()
+    worker = make(lambda job: go.wait(), concurrency=2)
+    told = Told(worker)
+    first, second, third = (queue.add("n") for _ in range(3))
+    worker.start()
+    eventually(lambda: len(worker.active_jobs) == 2)
+    redis_client.xadd(f"{prefix}:q:events", {"event": "foreign"}, id=LAST_ID)
+
+    def stands() -> list[object]:
+        places = [redis_client.lrange(f"{prefix}:q:{one}", 0, -1) for one in ("wait", "active")]
+        hashes = [redis_client.hgetall(f"{prefix}:q:{job.id}") for job in (first, second, third)]
+        return [places, hashes, sorted(redis_client.keys(f"{prefix}:q:*:lock"))]
+
+    before = stands()
+    go.set()
+    assert "no ids left" in str(told.wait("error")[0])
+    assert stands() == before
+    redis_client.delete(f"{prefix}:q:events")
+    for job in (first, second, third):
+        eventually(lambda job=job: told.of(job) == ["completed"])
+        assert queue.get_job_state(job.id) == "completed"
 
 
 def test_renewal_does_not_depend_on_the_suspects(

@@ -74,13 +74,17 @@ end
 -- A key of a foreign type stops the script here, before its first write: half-way, what was popped
 -- or released would be in no list any more (cancellation.md 3.7).  The intersection looks at the
 -- types of all its keys (a set passes for a sorted set) and at nothing else: the last never exists.
--- The stream is looked at where it is trimmed, which is the first write.
+-- Of the stream it is asked whether it takes more, too.
 local meta = redis.call('HMGET', keys.meta, 'paused', 'concurrency', 'gqn', 'opts.maxLenEvents')
 local due_ms = next_due()
 local active_count = redis.call('LLEN', keys.active)
 redis.call('LLEN', keys.wait)
 redis.call('ZINTER', '6', keys.prioritized, keys.completed, keys.failed, keys.stalled, keys.marker,
   keys.base .. 'meta:none')
+if redis.call('XREAD', 'STREAMS', keys.events, '18446744073709551615-18446744069414584319') then
+  --- include: stream
+  return used_up(keys.events)
+end
 if room > 0 and not string.find(ARGV[6], '^[1-9]%d*$') then
   return redis.error_reply('ERR the lock duration must be a positive whole number of ms')
 end
@@ -180,8 +184,6 @@ end
 
 if ends then
   redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
-else
-  redis.call('XLEN', keys.events)
 end
 -- How far each job stood from the left end of active, where taken jobs enter, if one is given back;
 -- false if it was not there.

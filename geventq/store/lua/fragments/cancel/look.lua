@@ -9,7 +9,11 @@ local function look()
   end
   local meta = redis.call('HMGET', keys.meta, 'gqn', 'opts.maxLenEvents', 'gqs')
   requests, max_events, secrets = whole_in(digits_in(meta[1])), meta[2], meta[3]
-  redis.call('XLEN', keys.events)
+  --- include: stream
+  local unfit = used_up(keys.events)
+  if unfit then
+    error(unfit)
+  end
 end
 
 local has_looked = false
