@@ -176,7 +176,7 @@ class Client:
         it."""
         self._check_process()
         endpoint = self.endpoint
-        limit = self.timeout if limit is None else limit
+        limit = self.timeout if limit is None else max(0.001, limit)  # the time may be over
         text = f"Redis at {endpoint.describe()} cannot be used: no connection within"
         with within(limit, f"{text} {limit:.3g} s"):
             path = None if endpoint.embedded is None else self._joined(endpoint.embedded)

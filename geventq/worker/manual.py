@@ -184,7 +184,8 @@ class ManualJobs:
         while not self._is_closed:
             left = deadline - clock.monotonic()
             try:
-                job = self.take(lock_token, left if left > 0 else timeout)
+                # Who is woken in his last moment still needs time for a look.
+                job = self.take(lock_token, max(left, timeout or left) if left > 0 else timeout)
                 news.looked()
                 if job is not None or left <= 0:
                     return job

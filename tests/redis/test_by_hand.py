@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import json
+import time
 import typing
 
 import gevent
@@ -254,6 +255,20 @@ def test_a_take_whose_caller_is_killed_is_found_by_the_next_call(
     found = taken(worker)
     assert (found.id, found.attempts_started) == (job.id, 1)
     found.move_to_completed()
+
+
+def test_who_is_woken_in_his_last_moment_has_time_for_a_look(by_hand: By, proxy: Proxy) -> None:
+    """Another one who waits has asked, and leaves; no outage is told where there is none."""
+    worker = by_hand(url=proxy.url, drain_delay=0.5)
+    asking = gevent.spawn(worker.get_next_job, "first")
+    eventually(lambda: any(b"BZPOPMIN" in request for request in proxy.requests))
+    began = time.perf_counter()
+    waiting = gevent.spawn(worker.get_next_job, "second")
+    gevent.sleep(0.1)
+    proxy.delay = 0.1
+    gevent.sleep(began + 0.45 - time.perf_counter())
+    asking.kill()
+    assert waiting.get(timeout=20) is None
 
 
 def _waiting(redis_client: typing.Any) -> int:
