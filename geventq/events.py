@@ -34,6 +34,7 @@ from geventq.guarded import BeginAnew, Guarded, call_listeners
 from geventq.hubs import own_hub, wait_for
 from geventq.outage import Outage
 from geventq.store.endpoint import Endpoint
+from geventq.store.limits import is_thrown
 
 if typing.TYPE_CHECKING:
     from geventq.store.client import Client
@@ -202,6 +203,8 @@ class QueueEvents:
                     self.ready.set()
                     batch = reader.read()
                 except GeventqError as error:
+                    if is_thrown(error):
+                        raise
                     if not self._stop.is_set():
                         outage.failed(error)
                         outage.pause()

@@ -23,7 +23,7 @@ from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.fork import connections as fork
 from geventq.store.connection import Answer, Connection, unavailable
 from geventq.store.endpoint import Endpoint
-from geventq.store.limits import within
+from geventq.store.limits import is_thrown, within
 from geventq.store.pools import Pool, Server
 from geventq.store.scripts import Script, pack
 from geventq.store.threads import close_hubs_of_ended_threads
@@ -163,6 +163,8 @@ class Client:
             try:
                 return self._call_once(payload, count, limit, deadline)
             except RedisUnavailableError as error:
+                if is_thrown(error):
+                    raise
                 may_be_done = error.may_be_done = may_be_done or error.may_be_done
                 limit = deadline - clock.monotonic() - pause
                 if not tries_left or self._closed or limit <= 0:
@@ -216,7 +218,7 @@ class Client:
                 return self._call_on(connection, pool, payload, count, limit)
             except RedisUnavailableError as error:
                 stays = not connection.closed  # the server is the right one, and refuses
-                if stays or error.may_be_done or clock.monotonic() >= deadline:
+                if stays or is_thrown(error) or error.may_be_done or clock.monotonic() >= deadline:
                     raise
                 # Nothing was done, and behind the address there may be another server by now, or
                 # this one again.

@@ -24,6 +24,7 @@ from geventq.store import sockets
 from geventq.store.answers import Meaning, meaning_of
 from geventq.store.endpoint import Endpoint
 from geventq.store.hub_reading import HubReading
+from geventq.store.limits import is_thrown
 from geventq.store.threads import life_of_this_thread
 
 __all__ = ["Answer", "Connection", "unavailable"]
@@ -85,6 +86,8 @@ class Connection:
         try:
             sock = sockets.connect(endpoint, name=name, path=path, limit=limit)
         except Exception as error:  # of the system, TLS, or who gives the credentials
+            if is_thrown(error):
+                raise
             text = f"Redis at {address} cannot be used: {_plain(error)}"
             raise RedisUnavailableError(text) from error
         return cls(sock, address)
@@ -118,8 +121,9 @@ class Connection:
                     _send_in_turns(sock, payload)
                 elif (sent := sock.send(payload)) < len(payload):
                     sock.sendall(payload[sent:])
-            except OSError:
-                self._hear_last_words(sock)
+            except OSError as error:
+                if not is_thrown(error):
+                    self._hear_last_words(sock)
                 raise
             may_be_done = True
             answers, outage = self._receive(sock, count)
@@ -128,7 +132,7 @@ class Connection:
                 raise self._refusal(outage)
             return answers
         except (OSError, hiredis.ProtocolError) as error:
-            if isinstance(error, RedisUnavailableError):
+            if isinstance(error, RedisUnavailableError) or is_thrown(error):
                 raise
             raise self._broken(error, may_be_done) from error
         finally:

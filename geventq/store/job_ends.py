@@ -27,6 +27,7 @@ from geventq.guarded import Guarded, kill_all
 from geventq.outage import Outage
 from geventq.store.event_reader import EventReader, position
 from geventq.store.event_watch import Follower
+from geventq.store.limits import is_thrown
 from geventq.store.past_ends import REMOVED, End, Fields, Past, end_in, fields_of, past_end, search
 from geventq.store.scripts import load
 
@@ -135,8 +136,8 @@ class JobEnds:
             newest: bytes | None = None
             try:
                 newest = self._look_at([(one, [waiter]) for one, waiter in waiters.items()])
-            except RedisUnavailableError:
-                if self._is_closed:
+            except RedisUnavailableError as error:
+                if self._is_closed or is_thrown(error):
                     raise
             is_needed = not all(waiter.answer.ready() for waiter in waiters.values())
             if self._reader is None and is_needed:

@@ -22,6 +22,7 @@ from geventq.record import record_of
 from geventq.store.client import Argument, Client
 from geventq.store.connection import Answer
 from geventq.store.keys import QueueKeys
+from geventq.store.limits import is_thrown
 from geventq.store.scripts import load
 from geventq.store.walking import LISTS, id_pages, unfinished_pages
 
@@ -91,7 +92,7 @@ class QueueStore:
             answers = self._client.script(script, keys, [keys.base, now_ms, "", *args])
         except RedisUnavailableError as first:
             left = self.timeout - (clock.monotonic() - began)
-            if not again or left <= 0:
+            if not again or left <= 0 or is_thrown(first):
                 raise
             sent = [keys.base, now_ms, "1", *args]
             try:

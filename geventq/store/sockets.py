@@ -15,6 +15,7 @@ from geventq import clock
 from geventq.fork import connections as fork
 from geventq.store.endpoint import Endpoint
 from geventq.store.greeting import greet
+from geventq.store.limits import is_thrown
 from geventq.store.lookups import Address, addresses
 
 __all__ = ["connect"]
@@ -85,15 +86,18 @@ def _connected(host: str, port: int, limit: float) -> gevent.socket.socket:
     for address in found:
         try:
             return _to_address(address, moment)
-        except TimeoutError as error:
-            silent.append(address)
-            refused = error
         except OSError as error:  # also where this system has no such family
+            if is_thrown(error):
+                raise
+            if isinstance(error, TimeoutError):
+                silent.append(address)
             refused = error
     while silent and (left := deadline - clock.monotonic()) > 0:
         try:
             return _to_address(silent[0], left / len(silent))
         except OSError as error:
+            if is_thrown(error):
+                raise
             del silent[0]
             refused = error
     raise refused or OSError(f"{host} has no address")

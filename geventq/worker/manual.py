@@ -24,7 +24,7 @@ from geventq.errors import (
 )
 from geventq.store.blocking import BlockingConnection
 from geventq.store.client import Client
-from geventq.store.limits import within
+from geventq.store.limits import is_thrown, within
 from geventq.store.queue_store import QueueStore
 from geventq.worker.marker import Marker
 from geventq.worker.processor import Routes
@@ -193,9 +193,9 @@ class ManualJobs:
                 # Also without a marker: one may have been popped that never arrived here.
                 due = self._due_ms / 1000 - clock.wall() if self._due_ms > 0 else left
                 news.wait(min(left, due))
-            except RedisUnavailableError:
+            except RedisUnavailableError as error:
                 left = deadline - clock.monotonic()
-                if left <= 0:
+                if left <= 0 or is_thrown(error):
                     raise
                 gevent.sleep(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -240,7 +240,7 @@ class ManualJobs:
             try:
                 return self._exchange.settle([(execution, outcome)]).codes[0]
             except RedisUnavailableError as error:
-                if not left:
+                if not left or is_thrown(error):
                     raise
                 if error.may_be_done:
                     outcome.send_again(execution)

@@ -13,7 +13,7 @@ import typing
 import gevent
 import pytest
 
-from geventq import Job, JobSpec, Queue, QueueEvents, RedisUnavailableError, Worker
+from geventq import Job, JobSpec, Queue, QueueEvents, RedisUnavailableError, Worker, WorkerGroup
 from geventq.store.client import CALL_TIMEOUT
 from geventq.store.queue_store import QueueStore
 from tests.support.proxy import Proxy
@@ -66,6 +66,45 @@ def test_each_call_has_one_deadline_for_all_its_tries(
         with hanging(own_server):
             taken = seconds(lambda: call(queue), RedisUnavailableError)
         assert TIMEOUT * 0.9 <= taken < TIMEOUT + LATE
+
+
+OWN: dict[str, collections.abc.Callable[[Queue, Job, str], object]] = {
+    "add": lambda queue, _, __: queue.add("n", job_id="mine"),
+    "add_bulk": lambda queue, _, __: queue.add_bulk([JobSpec("n")] * 3),
+    "get_job": lambda queue, _, __: queue.get_job("1"),
+    "cancel_job": lambda queue, job, _: queue.cancel_job(job.id, force=True),
+    "log": lambda _, job, __: job.log("line"),
+    "the next event": lambda _, __, url: next(iter(QueueEvents("q", url))),
+    "the end of a job": lambda _, job, __: job.wait_until_finished(),
+    "the workers": lambda _, __, url: WorkerGroup("q", url).members(),
+    "a job by hand": lambda _, __, url: Worker("q", print, url).get_next_job("mine"),
+}
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used", "new"])
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionError, RedisUnavailableError, ValueError])
+@pytest.mark.parametrize("call", OWN.values(), ids=OWN)
+def test_a_time_limit_of_the_callers_own_ends_a_call_by_his_own_error(
+    own_server: Server,
+    call: collections.abc.Callable[[Queue, Job, str], object],
+    kind: type[Exception],
+    used: bool,
+) -> None:
+    """3.7: also one of a class that a link fails with: nothing is sent again after it."""
+    url = f"{own_server.url}?db=1"  # so that a connection begins with a question
+    with Queue("q", url) as queue:
+        job = queue.add("n")
+        if not used:
+            queue._store._client._pool().close()
+        error = kind("too slow for me")
+        with (
+            hanging(own_server),
+            gevent.Timeout(30),
+            pytest.raises(kind) as raised,
+            gevent.Timeout(0.2, error),
+        ):
+            call(queue, job, url)
+        assert raised.value is error
 
 
 @pytest.mark.slow
