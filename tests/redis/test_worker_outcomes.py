@@ -273,16 +273,22 @@ def test_a_move_is_done_where_the_request_allows_a_retry(
     assert "cancelled" not in asked.told.of(asked.job)
 
 
-@pytest.mark.parametrize(("move", "state"), MOVES)
+@pytest.mark.parametrize(
+    ("move", "state"), [*MOVES, pytest.param(WaitingChildrenError(), "", id="children")]
+)
 def test_instead_of_a_move_the_job_is_cancelled_where_a_retry_is_forbidden(
     ask: Ask, move: Exception, state: str
 ) -> None:
-    """2.5: a job that may not run again is not moved to where it would."""
+    """2.5: a job that may not run again is not moved to where it would; listeners hear of the
+    cancellation, as whoever reads the job does."""
     asked = ask(move, retry=False)
     read = asked.ended("failed")
     assert read.failed_reason == "Job cancelled: why"
     asked.told.wait("failed")
     assert asked.told.of(asked.job) == ["cancelled", "failed"]
+    ((_, error),) = asked.told.args("failed")
+    assert isinstance(error, JobCancelled)
+    assert (str(error), error.__cause__) == (read.failed_reason, move)
     assert asked.held.runs == 1
 
 

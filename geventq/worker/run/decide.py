@@ -94,6 +94,9 @@ def decide_again(execution: Execution, outcome: Outcome, strategies: Strategies)
         return ending.broken(broken)
 
 
+_MOVES: typing.Final = (DelayedError, WaitingError, RateLimitError, WaitingChildrenError)
+
+
 class _Ending:
     """The end of one attempt, and the request that it answers.
 
@@ -148,12 +151,13 @@ class _Ending:
             return self._stopped(request, error)
         if isinstance(error, KeyboardInterrupt | NotEnded):
             return self._interrupted(error)
-        moved = self._moved(error)
-        if moved is None:
+        if not isinstance(error, _MOVES):
             return self._failed(error)
         if request is None or request.retry:
-            return moved
-        return self._cancelled(request, error)
+            return self._moved(error)
+        cancelled = JobCancelled(request)  # as where the request was heard of later
+        cancelled.__cause__ = error
+        return self._cancelled(request, cancelled)
 
     def broken(self, error: BaseException) -> Outcome:
         """No outcome could be made, because of what the processor left behind: fail for good."""
@@ -220,19 +224,17 @@ class _Ending:
             self._add_event(outcome, "cancelled", request)
         return outcome
 
-    def _moved(self, error: BaseException) -> Outcome | None:
-        """The outcome of a processor that asks for its job to be moved; `None` for other errors."""
+    def _moved(self, error: BaseException) -> Outcome:
+        """The outcome of a processor that asks for its job to be moved."""
         if isinstance(error, DelayedError):
             return move(self._execution, self._ended_ms, error.seconds, error)
-        if isinstance(error, WaitingError | RateLimitError):
+        if not isinstance(error, WaitingChildrenError):
             return move(self._execution, self._ended_ms, None, error)
-        if isinstance(error, WaitingChildrenError):
-            refusal = UnrecoverableError(
-                "WaitingChildrenError: not supported yet, a job has no children to wait for"
-            )
-            refusal.__cause__ = error
-            return self._failed(refusal)
-        return None
+        refusal = UnrecoverableError(
+            "WaitingChildrenError: not supported yet, a job has no children to wait for"
+        )
+        refusal.__cause__ = error
+        return self._failed(refusal)
 
     def _add_event(self, outcome: Outcome, name: str, request: Cancellation) -> None:
         """Add the stream's own event about a cancellation (5.5)."""
