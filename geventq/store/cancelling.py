@@ -7,12 +7,13 @@ The order is what makes it safe: who waits listens before the request is sent (c
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 from geventq import clock
 from geventq.cancel_request import CancelResult
 from geventq.checks import is_queue_key
-from geventq.errors import GeventqError
+from geventq.errors import GeventqError, RedisUnavailableError
 from geventq.store.cancel_calls import CancelCalls
 from geventq.store.receipts import Receipt
 
@@ -82,7 +83,14 @@ class Cancelling:
         request = self._request
         deadline = clock.monotonic() + wait
         receipts = {one: Receipt(request.nonce, retry=request.retry) for one in self._possible}
-        with ends.listening(receipts):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(ends.listening(receipts, at_once=True))
+            except GeventqError as error:  # nothing was asked for
+                if isinstance(error, RedisUnavailableError):
+                    error.may_be_done = False
+                self._failure = error
+                return self._all()
             self._send()
             try:
                 for job_id, result in self._results.items():

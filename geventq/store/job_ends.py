@@ -127,9 +127,12 @@ class JobEnds:
         return _outcome(job_id, end)
 
     @contextlib.contextmanager
-    def listening(self, waiters: typing.Mapping[str, Waiter]) -> typing.Iterator[None]:
+    def listening(
+        self, waiters: typing.Mapping[str, Waiter], *, at_once: bool = False
+    ) -> typing.Iterator[None]:
         """In this block each waiter hears of its job, from before the block on.  An outage is
-        lived through, by the reader.  Entering and leaving yield."""
+        lived through, by the reader; with `at_once` one that is met on entering is raised.
+        Entering and leaving yield."""
         for job_id, waiter in waiters.items():
             self._waiting.setdefault(job_id, []).append(waiter)
         try:
@@ -137,7 +140,7 @@ class JobEnds:
             try:
                 newest = self._look_at([(one, [waiter]) for one, waiter in waiters.items()])
             except RedisUnavailableError as error:
-                if self._is_closed or is_thrown(error):
+                if at_once or self._is_closed or is_thrown(error):
                     raise
             is_needed = not all(waiter.answer.ready() for waiter in waiters.values())
             if self._reader is None and is_needed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import logging
 import subprocess
 import sys
 import time
@@ -195,6 +196,27 @@ def test_a_wait_that_had_begun_before_takes_its_own_time(own_server: Server) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_cancel_that_waits_has_one_deadline_until_it_is_stored(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """5.4: who waits listens before the request is sent; where he cannot, nothing was sent."""
+    with Queue("q", own_server.url, timeout=LATE) as queue:
+        job = queue.add("n")
+        began = time.perf_counter()
+        with (
+            hanging(own_server),
+            caplog.at_level(logging.WARNING, "geventq"),
+            pytest.raises(RedisUnavailableError) as caught,
+        ):
+            queue.cancel_job(job.id, wait=60)
+        assert time.perf_counter() - began < LATE * 2
+        assert (caught.value.may_be_done, caught.value.results) == (False, [None])
+        assert not caplog.records
+        assert queue.get_job_state(job.id) == "waiting"
+        assert queue.cancel_job(job.id, wait=60).status == "cancelled"
+
+
 def test_closing_does_not_wait_for_a_call_that_hangs(own_server: Server) -> None:
     """3.7: of a queue, its events, and a worker (whose locks lapse first: 7.1)."""
     queue = Queue("q", own_server.url)
