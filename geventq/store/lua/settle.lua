@@ -104,7 +104,7 @@ local max_events = digits_in(meta[4]) or '10000'
 -- with one command for all where the common case allows it.
 local codes, mores, has_codes = {}, {}, false
 local ids, locks = job_ids, {} -- of the outcomes that are carried out
-local ends, gives = false, false
+local gives = false -- one of them gives its job back
 
 if count > 0 then
   local all_exist, children = false, false
@@ -159,7 +159,6 @@ if count > 0 then
       if accepted > 1 and accepted * active_count > MOST_SEARCHED then
         code = LATER
       else
-        ends = ends or kind == 'c' or kind == 'f'
         gives = gives or kind == 'b'
       end
     end
@@ -182,9 +181,6 @@ end
 
 -- release -------------------------------------------------------------------------------------
 
-if ends then
-  redis.call('XTRIM', keys.events, 'MAXLEN', '~', max_events)
-end
 -- How far each job stood from the left end of active, where taken jobs enter, if one is given back;
 -- false if it was not there.
 local places = {}
@@ -230,6 +226,7 @@ local finished, delayed_some = false, false
 if #ids > 0 then
   local gone = {} -- keys of jobs that are not kept
   local filed = {} -- ends that are not yet in their sets, by set: those of one policy go at once
+  local trims = true -- the stream: with the first event that tells of an end, which costs least
   local rerun, end_reruns -- made with the first outcome that they are for
 
   -- Note an end for `completed` or `failed` (8.5).  What was noted before is written first if its
@@ -279,13 +276,18 @@ if #ids > 0 then
       end
       file(completes and keys.completed or keys.failed, job_id, ended_ms, policy)
     end
+    local event, field = 'failed', 'failedReason'
     if completes then
-      redis.call('XADD', keys.events, '*', 'event', 'completed', 'jobId', job_id, 'returnvalue', value,
-        'prev', 'active')
-      return 0
+      event, field = 'completed', 'returnvalue'
     end
-    redis.call('XADD', keys.events, '*', 'event', 'failed', 'jobId', job_id, 'failedReason', value,
-      'prev', 'active')
+    if trims then
+      trims = false
+      redis.call('XADD', keys.events, 'MAXLEN', '~', max_events, '*', 'event', event, 'jobId', job_id,
+        field, value, 'prev', 'active')
+    else
+      redis.call('XADD', keys.events, '*', 'event', event, 'jobId', job_id, field, value,
+        'prev', 'active')
+    end
     if more.exhausted then
       redis.call('XADD', keys.events, '*', 'event', 'retries-exhausted', 'jobId', job_id,
         'attemptsMade', made)
