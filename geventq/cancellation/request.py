@@ -164,6 +164,24 @@ class Cancellation:
 _set_reason, _set_kind, _set_hard, _set_retry, _set_requested_at, _set_requested_by = (
     vars(Cancellation)[field.name].__set__ for field in dataclasses.fields(Cancellation)
 )
+_kept_reason: typing.Final = vars(Cancellation)["reason"].__get__
+
+
+class _KeptJson(typing.NamedTuple):
+    """A reason that could be changed, as it was given."""
+
+    text: bytes
+
+
+def _reason_of(cancellation: Cancellation) -> typing.Any:
+    """Each reader has a copy of his own: a job that changes what its token shows changes neither
+    what it fails with nor what others are told."""
+    kept = _kept_reason(cancellation, Cancellation)
+    return decode(kept.text) if type(kept) is _KeptJson else kept
+
+
+# Set by `pickle` and `copy` alone.
+Cancellation.reason = property(_reason_of, _set_reason)  # type: ignore[misc]
 
 
 def failed_reason(reason: typing.Any, kind: str) -> str:
@@ -205,10 +223,12 @@ def _is_short_text(text: str) -> bool:
 def _kept(reason: typing.Any) -> typing.Any:
     """The reason as it will be written: what was checked is what is used, whatever its owner does
     to it afterwards.  A tuple becomes a list, a key of a dict text."""
-    if isinstance(reason, LockLost):
+    if isinstance(reason, LockLost | _KeptJson):
         return reason
     try:
-        return decode(encoded_reason(reason))
+        text = encoded_reason(reason)
+        value = decode(text)
+        return _KeptJson(text) if isinstance(value, dict | list) else value
     except (TypeError, ValueError) as error:
         why = str(error).removeprefix("reason: ")
         if why.startswith("at most"):

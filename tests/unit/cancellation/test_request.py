@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import typing
 
 import pytest
@@ -94,6 +96,23 @@ def test_what_was_checked_is_what_is_kept() -> None:
     assert request.reason == {"codes": [1, {"deep": [2, 3]}]}
     assert json.loads(json.dumps(request.to_json()))["reason"] == request.reason
     assert dataclasses.replace(request, hard=True).reason == request.reason
+
+
+@pytest.mark.parametrize("reason", [{"codes": [1]}, [{"codes": 1}]], ids=["a dict", "a list"])
+def test_who_reads_a_reason_cannot_change_it(reason: typing.Any) -> None:
+    """2.2, 2.6: a job that writes into what its token shows fails with what was asked all the same,
+    and no other reader sees it."""
+    request = Cancellation(reason, retry=False)
+    text, told = request.failed_reason(), request.to_json()
+    for read in (request.reason, dataclasses.replace(request, hard=True).reason):
+        if isinstance(read, dict):
+            read["codes"].append(object())
+        else:
+            read[0]["codes"] = float("nan")
+    assert request.reason == reason
+    assert (request.failed_reason(), request.to_json()) == (text, told)
+    for again in (copy.copy(request), pickle.loads(pickle.dumps(request))):
+        assert (again, again.reason) == (request, reason)
 
 
 @pytest.mark.parametrize(
