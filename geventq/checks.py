@@ -15,6 +15,8 @@ import typing
 __all__ = [
     "MAX_SECONDS",
     "Seconds",
+    "check_callable",
+    "check_choice",
     "check_duration",
     "check_flag",
     "check_integer",
@@ -53,6 +55,7 @@ _RESERVED_IDS: typing.Final = frozenset(
 _PARTS_OF_A_JOB: typing.Final = frozenset(
     "lock logs dependencies processed failed unsuccessful".split()
 )
+_FEW: typing.Final = 2  # words that are shown as they are written in a program
 _INTEGER_TEXT: typing.Final = re.compile(r"-?[0-9]+")
 _SURROGATE: typing.Final = re.compile("[\ud800-\udfff]")
 _UNFIT_IN_CLIENT_NAME: typing.Final = re.compile(r"[^!-~]")
@@ -169,9 +172,27 @@ def check_text(field: str, value: object) -> str:
 
 def check_name(field: str, value: object) -> str:
     """Text that is not empty and can be encoded in UTF-8."""
-    if value == "":
+    text = check_text(field, value)
+    if not text:
         raise _wrong_value(field, "must not be empty", value)
-    return check_text(field, value)
+    return text
+
+
+def check_choice(field: str, value: object, choices: typing.Iterable[str]) -> str:
+    """One of some words."""
+    known = list(choices)
+    if not isinstance(value, str) or value not in known:
+        words = list(map(repr, known)) if len(known) <= _FEW else known
+        rule = " or ".join(words) if len(known) <= _FEW else f"one of {', '.join(words)}"
+        raise _wrong_value(field, f"{rule} is needed", value)
+    return value
+
+
+def check_callable(field: str, value: object) -> typing.Callable[..., typing.Any]:
+    """Something that can be called."""
+    if not callable(value):
+        raise _wrong_type(field, "a callable is needed", value)
+    return value
 
 
 def check_queue_name(value: object, field: str = "queue name") -> str:
@@ -238,8 +259,10 @@ def check_list(field: str, value: typing.Iterable[typing.Any]) -> list[typing.An
 
 
 def check_iterable(field: str, value: typing.Iterable[typing.Any]) -> typing.Iterator[typing.Any]:
-    """Something to iterate."""
+    """Something to iterate that is no text, nor bytes."""
     try:
+        if isinstance(value, str | bytes | bytearray | memoryview):
+            raise TypeError
         return iter(value)
     except TypeError:
         raise _wrong_type(field, "a list is needed", value) from None

@@ -20,6 +20,7 @@ import gevent
 from geventq import wakeups
 from geventq.checks import (
     Seconds,
+    check_callable,
     check_duration,
     check_integer,
     check_name,
@@ -130,8 +131,7 @@ class QueueEvents:
         The first listener starts the reading.  What a listener raises goes to the log.  Raises
         `ValueError` for a connection that cannot be used.
         """
-        if not callable(listener):
-            raise TypeError(f"listener: a callable is needed, got {show(listener)}")
+        check_callable("listener", listener)
         listeners = self._listeners.setdefault(check_name("event", event), [])
         if self._listening is None:
             iter(self)  # raises here, not in the greenlet

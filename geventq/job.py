@@ -13,6 +13,7 @@ from geventq.cancel_request import DEFAULTS as CANCEL_DEFAULTS
 from geventq.cancel_request import CancelOptions, CancelResult, Request
 from geventq.checks import (
     Seconds,
+    check_choice,
     check_duration,
     check_flag,
     check_integer,
@@ -277,8 +278,7 @@ class Job(JobHash):
         reset_attempts_started: bool = False,
     ) -> None:
         """Run a finished job again.  `state` is where it is: ``failed`` or ``completed``."""
-        if state not in ("failed", "completed"):
-            raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
+        check_choice("state", state, ("failed", "completed"))
         check_flag("reset_attempts_made", reset_attempts_made)
         check_flag("reset_attempts_started", reset_attempts_started)
         self._store.retry(self.id, state, reset_attempts_made, reset_attempts_started)

@@ -17,6 +17,8 @@ from geventq.cancel_request import CancelOptions, CancelResult, Request
 from geventq.cancel_secret import given_secret
 from geventq.checks import (
     Seconds,
+    check_callable,
+    check_choice,
     check_duration,
     check_flag,
     check_integer,
@@ -365,9 +367,9 @@ class Queue:
         if name is not None:
             check_name("name", name)
         if state is not None:
-            _known_states((check_text("state", state),))
-        if where is not None and not callable(where):
-            raise TypeError(f"where: a callable is needed, got {show(where)}")
+            check_choice("state", state, STATES)
+        if where is not None:
+            check_callable("where", where)
         return self._store.chosen(name=name, state=state, where=where)
 
     def unfinished_ids(self, state: str | None = None) -> typing.Iterator[tuple[str, list[str]]]:
@@ -378,7 +380,7 @@ class Queue:
         none comes twice.  Raises `ValueError` for an unknown state.  Each page yields to the hub.
         """
         if state is not None:
-            _known_states((state,))
+            check_choice("state", state, STATES)
         yield from self._store.id_pages(state)
 
     def retry_jobs(
@@ -390,8 +392,7 @@ class Queue:
         They go behind those that wait, whatever their priority, as with BullMQ.  Returns how
         many went.  Yields to the hub.
         """
-        if state not in ("failed", "completed"):
-            raise ValueError(f"state: 'failed' or 'completed' is needed, got {state!r}")
+        check_choice("state", state, ("failed", "completed"))
         moment = clock.wall_ms() if until is None else check_moment("until", until)
         return self._store.retry_jobs(state, moment)
 
@@ -427,8 +428,7 @@ class Queue:
         """
         from geventq.store.clearing import CLEANED
 
-        if not isinstance(state, str) or state not in CLEANED:
-            raise ValueError(f"state: one of {', '.join(CLEANED)} is needed, got {show(state)}")
+        check_choice("state", state, CLEANED)
         until_ms = clock.wall_ms() - int(check_seconds("grace", grace) * 1000)
         return self._store.clean(state, until_ms, check_integer("limit", limit, 0))
 
@@ -491,7 +491,5 @@ def _known_states(given: typing.Iterable[str | typing.Iterable[str]]) -> list[st
     wanted: dict[str, None] = {}
     for one in given:
         for state in [one] if isinstance(one, str) else check_list("states", one):
-            if not isinstance(state, str) or state not in STATES:
-                raise ValueError(f"state: one of {', '.join(STATES)} is needed, got {show(state)}")
-            wanted[state] = None
+            wanted[check_choice("state", state, STATES)] = None
     return list(wanted)

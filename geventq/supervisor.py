@@ -17,7 +17,7 @@ import typing
 import gevent
 
 from geventq import clock, wakeups
-from geventq.checks import Seconds, check_integer, check_list, check_seconds
+from geventq.checks import Seconds, check_integer, check_list, check_seconds, show
 from geventq.deaths import Deaths
 from geventq.errors import GeventqError
 from geventq.fork.workers import watch
@@ -63,7 +63,7 @@ class Supervisor:
         for number, child in enumerate(self._children):
             _check_child(f"children[{number}]", child)
             if any(child is one for one in self._children[:number]):
-                raise ValueError(f"children[{number}]: stands there twice, got {child!r}")
+                raise ValueError(f"children[{number}]: stands there twice, got {show(child)}")
         self._max_restarts = check_integer("max_restarts", max_restarts, 0)
         self._within = check_seconds("within", within, above_zero=True)
         self._term: _Term | None = None  # from start() to the end of close()
@@ -438,4 +438,4 @@ def _check_child(field: str, child: object) -> None:
         return not isinstance(child, type) and callable(getattr(child, name, None))
 
     if not has("close"):
-        raise TypeError(f"{field}: something that can be closed is needed, got {child!r}")
+        raise TypeError(f"{field}: something that can be closed is needed, got {show(child)}")

@@ -15,6 +15,7 @@ import weakref
 import gevent
 
 from geventq.cancellation import throws, tree
+from geventq.checks import show
 from geventq.hubs import get_ident, in_thread_of, interrupt_main, wait_for
 
 __all__ = ["LIMIT", "Callback", "at_work"]
@@ -54,7 +55,7 @@ class Callback:
         of_a_job: bool,
     ) -> None:
         if not callable(fn):
-            raise TypeError(f"on_cancel needs a callable, not {fn!r}")
+            raise TypeError(f"on_cancel needs a callable, not {show(fn)}")
         self._fn = fn
         self._args = args
         self._ended = ended

@@ -83,8 +83,8 @@ class Cancellation:
         requested_at: float | None = None,
         requested_by: str | None = None,
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(sorted(KINDS))}, not {show(kind)}")
         if reason is not None and not (type(reason) is str and _is_short_text(reason)):
             reason = _kept(reason)
         # Every cancel makes one: a third of its cost would be the usual way to set frozen fields.

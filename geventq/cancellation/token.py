@@ -134,7 +134,7 @@ class CancellationToken(scope.TokenState):
         waits for it.  What it raises is logged.  The handle's `undo()` takes it back.
         """
         if not callable(fn):
-            raise TypeError(f"on_cancel needs a callable, not {fn!r}")
+            raise TypeError(f"on_cancel needs a callable, not {show(fn)}")
         register = contextvars.copy_context().run
         return self._at_home(lambda: register(scope.add_callback, self, fn, args))
 

@@ -14,6 +14,8 @@ import typing
 
 from gevent import Greenlet
 
+from geventq.checks import check_callable
+
 __all__ = ["MARK", "apart", "detach", "mark", "marked", "unmark"]
 
 T = typing.TypeVar("T")
@@ -58,8 +60,10 @@ def apart(
 def detach(fn: typing.Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Greenlet[P, T]:
     """Spawn a greenlet that does not die with the job that spawns it.
 
-    It runs in a copy of the caller's `contextvars` context.  Does not yield.
+    It runs in a copy of the caller's `contextvars` context.  Raises `TypeError` for what cannot be
+    called.  Does not yield.
     """
+    check_callable("fn", fn)
     name = f"detached-{getattr(fn, '__name__', 'call')}"
     greenlet = Greenlet(fn, *args, **kwargs)
     greenlet.name = name

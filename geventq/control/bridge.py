@@ -15,7 +15,7 @@ import typing
 from geventq import wakeups
 from geventq.cancel_secret import given_secret
 from geventq.cancellation.request import encoded_reason
-from geventq.checks import check_known_id, check_name, check_queue_name
+from geventq.checks import check_known_id, check_name, check_queue_name, show
 from geventq.clock import ServerClock
 from geventq.codec import encode
 from geventq.control.messages import CHANNEL, Call, Ignored, Message, Refused, parse
@@ -250,11 +250,11 @@ def _checked_workers(
     if _cancels(workers):
         return [typing.cast(Cancels, workers)]
     if isinstance(workers, str | bytes) or not isinstance(workers, typing.Iterable):
-        raise TypeError(f"workers: an iterable of Workers is needed, got {workers!r}")
+        raise TypeError(f"workers: an iterable of Workers is needed, got {show(workers)}")
     kept = workers if isinstance(workers, typing.Collection) else list(workers)
     for number, one in enumerate(kept):
         if not _cancels(one):
-            raise TypeError(f"workers[{number}]: a Worker is needed, got {one!r}")
+            raise TypeError(f"workers[{number}]: a Worker is needed, got {show(one)}")
     return kept
 
 

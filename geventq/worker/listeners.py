@@ -18,6 +18,7 @@ import gevent
 
 from geventq import clock, wakeups
 from geventq.cancellation import held
+from geventq.checks import check_callable, check_choice
 from geventq.errors import RedisUnavailableError
 from geventq.guarded import BeginAnew, Guarded, call_listeners, kill_all
 from geventq.outage import Outage
@@ -65,15 +66,14 @@ class Listeners:
     def on(self, event: str, listener: Listener) -> Listener:
         """Register `listener` for `event`.  Raises `ValueError` for an unknown event and
         `TypeError` for what cannot be called."""
-        if event not in EVENTS:
-            raise ValueError(f"event: one of {', '.join(sorted(EVENTS))} is needed, got {event!r}")
-        if not callable(listener):
-            raise TypeError(f"listener: a callable is needed, got {type(listener).__name__}")
+        check_choice("event", event, sorted(EVENTS))
+        check_callable("listener", listener)
         self.by_event.setdefault(event, []).append(listener)
         return listener
 
     def off(self, event: str, listener: Listener) -> bool:
-        """Remove one registration; `False` if there was none."""
+        """Remove one registration; `False` if there was none.  Raises as `on`."""
+        check_choice("event", event, sorted(EVENTS))
         listeners = self.by_event.get(event, [])
         try:
             listeners.remove(listener)

@@ -18,6 +18,7 @@ from geventq.cancel_secret import CancelSecret, check_cancel_secret, given_secre
 from geventq.cancellation import CancellationToken
 from geventq.checks import (
     Seconds,
+    check_choice,
     check_duration,
     check_flag,
     check_integer,
@@ -154,14 +155,7 @@ def _at_least(low: int) -> Check:
 
 
 def _choice(*known: str) -> Check:
-    def check(name: str, value: object) -> object:
-        if value not in known:
-            raise ValueError(
-                f"{name}: {' or '.join(map(repr, known))} is needed, got {show(value)}"
-            )
-        return value
-
-    return check
+    return lambda name, value: check_choice(name, value, known)
 
 
 def _lock_duration(name: str, value: object) -> float:
@@ -195,7 +189,7 @@ def _later(default: T) -> T:
     """An option that a later stage builds."""
 
     def check(name: str, value: object) -> object:
-        if value != default:
+        if type(value) is not type(default) or value != default:
             raise ValueError(f"{name}: not supported yet, got {show(value)}")
         return default
 

@@ -197,7 +197,7 @@ class Worker:
         return self._listeners.on(event, listener)
 
     def off(self, event: Event, listener: typing.Callable[..., object]) -> bool:
-        """Undo one `on`; `False` if there was none."""
+        """Undo one `on`; `False` if there was none.  Raises `ValueError` for an unknown event."""
         return self._listeners.off(event, listener)
 
     # -- start and close -----------------------------------------------------------------------
@@ -532,10 +532,12 @@ class Worker:
         renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
         paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed; an
         outage that ends before that ends nothing.  All who wait in one hub share a connection.
-        Raises `ValueError` or `TypeError` for a bad token and `RedisUnavailableError`; a job that
-        was taken by a call whose answer was lost is found by the next call with the same token.
+        Raises `ValueError` or `TypeError` for a bad argument, and `RedisUnavailableError`; a job
+        that was taken by a call whose answer was lost is found by the next call with the same
+        token.
         """
         check_name("token", token)
+        check_flag("block", block)
         deadline = clock.monotonic() + (self.options.drain_delay if block else 0.0)
         if self._paused and block:
             self._hold_up()

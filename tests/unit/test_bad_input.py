@@ -13,7 +13,7 @@ import typing
 
 import pytest
 
-from geventq import JobSpec, Queue, Worker
+from geventq import CancelBridge, JobSpec, Queue, QueueEvents, Supervisor, Worker, detach
 from geventq.options import _CHECKS
 
 NOWHERE: typing.Final = "redis://127.0.0.1:1"
@@ -23,6 +23,15 @@ NAN, INFINITY = float("nan"), float("inf")
 class Unprintable:
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
+
+
+class Incomparable:
+    """As an array is, whose comparison is no bool."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparison")
 
 
 ANYTHING: typing.Final[dict[str, typing.Any]] = {
@@ -52,6 +61,7 @@ ANYTHING: typing.Final[dict[str, typing.Any]] = {
     "surrogate": "\ud800",
     "object": object(),
     "unprintable": Unprintable(),
+    "incomparable": Incomparable(),
     "function": len,
     "class": int,
 }
@@ -228,6 +238,48 @@ def test_arguments_of_the_other_calls(
     queue: Queue, field: str, call: collections.abc.Callable[[typing.Any], object]
 ) -> None:
     assert not refusal(field, lambda: call(queue))
+
+
+WORKER: typing.Final = Worker("q", print, NOWHERE)
+CALLABLE: typing.Final = {"function", "class"}
+
+
+@pytest.mark.parametrize(
+    ("field", "taken", "call"),
+    [
+        ("state", set(), lambda queue, value: queue.retry_jobs(value)),
+        ("state", set(), lambda queue, value: queue.clean(0, 1, value)),
+        ("state", set(), lambda queue, value: queue.cancel_jobs(state=value)),
+        ("state", set(), lambda queue, value: list(queue.unfinished_ids(value))),
+        ("where", CALLABLE, lambda queue, value: queue.cancel_jobs(where=value)),
+        ("event", set(), lambda queue, value: WORKER.on(value, print)),
+        ("event", set(), lambda queue, value: WORKER.off(value, print)),
+        ("listener", CALLABLE, lambda queue, value: WORKER.on("completed", value)),
+        ("listener", CALLABLE, lambda queue, value: QueueEvents("q", NOWHERE).on("x", value)),
+        ("block", FLAG, lambda queue, value: WORKER.get_next_job("token", block=value)),
+        ("token", {"text"}, lambda queue, value: WORKER.get_next_job(value)),
+        ("cancel_mode", set(), lambda queue, value: Worker("q", print, cancel_mode=value)),
+        ("hints", set(), lambda queue, value: Worker("q", print, hints=value)),
+        ("watchdog", {"false"}, lambda queue, value: Worker("q", print, watchdog=value)),
+        ("limiter", set(), lambda queue, value: Worker("q", print, limiter=value)),
+        ("fn", CALLABLE, lambda queue, value: detach(value)),
+        ("children", set(), lambda queue, value: Supervisor([value])),
+        ("workers", {"tuple", "dict"}, lambda queue, value: CancelBridge(NOWHERE, workers=value)),
+    ],
+)
+def test_arguments_with_every_kind_of_wrong_value(
+    queue: Queue,
+    field: str,
+    taken: set[str],
+    call: collections.abc.Callable[[typing.Any, typing.Any], object],
+) -> None:
+    assert not wrong(field, taken, lambda value: call(queue, value))
+
+
+@pytest.mark.parametrize("value", ["", b"", b"5", bytearray(b"5")])
+def test_text_is_no_list(queue: Queue, value: typing.Any) -> None:
+    for field, call in (("specs", queue.add_bulk), ("priorities", queue.get_counts_per_priority)):
+        assert not refusal(field, lambda call=call: call(value))
 
 
 def test_names_of_the_queues_keys_are_no_jobs(queue: Queue) -> None:
