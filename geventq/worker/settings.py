@@ -36,7 +36,8 @@ __all__ = ["DEFAULTS", "LATER", "Limiter", "WorkerArguments", "WorkerOptions"]
 
 SHORTEST_LOCK: typing.Final = 0.1
 """Seconds: a call to a busy server may take as long, and a lock must outlive it."""
-
+SHORTEST_INTERVAL: typing.Final = 0.001
+"""Seconds: Redis keeps whole milliseconds."""
 
 Around = (
     typing.Callable[[Job], typing.ContextManager[object]]
@@ -71,7 +72,7 @@ class WorkerArguments(typing.TypedDict, total=False):
     """Seconds between renewals, at most 0.8 * lock_duration.  Default: none, half of
     lock_duration."""
     stalled_interval: Seconds
-    """Seconds between two looks for jobs whose worker died.  More than 0."""
+    """Seconds between two looks for jobs whose worker died.  At least 0.001."""
     max_stalled_count: int
     """How often a job may be found stalled and run again before it fails.  0: never again."""
     max_started_attempts: int | None
@@ -158,11 +159,14 @@ def _choice(*known: str) -> Check:
     return lambda name, value: check_choice(name, value, known)
 
 
-def _lock_duration(name: str, value: object) -> float:
-    seconds = check_duration(name, value)
-    if seconds < SHORTEST_LOCK:
-        raise ValueError(f"{name}: at least {SHORTEST_LOCK} seconds are needed, got {show(value)}")
-    return seconds
+def _at_least_seconds(least: float) -> Check:
+    def check(name: str, value: object) -> object:
+        seconds = check_duration(name, value)
+        if seconds < least:
+            raise ValueError(f"{name}: at least {least} seconds are needed, got {show(value)}")
+        return seconds
+
+    return check
 
 
 def _strategies(name: str, value: object) -> dict[str, Strategy]:
@@ -203,9 +207,9 @@ class WorkerOptions:
     concurrency: int = _row(1, _at_least(1))
     node: str | None = _row(None, check_name)
     close_timeout: float | None = _row(None, check_seconds)
-    lock_duration: float = _row(30.0, _lock_duration)
+    lock_duration: float = _row(30.0, _at_least_seconds(SHORTEST_LOCK))
     lock_renew_time: float | None = _row(None, check_duration)  # set, once made
-    stalled_interval: float = _row(30.0, check_duration)
+    stalled_interval: float = _row(30.0, _at_least_seconds(SHORTEST_INTERVAL))
     max_stalled_count: int = _row(1, _at_least(0))
     max_started_attempts: int | None = _row(None, _at_least(1))
     drain_delay: float = _row(5.0, check_duration)

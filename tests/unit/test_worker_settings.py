@@ -85,6 +85,15 @@ def test_ages_in_removal_policies_may_be_a_timedelta() -> None:
     assert made.remove_on_fail == {"age": 3600}
 
 
+@pytest.mark.parametrize(("name", "least"), [("lock_duration", 0.1), ("stalled_interval", 0.001)])
+def test_a_time_that_redis_cannot_keep_is_refused(name: str, least: float) -> None:
+    assert getattr(WorkerOptions.made({name: least}), name) == least
+    rule = rf"^{name}: at least {least} seconds are needed, got "
+    for seconds in (least * 0.99, 5e-324):
+        with pytest.raises(ValueError, match=rule):
+            WorkerOptions.made({name: seconds})
+
+
 def test_the_lock_is_renewed_well_before_it_ends() -> None:
     assert WorkerOptions(lock_duration=60).lock_renew_time == 30
     assert WorkerOptions(lock_duration=0.1).lock_renew_time == 0.05
