@@ -336,6 +336,22 @@ def test_a_forced_kill_reaches_a_worker_that_heard_no_message(
         job.wait_until_finished(30)
 
 
+def test_a_key_of_another_type_holds_no_forced_kill_up(
+    queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
+) -> None:
+    """3.7: where the message would be left, and where it is looked for."""
+    go = gevent.event.Event()
+    worker = make(lambda job: go.wait())
+    told = Told(worker)
+    job = queue.add("n")
+    (run,) = eventually(lambda: list(engine_of(worker).slots.running))
+    redis_client.set(f"{prefix}:q:gq:taken:{run.lock_token}", "text")
+    assert queue.cancel_job(job.id, "taken", force=True, hard=True).status == "stopped"
+    assert job.get_state() == "failed"
+    told.wait("lock_lost")
+    go.set()
+
+
 def test_what_is_left_of_a_forced_kill_is_read_with_care(
     queue: Queue, make: Make, redis_client: redis.Redis, prefix: str
 ) -> None:

@@ -101,10 +101,11 @@ local function ways_to_end()
     local made, message = job.made + 1, message_for(job)
     messages[#messages + 1] = { job.lock or '', message }
     if kills and job.lock and string.find(job.lock, LISTENER) then
-      -- Its worker finds it where it finds the lock gone, if it does not hear the message.
+      -- Its worker finds it where it finds the lock gone, if it does not hear the message.  A key of
+      -- another type there holds nothing up.
       local taken = keys.base .. 'gq:taken:' .. job.lock
-      redis.call('HSET', taken, 'message', message)
-      redis.call('PEXPIRE', taken, 60000)
+      redis.pcall('HSET', taken, 'message', message)
+      redis.pcall('PEXPIRE', taken, 60000)
     end
     count_request()
     if job.then_what == 'f' or job.then_what == 'x' then
