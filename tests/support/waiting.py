@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import time
 import typing
+import unittest.mock
 
 import gevent
 
 from geventq import clock
 
-__all__ = ["TurnedClock", "at_best", "eventually", "never", "own_time"]
+__all__ = ["TurnedClock", "at_best", "eventually", "later_by_the_server", "never", "own_time"]
 
 T = typing.TypeVar("T")
 
@@ -120,3 +122,17 @@ class TurnedClock(clock.Source):
     def wall(self) -> float:
         now = super().wall() if self._stopped is None else self._stopped[1]
         return now + self._ahead
+
+
+@contextlib.contextmanager
+def later_by_the_server(seconds: float) -> collections.abc.Iterator[None]:
+    """Inside the block every `clock.ServerClock` of this process shows that `seconds` more have
+    passed.
+
+    A turned clock does not do that: the next heartbeat of a worker, which may come at any moment,
+    asks the server, whose clock nobody has turned.
+    """
+    shown = clock.ServerClock.now_ms
+    ahead = seconds * 1000
+    with unittest.mock.patch.object(clock.ServerClock, "now_ms", lambda own: shown(own) + ahead):
+        yield
