@@ -158,6 +158,7 @@ class _Round:
     def close(self) -> None:
         """End the workers as a deployment does."""
         for worker in self._workers:
+            self._until(worker, "ready")  # the last one may be starting: it heeds no signal yet
             worker.signal(signal.SIGTERM)
         for worker in self._workers:
             if (status := worker.ends()) != 0:
