@@ -62,6 +62,7 @@ class Waiter:
             for entry_id, fields in self._early:
                 self.hear(entry_id, fields)
             self._early.clear()
+            self.heard_all()
 
     def hear(self, entry_id: bytes, fields: Fields) -> None:
         """The stream tells of a job with its id."""
@@ -76,6 +77,10 @@ class Waiter:
         end = REMOVED if is_another else end_in(fields)
         if end is not None:
             self.end(end)
+
+    def heard_all(self) -> None:
+        """What the stream has told so far was heard: two entries that were written in one moment
+        come together.  Does not yield."""
 
     def goes_on(self, attempts_made: bytes) -> None:
         """A look has shown that the job has not ended.  Does not yield."""
@@ -219,11 +224,15 @@ class JobEnds:
 
     def heard(self, entries: list[Entry]) -> None:
         """What the stream says.  Does not yield."""
+        told: set[Waiter] = set()
         for entry_id, flat in entries:
             fields = fields_of(flat)
             waiters = self._waiting.get(fields.get(b"jobId", b"").decode("utf-8", "replace"))
             for waiter in waiters or ():
                 waiter.hear(entry_id, fields)
+                told.add(waiter)
+        for waiter in told:
+            waiter.heard_all()
 
     def look_again(self) -> None:
         """Something may have been missed.  Yields."""

@@ -41,6 +41,7 @@ class Receipt(Waiter):
 
     __slots__ = (
         "_asked_at",
+        "_has_left",
         "_is_answered",
         "_made",
         "_nonce",
@@ -56,6 +57,7 @@ class Receipt(Waiter):
         self._retry = retry
         self._asked_at = clock.monotonic()
         self._made: bytes | None = None  # attempts, as first seen
+        self._has_left = False  # its worker, and nothing has told why yet
         self._is_answered = False  # the stream has told how its run ended
         self.stage: Stage = "sent"
         self.stack: str | None = None
@@ -63,6 +65,10 @@ class Receipt(Waiter):
 
     def heed(self, fields: Fields) -> None:
         event = fields.get(b"event")
+        if self._has_left and event == b"stalled":
+            self._has_left = False  # that ends no run (4.4): whoever takes the job next does
+        else:
+            self.heard_all()
         if event in (b"cancel-stage", b"cancel-refused"):
             if fields.get(b"nonce") == self._nonce and not self._is_answered:
                 self.stage = typing.cast("Stage", fields.get(b"stage", b"seen").decode())
@@ -75,11 +81,16 @@ class Receipt(Waiter):
                 self.stage = _STAGES.get(fields.get(b"stage", b""), self.stage)
             self._is_answered = True
         elif event in _MOVED and self._retry and fields.get(b"prev", b"active") == b"active":
-            self._settled("stopped")
+            self._has_left = True
         else:
             super().heed(fields)
             if self.answer.ready():
                 self._note_time()
+
+    def heard_all(self) -> None:
+        if self._has_left:
+            self._has_left = False
+            self._settled("stopped")
 
     def goes_on(self, attempts_made: bytes) -> None:
         if self._made is None:

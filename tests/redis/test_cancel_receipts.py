@@ -115,6 +115,24 @@ def test_with_retry_the_end_of_the_run_counts(queue: Queue, make: Make, gate: Ga
     assert job.get_state() == "delayed"
 
 
+def test_with_retry_the_first_end_counts_where_the_next_run_ends_in_the_same_moment(
+    queue: Queue, locks: Locks, redis_client: redis.Redis, prefix: str
+) -> None:
+    """5.4: all of it comes in one reading of the stream."""
+    job = queue.add("n", attempts=3)
+    locks.leave_as_a_dead_worker_does(job.id)
+    caller = asked(queue, job.id, wait=60, retry=True)
+    with redis_client.pipeline() as pipe:
+        for told in (
+            {"event": "waiting", "prev": "active"},
+            {"event": "active", "prev": "waiting"},
+            {"event": "completed", "returnvalue": "1"},
+        ):
+            pipe.xadd(f"{prefix}:q:events", {**told, "jobId": job.id})
+        pipe.execute()
+    assert caller.get()[0].status == "stopped"
+
+
 @pytest.mark.slow
 def test_with_retry_the_end_of_a_run_that_the_stream_does_not_tell_of_is_seen(
     queue: Queue,
@@ -133,21 +151,27 @@ def test_with_retry_the_end_of_a_run_that_the_stream_does_not_tell_of_is_seen(
     assert caller.get()[0].status == "stopped"
 
 
+@pytest.mark.parametrize("retry", [False, True])
 def test_a_job_that_stalls_has_not_stopped_for_good(
-    queue: Queue, locks: Locks, redis_client: redis.Redis, prefix: str, redis_url: str
+    queue: Queue, locks: Locks, redis_client: redis.Redis, prefix: str, redis_url: str, retry: bool
 ) -> None:
-    """3.5, 5.4: back in wait it is still to be ended; only then the caller is answered."""
-    job = queue.add("n", attempts=3)
+    """3.5, 4.4, 5.4: back in wait it is still to be ended, and so is its run; only then the caller
+    is answered."""
+    job = queue.add("n", attempts=3, backoff=60.0)
     locks.leave_as_a_dead_worker_does(job.id)
-    caller = asked(queue, job.id, wait=60)
+    caller = asked(queue, job.id, wait=60, retry=retry)
     redis_client.sadd(f"{prefix}:q:stalled", job.id)
     queue.pause()
     with Worker("q", print, redis_url, prefix, stalled_interval=0.1):
         eventually(lambda: job.get_state() == "waiting")
         never(caller.ready, 0.2)
         queue.resume()
-        assert caller.get()[0].status == "stopped"
-    assert job.get_state() == "failed"
+        result = caller.get()[0]
+        assert (result.status, result.stage) == ("stopped", "seen")
+    assert job.get_state() == ("delayed" if retry else "failed")
+    read = queue.get_job(job.id)
+    assert read is not None
+    assert read.attempts_made == 1
 
 
 def test_at_the_time_out_it_says_how_far_it_has_come(queue: Queue, make: Make, gate: Gate) -> None:
