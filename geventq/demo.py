@@ -222,7 +222,8 @@ def run(url: str, prefix: str = "bull", *, only_json: bool = False) -> int:
                 *(name, process, url, prefix),
                 concurrency=len(JOBS),
                 lock_duration=2.0,
-                stalled_interval=0.5,
+                lock_renew_time=0.5,
+                stalled_interval=1.0,  # a lock that is gone is missed well before: by a renewal
                 close_timeout=0.0,  # when the story is over, nobody waits for a job that is not
             )
             with (

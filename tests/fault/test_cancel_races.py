@@ -24,6 +24,8 @@ from tests.support.told import Told, engine_of, listens, stream_of
 from tests.support.waiting import eventually
 
 TERMINAL: typing.Final = {"completed", "failed"}
+#: Soon, and so that no lock lapses while a test holds a renewal up.
+RENEWS_OFTEN: typing.Final[dict[str, float]] = {"lock_duration": 9.0, "lock_renew_time": 0.4}
 
 
 class Process:
@@ -235,7 +237,7 @@ def test_between_a_renewal_and_its_answer(
 ) -> None:
     """5.2: that answer cannot tell of it; the next one does, where no message comes through."""
     renews = sha("renew")
-    with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
+    with Worker("q", process, proxy.url, prefix, **RENEWS_OFTEN) as worker:
         listens(worker)
         engine = engine_of(worker)
         job = queue.add("n")
@@ -253,7 +255,7 @@ def test_a_renewal_that_is_on_its_way_brings_no_lock_back(
 ) -> None:
     """4.5, 3.1: taken away by force before the renewal arrives."""
     renews, process = sha("renew"), Deaf()
-    with Worker("q", process, proxy.url, prefix, lock_duration=1.5) as worker:
+    with Worker("q", process, proxy.url, prefix, **RENEWS_OFTEN) as worker:
         listens(worker)
         told = Told(worker)
         engine = engine_of(worker)

@@ -237,7 +237,9 @@ def test_a_request_is_read_in_the_renewal(
     queue: Queue, proxy: Proxy, prefix: str, held: Held, redis_client: redis.Redis
 ) -> None:
     """5.2: its message was published to nobody, and no subscription is made anew."""
-    with Worker("q", held.process, proxy.url, prefix, lock_duration=1.0) as worker:
+    with Worker(
+        "q", held.process, proxy.url, prefix, lock_duration=6, lock_renew_time=0.4
+    ) as worker:
         listens(worker)
         job = queue.add("n")
         eventually(lambda: held.begun)

@@ -118,7 +118,7 @@ def test_a_producer_adds_and_waits_for_ends(
         producer.add("again", attempts=2, backoff=0.05),
         producer.add("gone", remove_on_complete=True),
     ]
-    worker = work(process, stalled_interval=0.1, lock_duration=1.0, lock_renew_time=0.1)
+    worker = work(process, stalled_interval=0.1, lock_duration=6.0, lock_renew_time=0.1)
     worker.on("error", errors.append)
     for job in jobs:
         assert job.wait_until_finished(timeout=30)

@@ -457,7 +457,11 @@ def test_a_lock_that_is_lost_meanwhile_is_told_and_nothing_is_written(
     """2.17, 3.4: and nothing is thrown into the leaving."""
     gate = Gate()
     worker = make(
-        process, around=[Around(seen, "a", on_exit=gate)], lock_duration=0.4, cancel_mode="hard"
+        process,
+        around=[Around(seen, "a", on_exit=gate)],
+        lock_duration=9,
+        lock_renew_time=0.1,
+        cancel_mode="hard",
     )
     told = Told(worker)
     job = queue.add("n")
