@@ -367,7 +367,7 @@ class Queue:
         if name is not None:
             check_name("name", name)
         if state is not None:
-            check_choice("state", state, STATES)
+            check_choice("state", check_text("state", state), STATES)
         if where is not None:
             check_callable("where", where)
         return self._store.chosen(name=name, state=state, where=where)

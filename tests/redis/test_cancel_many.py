@@ -135,7 +135,7 @@ def test_those_that_are_not_meant_stay_in_their_order(queue: Queue, count: int) 
         ({"state": ["waiting"]}, TypeError, "state: text"),
         ({"state": 5}, TypeError, "state: text"),
         ({"job_ids": [b"1"]}, TypeError, "job_ids: text"),
-        ({"job_ids": b"12"}, TypeError, "job_ids: text"),
+        ({"job_ids": b"12"}, TypeError, "job_ids: a list"),
         ({"job_ids": 5}, TypeError, "job_ids: a list"),
         ({"job_ids": [], "name": "n"}, ValueError, "together with name"),
         ({"name": b"n"}, TypeError, "name: text"),
