@@ -166,14 +166,19 @@ def test_in_a_forked_child_nobody_answers(redis_url: str, prefix: str) -> None:
     worker = Worker("q", lambda job: None, redis_url, prefix)
     with worker, HealthPort(0, worker) as port:
         eventually(lambda: status_of(port) == (200, "ready"))
+        reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
+            os.write(writer, b"here")
             gevent.sleep(60)  # gives the hub its turns
             os._exit(0)
         try:
+            assert os.read(reader, 4) == b"here"  # it has had the first turn of its own
             assert all(ask(port, "/live")[1]["pid"] == os.getpid() for _ in range(20))
             port.close()
             assert ask(port, "/live")[0] == 0
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            os.close(reader)
+            os.close(writer)
