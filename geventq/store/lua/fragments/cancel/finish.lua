@@ -8,10 +8,11 @@ local function ways_to_end()
   --- include: remember
 
   local filed = {} -- by removal policy
+  local policies = {} -- by the options that say them; false for none
 
-  -- The option of a job that says what stays of it (8.5): {count, age, limit}, or nil for all.
-  local function removal_policy(job)
-    local policy = record_in(job.opts).removeOnFail
+  -- What options say of what stays of a job (8.5): {count, age, limit}, or nil for all.
+  local function read_policy(options)
+    local policy = record_in(options).removeOnFail
     if policy == true then
       return { 0, -1, 0 }
     elseif type(policy) == 'number' then
@@ -25,6 +26,14 @@ local function ways_to_end()
         return kept
       end
     end
+  end
+
+  local function removal_policy(job)
+    local options = job.opts or ''
+    if policies[options] == nil then
+      policies[options] = read_policy(options) or false
+    end
+    return policies[options]
   end
 
   local function answer_later(job)
@@ -43,7 +52,9 @@ local function ways_to_end()
 
   -- What was asked of the run before has no effect any more.
   local function forget_request(job)
-    redis.call('HDEL', job.key, 'gqc', 'defa')
+    if job.asked or job.deferred then
+      redis.call('HDEL', job.key, 'gqc', 'defa')
+    end
     if job.asked then
       remember(job.key, job.asked)
     end
@@ -60,9 +71,10 @@ local function ways_to_end()
       local record = record_for(job)
       forget_request(job)
       local shown = not made or not is_for_run -- else it was for that run alone (cancellation.md 4.4)
-      redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms)
       if shown then
-        redis.call('HSET', job.key, 'gqe', record)
+        redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms, 'gqe', record)
+      else
+        redis.call('HSET', job.key, 'failedReason', text, 'finishedOn', now_ms)
       end
       local answered = not shown and record or job.ended
       if answered then

@@ -2,8 +2,24 @@
 -- says, its `lock`, `place` (as the keys name it), `state` (as people do) and `status` (as the reply
 -- does); nothing is written here.
 
-local function read_job(at)
-  local job = { id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
+-- What one command tells of all jobs of the call, once one of them needs it: by their numbers.
+local answers_before, locks, scores
+local function ids_of_all(before, behind)
+  local ids = {}
+  for n = 1, count do -- not too many for one command
+    ids[n] = before .. ARGV[FIRST + (n - 1) * STRIDE] .. behind
+  end
+  return unpack(ids)
+end
+
+local function lock_of(job)
+  locks = locks or redis.call('MGET', ids_of_all(keys.base, ':lock'))
+  return locks[job.number]
+end
+
+local function read_job(number)
+  local at = FIRST + (number - 1) * STRIDE
+  local job = { number = number, id = ARGV[at], key = keys.base .. ARGV[at], signed = ARGV[at + 3],
     then_what = ARGV[at + 4] }
   if not string.find(job.id, '^%d+$') then
     --- include: reserved
@@ -13,7 +29,7 @@ local function read_job(at)
     end
   end
   local fields = redis.pcall('HMGET', job.key, 'timestamp', 'atm', 'attemptsMade', 'parentKey',
-    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa')
+    'rjk', 'gqc', 'gqe', 'opts', 'priority', 'deid', 'pb', 'gqa', 'defa')
   if not fields[1] then
     --- include: job
     if not is_job(job.key) then
@@ -27,6 +43,7 @@ local function read_job(at)
   job.parent, job.scheduler = fields[4], fields[5]
   job.asked, job.ended, job.answered = fields[6], fields[7], fields[12]
   job.opts, job.priority, job.dedup, job.worker = fields[8], fields[9], fields[10], fields[11]
+  job.deferred = fields[13]
   if ARGV[at + 1] ~= '' and (job.timestamp ~= ARGV[at + 1] or job.made ~= ARGV[at + 2]) then
     job.status = 'changed'
   end
@@ -36,20 +53,28 @@ local function read_job(at)
 end
 
 local function is_active(job)
+  if count > 1 and lengths.active == 0 then
+    return false
+  end
   visited = visited + lengths.active
   return redis.call('LPOS', keys.active, job.id)
 end
 
 -- Where a job is that does not run, as the keys name it.  What is in none of them is searched for in
 -- wait as it is removed from it: that is one look less.
+local SETS = { 'completed', 'failed', 'delayed', 'prioritized', 'waiting-children' }
 local function place_at_rest(job)
   look_at_all()
-  for _, set in ipairs({
-    { 'completed', keys.completed }, { 'failed', keys.failed }, { 'delayed', keys.delayed },
-    { 'prioritized', keys.prioritized }, { 'waiting-children', keys.waiting_children },
-  }) do
-    if redis.call('ZSCORE', set[2], job.id) then
-      return set[1]
+  if not scores then
+    scores = {}
+    for n, key in ipairs({ keys.completed, keys.failed, keys.delayed, keys.prioritized,
+      keys.waiting_children }) do
+      scores[n] = redis.call('ZMSCORE', key, ids_of_all('', ''))
+    end
+  end
+  for n, place in ipairs(SETS) do
+    if scores[n][job.number] then
+      return place
     end
   end
   return not job.lock and is_active(job) and 'active' or 'wait'
@@ -57,7 +82,8 @@ end
 
 -- The answer that a call of this nonce has given, which was lost on the way (cancellation.md 3.6).
 local function first_answer(job)
-  local answer = redis.call('HGET', keys.answers, job.id)
+  answers_before = answers_before or redis.call('HMGET', keys.answers, ids_of_all('', ''))
+  local answer = answers_before[job.number]
   if answer then
     answer = read_record(answer)
     return answer.status, answer.state
@@ -86,7 +112,7 @@ local function first_answer(job)
     return state == 'active' and 'requested' or 'cancelled', state
   end
   if job.before and has(job.before) then -- not answered yet, wherever the job is by now
-    job.lock, job.place = redis.call('GET', job.key .. ':lock'), 'active'
+    job.lock, job.place = lock_of(job), 'active'
     job.done = true
     return 'requested', 'active'
   end
@@ -122,7 +148,7 @@ local function judge(job)
   if job.status then
     return
   end
-  job.lock = redis.call('GET', job.key .. ':lock')
+  job.lock = lock_of(job)
   job.place = job.lock and is_active(job) and 'active' or place_at_rest(job)
   job.state = job.place == 'wait' and 'waiting' or job.place
   job.status = job.place == 'active' and not forces and 'requested' or status_at_end(job)

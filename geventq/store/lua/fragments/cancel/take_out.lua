@@ -12,30 +12,57 @@ local function remove_from_wait()
     end
   end
 
-  local function filter(list_key, wanted)
-    local by_id, stay = {}, {}
+  -- From both ends inwards: whole pages of jobs are near one of them.
+  local PAGE = 1000
+  local function filter(list_key, wanted, length)
+    local by_id, left = {}, #wanted
     for _, job in ipairs(wanted) do
       by_id[job.id] = job
     end
-    for _, id in ipairs(redis.call('LRANGE', list_key, 0, -1)) do
-      if by_id[id] then
-        by_id[id].found = true
-      else
-        stay[#stay + 1] = id
+    local function staying(first, last)
+      local stay = {}
+      for _, id in ipairs(redis.call('LRANGE', list_key, first, last)) do
+        local job = by_id[id]
+        if not job then
+          stay[#stay + 1] = id
+        elseif not job.found then
+          job.found, left = true, left - 1
+        end
+      end
+      return stay
+    end
+    local fronts, backs, first, last = {}, {}, 0, length - 1 -- what was not looked at
+    while left > 0 and first <= last do
+      fronts[#fronts + 1] = staying(first, math.min(first + PAGE - 1, last))
+      first = first + PAGE
+      if left > 0 and first <= last then
+        backs[#backs + 1] = staying(math.max(first, last - PAGE + 1), last)
+        last = last - PAGE
       end
     end
     if is_dry then
       return
     end
-    redis.call('DEL', list_key)
-    for first = 1, #stay, 5000 do
-      redis.call('RPUSH', list_key, unpack(stay, first, math.min(first + 4999, #stay)))
+    redis.call('LTRIM', list_key, first, last)
+    for n = #backs, 1, -1 do
+      if #backs[n] > 0 then
+        redis.call('RPUSH', list_key, unpack(backs[n]))
+      end
+    end
+    for n = #fronts, 1, -1 do
+      local reversed = {}
+      for i = #fronts[n], 1, -1 do
+        reversed[#reversed + 1] = fronts[n][i]
+      end
+      if #reversed > 0 then
+        redis.call('LPUSH', list_key, unpack(reversed))
+      end
     end
   end
 
   local function take_out(list_key, wanted, length)
     if #wanted > 50 and length <= FILTERED then
-      filter(list_key, wanted)
+      filter(list_key, wanted, length)
     else
       take_out_one_by_one(list_key, wanted)
     end
