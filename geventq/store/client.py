@@ -259,8 +259,10 @@ class Client:
         return connection
 
     def _pool(self) -> Pool:
-        self._check_process()
-        self._refuse_if_closed()
+        if self._generation != fork.generation:
+            self._check_process()
+        if self._closed:
+            self._refuse_if_closed()
         hub = get_hub()
         pool = self._pools.get(hub)
         if pool is None:

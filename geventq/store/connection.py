@@ -230,7 +230,7 @@ class Connection:
     # -- the parts of a call ---------------------------------------------------------------
 
     def _receive(
-        self, sock: gevent.socket.socket, count: int
+        self, sock: typing.Any, count: int
     ) -> tuple[list[Answer], hiredis.HiredisError | None]:
         """The answers, and the first that tells of an outage."""
         reader = self._reader
@@ -238,6 +238,9 @@ class Connection:
         outage: hiredis.HiredisError | None = None
         gets, recv, feed = reader.gets, sock.recv, reader.feed
         received = 0
+        # What was just asked is not there yet: to look for it first would cost more than to wait.
+        # Below TLS nothing may come any more of what has been read already.
+        waits = not isinstance(sock, gevent.ssl.SSLSocket)
         while True:
             answer = gets()
             if answer is not _NEVER:
@@ -247,6 +250,9 @@ class Connection:
                 if len(answers) == count:
                     break
                 continue
+            if waits:
+                waits = False
+                sock._wait(sock._read_event)
             data = recv(_RECEIVE)
             if not data:
                 if self.is_forsaken:

@@ -158,8 +158,8 @@ class SettleCall:
         )
         return SettleReply(
             [_code(code) for code in codes] if codes else [0] * len(batch),
-            _taken(jobs),
-            [(_text(job_id), _text(why)) for job_id, why in broken or ()],
+            _taken(jobs) if jobs else [],
+            [(_text(job_id), _text(why)) for job_id, why in broken] if broken else [],
             next_ms,
             now_ms.encode(),
             _place(told) if told else "",
