@@ -9,6 +9,7 @@ without monkey-patching should not import.  One greenlet a web process,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -72,9 +73,10 @@ def worker_hooks(factory: str | Factory) -> Hooks:
     ``timeout``, too, unless the process is held up by what no signal reaches, code in C say: then
     their locks have to lapse.
 
-    Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails or
-    returns no worker, another worker class than ``gevent``, a hook that runs before the process is
-    patched, and one without the other raise at the start: gunicorn then says so and ends.  Who has
+    Raises `TypeError` or `ValueError` for what cannot name a factory.  A factory that fails,
+    ``sys.exit()`` included, or returns no worker, another worker class than ``gevent``, a hook that
+    runs before the process is patched, and no ``worker_exit`` raise at the start: gunicorn then
+    says so and ends.  A ``worker_exit`` without the other is told when the process ends.  Who has
     hooks of these names already calls the two in them.
     """
     if isinstance(factory, str):
@@ -90,13 +92,21 @@ def worker_hooks(factory: str | Factory) -> Hooks:
     def post_worker_init(worker: typing.Any) -> None:
         _refuse_other_hosts(worker)
         residents.clear()
-        residents[os.getpid()] = _Resident(worker, _made(factory))
+        with _named(factory, worker):
+            made = _made(factory)
+        residents[os.getpid()] = _Resident(worker, made)
 
     def worker_exit(server: typing.Any, worker: typing.Any) -> None:
         """gunicorn calls it in the process that ends, and for one that vanished in the master."""
         resident = residents.pop(os.getpid(), None)
         if resident is not None:
             resident.leave()
+        elif worker.pid == os.getpid() and _is_left_out("post_worker_init", worker):
+            log.error(
+                "geventq.integrations.gunicorn: the configuration has no post_worker_init, so that "
+                "no jobs ran in this process; write post_worker_init, worker_exit = "
+                "worker_hooks(...)"
+            )
 
     return post_worker_init, worker_exit
 
@@ -120,7 +130,7 @@ def _refuse_other_hosts(worker: typing.Any) -> None:
             "post_worker_init, worker_exit = worker_hooks(...), since gunicorn patches "
             "after its earlier hooks (post_fork among them)"
         )
-    if worker.cfg.worker_exit is worker.cfg.settings["worker_exit"].default:
+    if _is_left_out("worker_exit", worker):
         raise RuntimeError(
             "geventq.integrations.gunicorn: the configuration has no worker_exit, so that jobs "
             "would be cut when a process ends; write post_worker_init, worker_exit = "
@@ -128,12 +138,39 @@ def _refuse_other_hosts(worker: typing.Any) -> None:
         )
 
 
+def _is_left_out(hook: str, worker: typing.Any) -> bool:
+    """Whether gunicorn's configuration says nothing of it."""
+    setting = worker.cfg.settings[hook]
+    return bool(setting.get() is setting.default)
+
+
+def _name_of(factory: str | Factory) -> str:
+    return factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+
+
+@contextlib.contextmanager
+def _named(factory: str | Factory, worker: typing.Any) -> typing.Iterator[None]:
+    """What the block raises names the factory, and is what makes gunicorn say so and end: for a
+    `SystemExit`, or a `gevent.Timeout`, it would start one process after the other."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the factory {_name_of(factory)} of worker_hooks")
+        raise
+    except BaseException as error:
+        # Of gunicorn's own end by QUIT or `timeout`, which may meet a factory that takes its time.
+        if isinstance(error, KeyboardInterrupt) or not worker.alive:
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"factory {_name_of(factory)}: it has raised {said}") from error
+
+
 def _made(factory: str | Factory) -> list[Worker]:
-    """What the factory returned, as a list.  The errors name the factory."""
+    """What the factory returned, as a list."""
     from geventq.worker import Worker
 
     make = _loaded(factory) if isinstance(factory, str) else factory
-    name = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    name = _name_of(factory)
     made: typing.Any = make()
     workers: list[typing.Any] = list(made) if isinstance(made, list | tuple) else [made]
     for one in workers:

@@ -426,8 +426,13 @@ def test_draining_is_not_taken_for_a_hang(site: Site, queue: Queue) -> None:
         (("jobs:make_worker", "jobs:nothing"), "a Worker or a list of Workers is needed"),
         (("jobs:make_worker", "jobs:no_such"), "has no 'no_such'"),
         (("web.jobs", "web.no_jobs"), "No module named 'tests.apps.web.no_jobs'"),
+        (("web.jobs", "web.no_jobs"), "in the factory tests.apps.web.no_jobs:make_worker of"),
+        (("jobs:make_worker", "jobs:exits"), "jobs:exits: it has raised SystemExit: APP_LICENCE"),
     ],
-    ids=["class", "post_fork", "when_ready", "no end", "no worker", "no function", "no module"],
+    ids=[
+        *("class", "post_fork", "when_ready", "no end", "no worker", "no function", "no module"),
+        *("no module, whose", "exits"),
+    ],
 )
 def test_a_mistake_ends_gunicorn_at_its_start_with_a_sentence(
     site: Site, change: tuple[str, str], says: str
@@ -447,6 +452,14 @@ def test_a_mistake_ends_gunicorn_at_its_start_with_a_sentence(
     program = site.start(wrong)
     assert program.ends(40) != 0
     assert says in program.err, program.err
+
+
+def test_an_end_without_a_start_is_told(site: Site) -> None:
+    program = site.start(CONFIGURATION.replace("post_worker_init, worker_exit", "_, worker_exit"))
+    site.until_up()
+    program.signal(signal.SIGTERM)
+    assert program.ends(40) == 0, program.told()
+    assert "has no post_worker_init, so that no jobs ran in this process" in program.err
 
 
 def test_a_malformed_factory_is_refused_where_it_is_written() -> None:

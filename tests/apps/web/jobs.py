@@ -69,3 +69,8 @@ def make_worker() -> Worker:
 def nothing() -> object:
     """A factory with a mistake."""
     return object()
+
+
+def exits() -> object:
+    """Another one: as old settings do that miss a variable."""
+    raise SystemExit("APP_LICENCE is not set")
