@@ -46,7 +46,7 @@ __all__ = ["ManualJobs"]
 _FIRST_PAUSE: typing.Final = 0.05  # seconds between tries in an outage; doubles
 _LONGEST_PAUSE: typing.Final = 1.0
 _LATE: typing.Final = 0.25  # seconds past its own wait that the server may take
-_LAST_LOOK: typing.Final = 1.0  # seconds, when the time is over
+_LAST_LOOK: typing.Final = 1.0  # seconds at least, however little time is left
 _TRIES: typing.Final = 3  # of an outcome whose answer was lost (3.6)
 
 
@@ -184,8 +184,8 @@ class ManualJobs:
         while not self._is_closed:
             left = deadline - clock.monotonic()
             try:
-                # Who is woken in his last moment still needs time for a look.
-                job = self.take(lock_token, max(left, timeout or left) if left > 0 else timeout)
+                # Who waits for a moment only, or is woken in his last one, needs time for a look.
+                job = self.take(lock_token, max(left, _LAST_LOOK) if left > 0 else timeout)
                 news.looked()
                 if job is not None or left <= 0:
                     return job

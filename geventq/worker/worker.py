@@ -531,7 +531,8 @@ class Worker:
         prolongs it.  The worker need not be started; one that takes jobs by itself neither
         renews, counts, cancels nor gives back such a job.  While there is none, or the worker is
         paused, it waits `drain_delay` for one, unless `block` is false or the worker is closed; an
-        outage that ends before that ends nothing.  All who wait in one hub share a connection.
+        outage that ends before that ends nothing, and for each answer there is a second at least.
+        All who wait in one hub share a connection.
         Raises `ValueError` or `TypeError` for a bad argument, and `RedisUnavailableError`; a job
         that was taken by a call whose answer was lost is found by the next call with the same
         token.

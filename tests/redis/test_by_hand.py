@@ -257,6 +257,18 @@ def test_a_take_whose_caller_is_killed_is_found_by_the_next_call(
     found.move_to_completed()
 
 
+def test_who_waits_for_a_moment_only_has_time_for_a_look(
+    queue: Queue, by_hand: By, proxy: Proxy
+) -> None:
+    """Redis is further away than that: he has the job, and no outage is told."""
+    worker = by_hand(url=proxy.url, drain_delay=0.1)
+    assert worker.get_next_job("mine", block=False) is None  # connected, and all is imported
+    queue.add("n")
+    proxy.delay = 0.2
+    taken(worker).move_to_completed()
+    assert queue.get_job_counts()["completed"] == 1
+
+
 def test_who_is_woken_in_his_last_moment_has_time_for_a_look(by_hand: By, proxy: Proxy) -> None:
     """Another one who waits has asked, and leaves; no outage is told where there is none."""
     worker = by_hand(url=proxy.url, drain_delay=0.5)
