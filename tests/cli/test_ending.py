@@ -313,7 +313,7 @@ def test_what_a_job_has_left_does_not_keep_the_process(
     program.until_event("closed")
     closed = time.monotonic()
     assert program.ends() == 0, program.told()
-    assert time.monotonic() - closed < 7
+    assert time.monotonic() - closed < 20  # of 60
     flushed = (programs.directory / "flushed").read_text().split()
     assert flushed.count(str(program.pid)) == 1
 
@@ -330,7 +330,7 @@ def test_an_exit_function_that_holds_the_main_thread_is_cut(
     program.until_event("closed")
     closed = time.monotonic()
     assert program.ends() == 0
-    assert time.monotonic() - closed < 10
+    assert time.monotonic() - closed < 20  # of 60
 
 
 def test_a_thread_that_ends_soon_is_waited_for(programs: Programs, queue: Queue) -> None:
@@ -374,6 +374,6 @@ def test_more_than_one_process_ends_so(programs: Programs, queue: Queue) -> None
     program.until_event("closed", 2)
     closed = time.monotonic()
     assert program.ends() == 0
-    assert time.monotonic() - closed < 7
+    assert time.monotonic() - closed < 20  # of 60
     pids = {str(one["pid"]) for one in program.events("ready")}
     assert set((programs.directory / "flushed").read_text().split()) == pids

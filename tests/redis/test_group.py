@@ -451,14 +451,14 @@ def test_a_server_that_hangs_holds_no_caller_past_his_time(
         asking = gevent.spawn(group.multi_call, "ping", timeout=0.5)
         waits.wait()
         assert asking.get() == MultiCallResult({}, [worker.id])
-        assert clock.monotonic() - began < 4
+        assert clock.monotonic() - began < 8  # of the usual 10
         waits.release()
         assert group.multi_call("ping").ok
         held = proxy.hold_request(lambda sent: b"PUBLISH" in sent)
         began = clock.monotonic()
         with pytest.raises(RedisUnavailableError) as raised:
             group.multi_call("ping", timeout=0.5)
-        assert clock.monotonic() - began < 5
+        assert clock.monotonic() - began < 8  # of the usual 10
         assert raised.value.may_be_done
         held.release()
 
@@ -486,7 +486,7 @@ def test_one_who_may_not_publish_is_told_so(
             began = clock.monotonic()
             with pytest.raises(GeventqError, match="NOPERM"):
                 mute.multi_call("ping")
-            assert clock.monotonic() - began < 4
+            assert clock.monotonic() - began < 4  # of the 5 for replies
     finally:
         redis_client.acl_deluser(user)
 
