@@ -9,6 +9,7 @@ import collections.abc
 import concurrent.futures
 import contextlib
 import fcntl
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -16,6 +17,7 @@ import os
 import pathlib
 import signal
 import smtplib
+import sqlite3
 import subprocess
 import sys
 import time
@@ -105,6 +107,39 @@ def test_a_bare_except_in_a_loop_swallows_each_kill(monkeypatch: pytest.MonkeyPa
     eventually(lambda: endless.told == ["stuck"])
     go = True
     endless.greenlet.kill()
+
+
+def test_a_connection_of_sqlite3_is_let_go_where_it_is_closed(tmp_path: pathlib.Path) -> None:
+    """One that nobody closes stays until the collector comes by, with its transaction."""
+    path = tmp_path / "old.sqlite3"
+
+    def is_free() -> bool:
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as other:
+            try:
+                other.execute("begin immediate")
+            except sqlite3.OperationalError:
+                return False
+            return True
+
+    def closes(token: object) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("begin immediate")
+            time.sleep(60)
+
+    def leaves(token: object) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute("begin immediate")
+        time.sleep(60)
+
+    for process in (closes, leaves):
+        run = Run(process).start()
+        eventually(lambda: not is_free())
+        assert run.ask(hard=True)
+        run.join()
+        del run
+        if process is leaves:
+            gc.collect()
+        assert is_free(), process.__name__
 
 
 def test_cleanup_of_more_than_a_second_is_cut_outside_a_shield(
