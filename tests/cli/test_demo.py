@@ -168,7 +168,7 @@ def test_on_a_terminal_progress_is_live(runs: Runs) -> None:
     """Bars move in their places, the story stands above them, exit status 0."""
     screen = _Screen()
     screen.feed(_all_written(runs.screen))
-    assert runs.terminal.wait(10) == 0
+    assert runs.terminal.wait(40) == 0
     assert len(screen.shots) > 30
     bars = {
         line[24:48]
@@ -254,7 +254,7 @@ def test_a_reader_that_leaves_early_does_not_end_the_story(runs: Runs) -> None:
     process.stdout.close()
     with process.stderr:
         assert process.stderr.read() == b""
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
 
 
 @pytest.mark.parametrize("name", SABOTAGE)

@@ -82,7 +82,7 @@ def test_their_lines_do_not_mix(programs: Programs, queue: Queue) -> None:
                     assert len(said["result"]) == 30_000
             assert len(done) > 1
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(40) == 0
         finally:
             process.kill()
 

@@ -330,7 +330,7 @@ def test_a_reader_that_left_does_not_stop_the_worker(programs: Programs, queue: 
         job = queue.add("quick")
         eventually(lambda: queue.get_job_state(job.id) == "completed", timeout=15)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:

@@ -110,11 +110,11 @@ class _Member:
         """End as a program ends."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(40) == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(40)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def follow(redis_url: str, prefix: str) -> collections.abc.Iterator[Open]:
         opened.append(events)
         heard: list[QueueEvent] = []
         events.on("x", hear or heard.append)
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
         return events, heard
 
     yield follow
@@ -101,7 +101,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(
     else:
         events = QueueEvents("q", redis_url, prefix)
         greenlet = gevent.spawn(lambda: [hear(event) for event in events])
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
     _, quick = follow()
     for number in range(300):
         say(redis_client, prefix, number)

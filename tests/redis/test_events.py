@@ -42,7 +42,7 @@ def listening(events: QueueEvents) -> tuple[list[QueueEvent], gevent.Greenlet[..
             seen.append(event)
 
     greenlet = gevent.spawn(read)
-    assert events.ready.wait(10)
+    assert events.ready.wait(20)
     return seen, greenlet
 
 
@@ -90,7 +90,7 @@ def test_listeners_are_called_in_order_and_may_fail(
             raise ValueError("a listener's own trouble")
 
         events.on("added", lambda event: seen.append(event.data["name"]))
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
         with caplog.at_level(logging.ERROR, "geventq"):
             queue.add("one")
             queue.add("two")
@@ -127,11 +127,11 @@ def test_close_inside_a_listener(queue: Queue, redis_url: str, prefix: str) -> N
         done.set()
 
     events.on("added", stop)
-    assert events.ready.wait(10)
+    assert events.ready.wait(20)
     queue.add("n")
-    assert done.wait(10)
+    assert done.wait(20)
     assert events._listening is not None
-    assert events._listening.join(5)
+    assert events._listening.join(20)
 
 
 def test_an_outage_is_lived_through_and_nothing_is_missed(
@@ -206,7 +206,7 @@ def test_a_gap_in_the_stream_is_told_in_its_place(
             seen = []
             for name in ("x", "gap"):
                 events.on(name, seen.append)
-            assert events.ready.wait(10)
+            assert events.ready.wait(20)
         redis_client.xadd(key, {"event": "x", "n": "1"})
         eventually(lambda: names(seen) == [("x", "1")])
         look = proxy.hold_request(b"XINFO")
@@ -293,7 +293,7 @@ def test_whatever_a_listener_raises_the_next_event_is_heard(
     with QueueEvents("q", redis_url, prefix) as events, caplog.at_level(logging.ERROR, "geventq"):
         events.on("added", broken)
         events.on("added", lambda event: heard.append("sound"))
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
         for number in range(3):
             queue.add("n")
             eventually(lambda number=number: len(heard) == 2 * number + 2)
@@ -309,7 +309,7 @@ def test_it_is_closed_from_another_thread(queue: Queue, redis_url: str, prefix: 
     events = QueueEvents("q", redis_url, prefix)
     heard: list[QueueEvent] = []
     events.on("added", heard.append)
-    assert events.ready.wait(10)
+    assert events.ready.wait(20)
     queue.add("n")
     eventually(lambda: heard)
     in_native_thread(events.close)
@@ -344,7 +344,7 @@ def test_listeners_that_were_registered_are_served_and_nobody_else(
         for second in (lambda: iter(events), lambda: next(made_before)):
             with pytest.raises(GeventqError, match="being read already"):
                 second()
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
         queue.add("n")
         eventually(lambda: seen)
 

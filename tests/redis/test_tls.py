@@ -102,7 +102,7 @@ def test_running_jobs_are_cancelled_by_messages_that_come_in_many_records(
 def test_the_hub_turns_while_the_server_is_silent(url: str, prefix: str) -> None:
     with Queue("q", url, prefix) as queue, QueueEvents("q", url, prefix) as events:
         reading = gevent.spawn(lambda: next(iter(events)))
-        assert events.ready.wait(10)
+        assert events.ready.wait(20)
         queue.add("n")  # a blocked hub would not get here
         assert reading.get(timeout=20).name == "added"
 

@@ -35,7 +35,8 @@ def kind_of(one: gevent.Greenlet[..., typing.Any]) -> str:
 
 class Thrower:
     """Inside the block a greenlet of ours that waits at a place where none has been hit so far
-    is thrown `error` at, `times` a place.  `hits` counts them, by role and place."""
+    is thrown `error` at, `times` a place.  `hits` counts them, by role and place; `thrown` those
+    that were thrown by now: one that is still to come at the block's end does not."""
 
     def __init__(self, error: typing.Callable[[], BaseException], times: int = 1) -> None:
         self._error = error
@@ -43,6 +44,7 @@ class Thrower:
         self._hub = gevent.get_hub()
         self.hits: collections.Counter[tuple[str, Place]] = collections.Counter()
         self.thrown = 0
+        self._is_over = False
 
     def __enter__(self) -> Thrower:
         greenlet.settrace(self._traced)
@@ -50,6 +52,7 @@ class Thrower:
 
     def __exit__(self, *_: object) -> None:
         greenlet.settrace(None)
+        self._is_over = True
 
     def _traced(self, event: str, switch: tuple[typing.Any, typing.Any]) -> None:
         origin, target = switch
@@ -65,7 +68,7 @@ class Thrower:
             self._hub.loop.run_callback(self._throw, origin)
 
     def _throw(self, hit: gevent.Greenlet[..., typing.Any]) -> None:
-        if not hit.dead and not _is_of_a_job(hit):
+        if not self._is_over and not hit.dead and not _is_of_a_job(hit):
             self.thrown += 1
             hit.throw(self._error())
 
