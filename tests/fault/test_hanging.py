@@ -61,12 +61,15 @@ def test_each_call_has_one_deadline_for_all_its_tries(
     own_server: Server, call: collections.abc.Callable[[Queue], object], used: bool
 ) -> None:
     """3.7: also one that still has to connect."""
-    with Queue("q", own_server.url, timeout=TIMEOUT) as queue:
-        if used:
-            queue.count()
-        with hanging(own_server):
-            taken = seconds(lambda: call(queue), RedisUnavailableError)
-        assert TIMEOUT * 0.9 <= taken < TIMEOUT + LATE
+
+    def measured() -> float:
+        with Queue("q", own_server.url, timeout=TIMEOUT) as queue:
+            if used:
+                queue.count()
+            with hanging(own_server):
+                return seconds(lambda: call(queue), RedisUnavailableError)
+
+    assert at_best(measured, lambda taken: taken < TIMEOUT + LATE) >= TIMEOUT * 0.9
 
 
 OWN: dict[str, collections.abc.Callable[[Queue, Job, str], object]] = {
@@ -196,7 +199,6 @@ def test_a_wait_that_had_begun_before_takes_its_own_time(own_server: Server) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_cancel_that_waits_has_one_deadline_until_it_is_stored(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -278,7 +280,7 @@ def test_a_worker_that_was_started_while_redis_hangs_closes_in_its_own_time(
 
 def test_a_job_taken_by_hand_is_waited_for_in_its_own_time(own_server: Server) -> None:
     """An outage does not end the wait of `get_next_job`, and does not prolong it."""
-    worker = Worker("q", lambda job: None, own_server.url, drain_delay=1.5)
+    worker = Worker("q", lambda job: None, own_server.url, drain_delay=5.0)
     try:
         assert worker.get_next_job("mine", block=False) is None
         with Queue("q", own_server.url) as queue:

@@ -90,7 +90,8 @@ def test_a_name_that_is_not_known_fails_by_the_jobs_retry_rules(queue: Queue, ma
 def test_the_next_worker_may_know_it(queue: Queue, make: Make) -> None:
     old = make({"export": export})
     told = Told(old)
-    job = queue.add("resize", attempts=2, backoff=0.05)
+    old.on("retrying", lambda job, error: old.pause())  # it is not to have the second one, too
+    job = queue.add("resize", attempts=2, backoff=1.0)
     told.wait("retrying")
     old.close()
     make({"export": export, "resize": resize})
