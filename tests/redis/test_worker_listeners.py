@@ -188,7 +188,7 @@ def test_a_job_that_tells_much_is_as_fast_as_its_listeners(queue: Queue, make: M
     worker.on("progress", slow)
     errors = Told(worker).args
     job = queue.add("n")
-    eventually(lambda: queue.get_job_state(job.id) == "completed")
+    eventually(lambda: queue.get_job_state(job.id) == "completed", 60, every=0.02)
     eventually(lambda: heard == 1500)
     assert errors("error") == []
 

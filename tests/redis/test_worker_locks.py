@@ -195,7 +195,8 @@ def test_without_an_answer_the_lock_is_lost_before_it_can_have_expired(
         assert told.of(job) == ["lock_lost"]
         return left[0]
 
-    at_best(left_as_it_is_killed, lambda left: 0 < left <= 0.16 + 0.05)
+    # 0.16, and what a busy server took from the sending of the take to the setting of the lock.
+    at_best(left_as_it_is_killed, lambda left: 0 < left <= 0.16 + 0.6)
 
 
 def test_a_hub_that_was_blocked_for_a_locks_life_has_lost_it(
