@@ -408,7 +408,7 @@ def test_gevents_own_executor_begins_no_call_of_a_killed_job() -> None:
 
         def process(token):
             for n in range(3):
-                pool.submit(lambda: (log.append(1), native_sleep(0.2)))
+                pool.submit(lambda: (log.append(1), native_sleep(2.0)))
             gevent.sleep(60)
 
         killed(process)
