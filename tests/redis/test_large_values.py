@@ -154,7 +154,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         reply = script_of(self, which, keys, args, **more)
         if which is load("settle"):
             sent = sum(len(one) for one in args if isinstance(one, str | bytes))
-            seen.append((sent, sum(len(fields) for fields in reply[1][2::3])))
+            seen.append((sent, sum(len(fields) for fields in reply[7::3])))
         return reply
 
     monkeypatch.setattr(Client, "script", script)
