@@ -60,6 +60,14 @@ class Child:
     def close(self, order: bytes) -> None:
         """Tell it to close.  One that has no worker yet is ended by a signal."""
         self.order(order)
+        self.end_unless_ready()
+
+    def end_unless_ready(self) -> None:
+        """End it by a signal if it has no worker yet.
+
+        To be said again until it has ended: a signal that comes in the moment in which gevent's
+        loop begins to wait is noticed only when that wakes again, and nothing else may wake it.
+        """
         if not self.was_ready:
             os.kill(self.pid, signal.SIGTERM)
 

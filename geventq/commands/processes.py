@@ -35,6 +35,8 @@ __all__ = ["ParentProcess"]
 
 _NO_FORK: typing.Final = 30.0  # seconds before the next try, where the system starts no process
 
+_SAID_AGAIN: typing.Final = 0.5  # seconds until a child that starts is told again to end
+
 _USAGE: typing.Final = 2
 _UNREACHABLE: typing.Final = 3
 _ENDING: typing.Final = (signal.SIGTERM, signal.SIGINT)
@@ -90,6 +92,9 @@ class ParentProcess:
         for number in signals.came():
             self._heed(number)
         self._reap()
+        if self._asked:
+            for child in self._children.values():
+                child.end_unless_ready()
         if port is not None:
             port.turn({*readable, *writable})
 
@@ -98,6 +103,8 @@ class ParentProcess:
         waits = []
         if self._empty_slots and not self._asked:
             waits.append(max(0.0, min(self._empty_slots.values()) - time.monotonic()))
+        if self._asked and not all(child.was_ready for child in self._children.values()):
+            waits.append(_SAID_AGAIN)
         if self._systemd is not None:
             waits.append(self._systemd.interval)
         elif self._port is not None:
