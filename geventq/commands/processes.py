@@ -92,7 +92,8 @@ class ParentProcess:
         for number in signals.came():
             self._heed(number)
         self._reap()
-        if self._asked:
+        # Not in one turn: a worker that has just started takes two signals for "at once".
+        if self._asked and not (readable or writable):
             for child in self._children.values():
                 child.end_unless_ready()
         if port is not None:
